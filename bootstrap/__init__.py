@@ -1,0 +1,1 @@
+"""How a swarm begins: seeds, and the demonstration."""

@@ -1,0 +1,1 @@
+"""Coding, sealing and compressing segments, and the policies of storage. Pure."""

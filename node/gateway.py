@@ -1,0 +1,96 @@
+"""What the HTTP surface knows of the node: `http/` is written against this and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from protocol.messages import Sampling
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One reply to make. Give `messages` (chat, through the model's template) or `text`.
+
+    `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
+    opening a new one; `timeout` seconds for the whole reply.
+    """
+
+    model: str
+    sampling: Sampling
+    max_tokens: int | None = None
+    messages: list[dict[str, str]] | None = None
+    text: str | None = None
+    stop: tuple[str, ...] = ()
+    continue_final: bool = False
+    timeout: float = 600.0
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """First event: where it will run. `route` e.g. [{"peer", "first", "end", "here"}], `kind` here|peer|pipeline."""
+
+    model_id: str
+    kind: str
+    route: list[dict[str, Any]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text (whole characters, maybe empty), `tokens` made so far."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Last event. `reason` stop|length; `timings` seconds: plan, assemble, load, first_token, total; `route` the final one."""
+
+    reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    route: list[dict[str, Any]]
+    timings: dict[str, float]
+    replaced: int = 0
+
+
+Event = Planned | Piece | Finished
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as lists show it; figures nobody has measured are None."""
+
+    model_id: str
+    name: str | None
+    publisher: str | None
+    version: str | None
+    size_bytes: int
+    parameters: int
+    architecture: str | None
+    context: int | None
+    license: str | None
+    description: str | None
+    created_at: float | None
+    storage: dict[str, Any] = field(default_factory=dict)
+    """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes"""
+
+
+class Gateway(Protocol):
+    async def models(self, query: str | None = None) -> list[ModelInfo]: ...
+
+    async def model(self, name: str) -> ModelInfo:
+        """`NotFound` with near names in details["candidates"]."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Planned, Pieces, Finished. Errors are raised before Planned wherever they can be; closing the iterator stops the work everywhere."""
+
+    async def health(self) -> dict[str, Any]:
+        """{"status": "healthy"|"degraded", "storage_network": {…}, "compute_network": {…}, "model_registry": {…}, "last_probe": …}"""
+
+    async def status(self) -> dict[str, Any]:
+        """As `mf-node status --json`."""

@@ -1,0 +1,89 @@
+"""What the verbs (publish, locate, assemble, generate, maintain) know of the swarm. Implemented by `node/swarm/membership.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.ids import EncodingId, ModelId, PeerId
+from protocol.records import Card, Held, NodeRecord
+
+
+@dataclass(frozen=True)
+class PeerView:
+    """A peer as this node sees it now. `rtt` seconds, own measurement; `last_seen` Unix seconds; `member` proved the private swarm's secret.
+
+    `routable`: answers within the liveness deadlines (design §4, two clocks); only routable peers are asked for anything.
+    """
+
+    peer: PeerId
+    record: NodeRecord | None
+    addresses: list[str]
+    routable: bool
+    member: bool
+    rtt: float | None
+    last_seen: float | None
+
+
+@dataclass(frozen=True)
+class HoldingView:
+    peer: PeerId
+    model: ModelId
+    held: list[Held]
+    full: list[int]
+
+
+@dataclass(frozen=True)
+class CardView:
+    """`publisher` is the signer of the card."""
+
+    publisher: PeerId
+    card: Card
+
+
+class Swarm(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def join(self, ticket: str) -> int:
+        """Dials the ticket's peers, pulls records; returns peers reached. `Unavailable` when none was; `BadInput` for a bad ticket."""
+
+    def ticket(self) -> str:
+        """A fresh ticket to this node and up to 7 routable peers."""
+
+    def peers(self) -> list[PeerView]: ...
+
+    def peer(self, peer: PeerId) -> PeerView | None: ...
+
+    def trusted(self, peer: PeerId) -> bool:
+        """Member of the private swarm, on the owner's allow-list, or this node itself."""
+
+    def trust(self, peer: PeerId) -> None:
+        """Adds to the allow-list, durably."""
+
+    def suspect(self, peer: PeerId, reason: str) -> None:
+        """A verb saw a missed deadline: an immediate probe decides; not routable meanwhile."""
+
+    def holdings(self, model: ModelId) -> list[HoldingView]:
+        """Of routable peers and of this node itself."""
+
+    def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        """shard number -> routable peers that announce it (this node included)."""
+
+    def cards(self) -> list[CardView]: ...
+
+    def resolve(self, name: str) -> ModelId:
+        """A model id, `name`, `name@version`, `label/name`, `label/name@version`, `label~fingerprint/…`; `NotFound` with `details["candidates"]`."""
+
+    async def find_model(self, model: ModelId, timeout: float) -> None:
+        """Looks the model up in the DHT when no routable holder is known, dials who is found and pulls their records."""
+
+    async def put_card(self, card: Card) -> None:
+        """Signs, keeps and spreads a card of this node's."""
+
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
+        """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
+
+    async def put_node(self, storage_free: int | None, memory: int | None) -> None:
+        """Refreshes and spreads this node's NodeRecord."""

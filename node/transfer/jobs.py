@@ -1,0 +1,110 @@
+"""What the node asks of its transfer process, as plain records on the channel between them.
+
+The transfer process owns the shard store, the HTTPS server and client, hashing, coding and compression; the node owns
+libp2p, grants and decisions. Both ends may call the other (see `node/channel.py`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.framing import Record
+
+
+class TransferConfig(Record):
+    """First message to the process. Keys travel here, never in arguments or the environment.
+
+    `signing_key` is the raw 32-byte Ed25519 seed; `tls_key`, `tls_cert` are PEM; `listen` host:port (port 0: any).
+    """
+
+    data_dir: str
+    listen: str
+    peer_id: str
+    signing_key: bytes
+    tls_key: bytes
+    tls_cert: bytes
+    quota: int
+
+
+class SourceSpan(msgspec.Struct, array_like=True, frozen=True):
+    """`length` bytes at `offset` of the file in descriptor number `fd` (index into the message's descriptors)."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+class EncodeGroup(Record):
+    """Codes one group into n staged shards. `spans` give the plain bytes in order, with zero padding where a span's fd is -1.
+
+    `compression` is "auto", "raw" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
+    """
+
+    model: bytes
+    group: int
+    group_id: bytes
+    length: int
+    spans: list[SourceSpan]
+    k: int
+    n: int
+    compression: str
+    element: int
+
+
+class Encoded(Record):
+    """`envelope` is the signed encoding; its n shards are staged under its id until pushed, kept or dropped."""
+
+    envelope: bytes
+    encoding: bytes
+    shard_bytes: int
+    stored_bytes: int
+
+
+class Source(Record):
+    """A holder of shard `shard`; `speed` bytes/s by own measurement, None when unknown. The grant is asked for through `need_grant`."""
+
+    peer: str
+    shard: int
+    speed: float | None = None
+
+
+class FetchGroup(Record):
+    """Assembles one group into the descriptor sent along, at `offset`. `sources` in order of preference.
+
+    The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer, `leaf_fault(peer,
+    encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
+    """
+
+    job: str
+    envelope: bytes
+    offset: int
+    sources: list[Source]
+
+
+class Fetched(Record):
+    """`bytes` moved over the network (evidence of speed per peer in `speeds`, bytes/s), `asked` the peers read from."""
+
+    bytes: int
+    seconds: float
+    asked: list[str]
+    speeds: dict[str, float]
+
+
+class PushShard(Record):
+    """Sends a staged shard to a peer by PUT; `grant` is its envelope."""
+
+    encoding: bytes
+    shard: int
+    peer: str
+    urls: list[str]
+    tls: bytes
+    grant: bytes
+
+
+class KeepShard(Record):
+    """Moves a staged shard into the own store."""
+
+    encoding: bytes
+    shard: int
+    model: bytes
+    group: int

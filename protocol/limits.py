@@ -1,0 +1,68 @@
+"""Every bound of the wire in one place. Each has a test one past it, and stands in docs/PROTOCOL.md."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+MAX_SHARDS = 256
+"""n_max: shards that one encoding may commit to (1 <= k <= n <= n_max <= 256, GF(2^8))."""
+
+LEAF = 64 * KIB
+"""Bytes of a shard hashed together; the last leaf of a shard may be shorter."""
+
+PIECE = 256 * KIB
+"""Most bytes of one piece."""
+
+WINDOW_LEAVES = 16
+"""Leaves between two of the sender's signatures on the data plane."""
+
+SEGMENT_MIN = 64 * KIB
+SEGMENT_MAX = 16 * MIB
+"""Plain bytes of a segment, except the last of a group, which may be shorter than SEGMENT_MIN."""
+
+ZSTD_WINDOW = 1 << 20
+MAX_GROUP = GIB
+MAX_GROUPS = 65_536
+MAX_SEGMENTS = 16_384
+"""A 1 GiB group in the smallest segments."""
+
+MAX_BLOB = 64 * MIB
+MAX_HEADER = 10 * MIB
+MAX_TENSORS_PER_FILE = 65_536
+MAX_TENSORS = 262_144
+MAX_RANK = 8
+MAX_NAME = 512
+MAX_FILES = 16_384
+MAX_FILE_NAME = 1_024
+MAX_LAYERS = 4_096
+MAX_VOCABULARY = 4_194_304
+MAX_CHAT_TEMPLATE = 256 * KIB
+
+MAX_FRAME = MIB
+"""Control frames."""
+MAX_ACTIVATION_FRAME = 64 * MIB
+MAX_DEPTH = 16
+MAX_ARRAY = 65_536
+MAX_MAP = 4_096
+
+MAX_TICKET = 2 * KIB
+MAX_TICKET_PEERS = 8
+MAX_CARD = 8 * KIB
+MAX_ADDRESSES = 16
+MAX_ADDRESS = 256
+
+NODE_RECORD_LIFETIME = 3_600
+HOLDING_LIFETIME = 3 * 3_600
+PROVIDER_LIFETIME = 3 * 3_600
+CARD_LIFETIME = 30 * 86_400
+TICKET_LIFETIME = 30 * 86_400
+GRANT_OPEN_WITHIN = 60
+CLOCK_TOLERANCE = 300
+"""Seconds; signed times of others may be off by this much."""
+
+
+def coded_limit(plain: int) -> int:
+    """Most bytes a segment of `plain` bytes may take once compressed and sealed."""
+    return plain * 256 // 255 + 64

@@ -1,0 +1,167 @@
+"""What is said on the libp2p streams beside the signed records: grants, blobs, sessions, steps.
+
+Every message is a canonical msgpack map in one frame. A reply is either the message expected or
+`Refused`, told apart by the first byte: 0 for a reply, 1 for `Refused`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocol import limits
+from protocol.errors import BadInput, MfError, error_from_wire
+from protocol.framing import Record, pack, unpack, unpack_plain
+
+SWARM_PROTOCOL = "/mf/swarm/1"
+BLOB_PROTOCOL = "/mf/blob/1"
+GRANT_PROTOCOL = "/mf/grant/1"
+SESSION_PROTOCOL = "/mf/session/1"
+STEP_PROTOCOL = "/mf/step/1"
+KAD_PROTOCOL = "/mf/kad/1"
+
+FRAME_LIMITS = {STEP_PROTOCOL: limits.MAX_ACTIVATION_FRAME}
+"""Frames of every other protocol are control frames."""
+
+T = TypeVar("T")
+
+
+def reply_frame(message: Record) -> bytes:
+    return b"\x00" + pack(message)
+
+
+def refusal_frame(error: MfError) -> bytes:
+    return b"\x01" + pack(error.to_wire())
+
+
+def parse_reply(frame: bytes, kind: type[T], what: str) -> T:
+    """The reply, or raises the error the other side sent."""
+    if frame[:1] == b"\x01":
+        wire = unpack_plain(frame[1:], what)
+        raise error_from_wire(wire if isinstance(wire, dict) else {})
+    if frame[:1] != b"\x00":
+        raise BadInput(f"{what}: a reply begins with 0 or 1")
+    return unpack(frame[1:], kind, what)
+
+
+class GrantRequest(Record):
+    """Asks leave to get or put shards of one encoding. A put carries the encoding's envelope and the model's id."""
+
+    verb: str
+    encoding: bytes
+    shards: list[int]
+    model: bytes | None = None
+    envelope: bytes | None = None
+    bytes: int | None = None
+
+
+class GrantReply(Record):
+    """`grant` is the signed envelope; `urls` https://host:port bases; `tls` SHA-256 of the certificate."""
+
+    grant: bytes
+    urls: list[str]
+    tls: bytes
+    held: list[int] | None = None
+
+
+class BlobRequest(Record):
+    ids: list[bytes]
+
+
+class BlobHead(Record):
+    """Then `length` bytes follow in frames of at most 512 KiB; None: not held."""
+
+    id: bytes
+    length: int | None = None
+
+
+class StageSpec(msgspec.Struct, array_like=True, frozen=True):
+    """Layers [first, end) run by `peer`. The first stage also embeds, the last also runs the head."""
+
+    peer: str
+    first: int
+    end: int
+
+
+class Sampling(Record):
+    """`seed` None samples from the node's own randomness; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+class OpenSession(Record):
+    """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage."""
+
+    session: bytes
+    epoch: int
+    model: bytes
+    stages: list[StageSpec]
+    index: int
+    entry: str
+    tokens_max: int
+    new_max: int
+    stop_tokens: list[int]
+    sampling: Sampling
+    precision: str = "bf16"
+
+
+class SessionEvent(Record):
+    """What a stage tells the entry on the session's stream.
+
+    `kind`: "loading" (at least every second while it loads), "ready", "failed" (with `error`), "closed".
+    """
+
+    kind: str
+    error: dict[str, Any] | None = None
+    detail: str | None = None
+
+
+class StepHead(Record):
+    """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
+
+    `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one).
+    """
+
+    session: bytes
+    epoch: int
+    position: int
+    kind: str
+    dtype: str | None = None
+    shape: list[int] | None = None
+    finish: str | None = None
+
+
+def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
+    packed = pack(head)
+    return len(packed).to_bytes(2, "big") + packed + bytes(raw)
+
+
+def parse_step(frame: bytes) -> tuple[StepHead, memoryview]:
+    """Head and raw buffer, the buffer's length checked against the shape announced."""
+    if len(frame) < 2:
+        raise BadInput("step: shorter than its head length")
+    size = int.from_bytes(frame[:2], "big")
+    view = memoryview(frame)
+    head = unpack(view[2 : 2 + size], StepHead, "step")
+    raw = view[2 + size :]
+    if len(head.session) != 16 or head.epoch < 0 or not 0 <= head.position < 1 << 31:
+        raise BadInput("step: session, epoch or position out of range")
+    if head.kind == "hidden":
+        _check_hidden(head, len(raw))
+    elif head.kind not in ("tokens", "token") or len(raw) % 4:
+        raise BadInput(f"step: kind {head.kind[:16]!r} with {len(raw)} raw bytes")
+    return head, raw
+
+
+def _check_hidden(head: StepHead, size: int) -> None:
+    width = {"bf16": 2, "fp16": 2, "fp32": 4}.get(head.dtype or "")
+    shape = head.shape or []
+    if width is None or len(shape) != 2 or not all(0 < side <= 1 << 20 for side in shape):
+        raise BadInput("step: hidden states need a dtype of bf16, fp16, fp32 and a shape [count, hidden]")
+    if shape[0] * shape[1] * width != size:
+        raise BadInput(f"step: {size} raw bytes for shape {shape} of {head.dtype}")

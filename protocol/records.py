@@ -1,0 +1,155 @@
+"""What nodes say of themselves and of models: signed, expiring, sequence-numbered.
+
+Of two records by one signer about one subject the higher sequence number wins; times are Unix seconds
+and tolerate five minutes. Records are exchanged as the envelopes they were signed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol import limits
+from protocol.errors import BadInput
+from protocol.framing import Record
+from protocol.ids import PeerId
+from protocol.manifest import Summary
+from protocol.signing import open_sealed, seal
+
+NODE_DOMAIN = "mf/node/1"
+HOLDING_DOMAIN = "mf/holding/1"
+CARD_DOMAIN = "mf/card/1"
+
+LEND = ("none", "storage", "compute", "both")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
+"""A publisher's label, a model's name, a version."""
+
+
+class NodeRecord(Record):
+    """A node of the swarm: where it is reached and what it lends. The subject is the signer.
+
+    `addresses` are libp2p multiaddrs without /p2p; `transfer` is host:port of its HTTPS data plane, whose
+    certificate has SHA-256 `tls`; `memory` and `storage_free` are bytes lent, None where not lent.
+    """
+
+    sequence: int
+    expires: int
+    boot: bytes
+    version: str
+    addresses: list[str]
+    transfer: list[str]
+    tls: bytes
+    lend: str
+    storage_free: int | None = None
+    memory: int | None = None
+    machine: str | None = None
+    operator: str | None = None
+
+
+class Held(msgspec.Struct, array_like=True, frozen=True):
+    """Shard numbers held of one encoding (32-byte id) of group number `group` of the model."""
+
+    group: int
+    encoding: bytes
+    shards: list[int]
+
+
+class Holding(Record):
+    """Which shards of a model the signer has; `full` lists group numbers it has all of. Subject: (signer, model)."""
+
+    sequence: int
+    expires: int
+    model: bytes
+    held: list[Held]
+    full: list[int]
+
+
+class Card(Record):
+    """A publisher's name for a model: `label/name@version`. Subject: (signer, name, version)."""
+
+    sequence: int
+    expires: int
+    label: str
+    name: str
+    version: str
+    model: bytes
+    size: int
+    parameters: int
+    created: int
+    summary: Summary
+    license: str | None = None
+    description: str | None = None
+
+    def full_name(self) -> str:
+        return f"{self.label}/{self.name}@{self.version}"
+
+
+R = TypeVar("R", NodeRecord, Holding, Card)
+_DOMAINS: dict[type, str] = {NodeRecord: NODE_DOMAIN, Holding: HOLDING_DOMAIN, Card: CARD_DOMAIN}
+
+
+def seal_record(key: Ed25519PrivateKey, record: NodeRecord | Holding | Card) -> bytes:
+    return seal(key, _DOMAINS[type(record)], record)
+
+
+def open_record(data: bytes, kind: type[R], now: float) -> tuple[PeerId, R]:
+    """Signer and checked record; `BadInput` where the signature, a field or the expiry doesn't hold."""
+    limit = limits.MAX_CARD if kind is Card else limits.MAX_FRAME
+    signer, record = open_sealed(data, _DOMAINS[kind], kind, limit)
+    _check_times(record, now)
+    check: Callable[[R], None] = _CHECKS[kind]
+    check(record)
+    return signer, record
+
+
+def _check_times(record: NodeRecord | Holding | Card, now: float) -> None:
+    longest = {NodeRecord: limits.NODE_RECORD_LIFETIME, Holding: limits.HOLDING_LIFETIME, Card: limits.CARD_LIFETIME}
+    name = type(record).__name__
+    if record.sequence < 0 or record.sequence >= 1 << 63:
+        raise BadInput(f"{name}: sequence out of range")
+    if record.expires < now - limits.CLOCK_TOLERANCE:
+        raise BadInput(f"{name}: expired")
+    if record.expires > now + longest[type(record)] + limits.CLOCK_TOLERANCE:
+        raise BadInput(f"{name}: expires later than its lifetime allows")
+
+
+def _check_node(record: NodeRecord) -> None:
+    if len(record.boot) != 16 or len(record.tls) != 32:
+        raise BadInput("NodeRecord: boot has 16 bytes and tls 32")
+    if record.lend not in LEND:
+        raise BadInput(f"NodeRecord: lend is one of {', '.join(LEND)}")
+    for field in (record.addresses, record.transfer):
+        if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
+            raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
+    for figure in (record.storage_free, record.memory):
+        if figure is not None and not 0 <= figure < 1 << 63:
+            raise BadInput("NodeRecord: a size is out of range")
+
+
+def _check_holding(record: Holding) -> None:
+    if len(record.model) != 32:
+        raise BadInput("Holding: model has 32 bytes")
+    for held in record.held:
+        if not 0 <= held.group < limits.MAX_GROUPS or len(held.encoding) != 32:
+            raise BadInput("Holding: a held entry has a bad group or encoding")
+        if len(set(held.shards)) != len(held.shards) or not all(0 <= j < limits.MAX_SHARDS for j in held.shards):
+            raise BadInput("Holding: shard numbers are distinct and below 256")
+    if not all(0 <= group < limits.MAX_GROUPS for group in record.full):
+        raise BadInput("Holding: full lists group numbers")
+
+
+def _check_card(record: Card) -> None:
+    if len(record.model) != 32:
+        raise BadInput("Card: model has 32 bytes")
+    for field in (record.label, record.name, record.version):
+        if not NAME.match(field):
+            raise BadInput(f"Card: {field[:96]!r} isn't a name (letters, digits, . _ -; at most 96)")
+    if record.size < 0 or record.parameters < 0:
+        raise BadInput("Card: sizes are not negative")
+
+
+_CHECKS: dict[type, Callable[..., None]] = {NodeRecord: _check_node, Holding: _check_holding, Card: _check_card}

@@ -1,0 +1,1 @@
+"""Runs models: torch lives here, in a worker process of its own."""
