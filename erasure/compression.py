@@ -71,7 +71,8 @@ def _compressor() -> zstandard.ZstdCompressor:
     if not hasattr(_local, "compressor"):
         parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=ZSTD_WINDOW.bit_length() - 1)
         _local.compressor = zstandard.ZstdCompressor(compression_params=parameters)
-    return _local.compressor
+    compressor: zstandard.ZstdCompressor = _local.compressor
+    return compressor
 
 
 def _unzstd_into(stored: Buffer, out: memoryview) -> None:
