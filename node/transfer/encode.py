@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,7 +23,8 @@ from erasure import compression
 from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
 from erasure.segment import encode_segment, segment_spans
-from node.transfer.jobs import EncodeGroup, Encoded, SourceSpan
+from node.transfer.finishing import to_the_end
+from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
 from protocol import limits
 from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, seal_encoding, segment_plain, shard_root
@@ -35,7 +36,6 @@ SAMPLE = 256 * limits.KIB
 Progress = Callable[[int, int], None]
 """(plain bytes done, plain bytes in all)."""
 
-T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -50,12 +50,12 @@ async def encode_group(
     loop = asyncio.get_running_loop()
     reader = SpanReader(job.spans, fds, job.length)
     code = Code(job.k, job.n)
-    making = await _to_the_end(loop.run_in_executor(executor, staging.begin))
+    making = await to_the_end(loop.run_in_executor(executor, staging.begin))
     files = ShardFiles(making, job.n)
     try:
-        compressed = await _to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
+        compressed = await to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
         segments = await _code_segments(job, reader, code, compressed, files, executor, progress)
-        return await _to_the_end(loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key))
+        return await to_the_end(loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key))
     except OSError as error:
         raise _disk_error(error, making) from error
     finally:
@@ -84,10 +84,10 @@ async def _code_segments(
         for _ in range(at_once):
             start_next()
         while coding:
-            segment, pieces = await _to_the_end(coding[0])
+            segment, pieces = await to_the_end(coding[0])
             coding.popleft()
             if writing is not None:
-                await _to_the_end(writing)
+                await to_the_end(writing)
             writing = loop.run_in_executor(executor, files.append, pieces)
             segments.append(segment)
             start_next()
@@ -95,20 +95,11 @@ async def _code_segments(
             if progress is not None:
                 progress(done, job.length)
         if writing is not None:
-            await _to_the_end(writing)
+            await to_the_end(writing)
     finally:
-        left = [*coding, *([writing] if writing is not None else [])]
-        await _to_the_end(asyncio.gather(*left, return_exceptions=True))
+        left: list[asyncio.Future[Any]] = [*coding, *([writing] if writing is not None else [])]
+        await to_the_end(asyncio.gather(*left, return_exceptions=True))
     return segments
-
-
-async def _to_the_end(future: asyncio.Future[T]) -> T:
-    """The result of an executor's call. It can't be stopped, so being cancelled waits for it too: files and descriptors outlive it."""
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
 
 
 def _one_segment(reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code) -> tuple[Segment, list[Buffer]]:
