@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +23,8 @@ from erasure import compression
 from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
 from erasure.segment import encode_segment, segment_spans
-from node.transfer.jobs import EncodeGroup, Encoded, SourceSpan
+from node.transfer.finishing import to_the_end
+from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
 from protocol import limits
 from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, seal_encoding, segment_plain, shard_root
@@ -48,12 +50,12 @@ async def encode_group(
     loop = asyncio.get_running_loop()
     reader = SpanReader(job.spans, fds, job.length)
     code = Code(job.k, job.n)
-    making = await loop.run_in_executor(executor, staging.begin)
+    making = await to_the_end(loop.run_in_executor(executor, staging.begin))
     files = ShardFiles(making, job.n)
     try:
-        compressed = await loop.run_in_executor(executor, choose_compression, job, reader)
+        compressed = await to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
         segments = await _code_segments(job, reader, code, compressed, files, executor, progress)
-        return await loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key)
+        return await to_the_end(loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key))
     except OSError as error:
         raise _disk_error(error, making) from error
     finally:
@@ -82,10 +84,10 @@ async def _code_segments(
         for _ in range(at_once):
             start_next()
         while coding:
-            segment, pieces = await coding[0]
+            segment, pieces = await to_the_end(coding[0])
             coding.popleft()
             if writing is not None:
-                await writing
+                await to_the_end(writing)
             writing = loop.run_in_executor(executor, files.append, pieces)
             segments.append(segment)
             start_next()
@@ -93,24 +95,14 @@ async def _code_segments(
             if progress is not None:
                 progress(done, job.length)
         if writing is not None:
-            await writing
+            await to_the_end(writing)
     finally:
-        # An executor's call can't be stopped, only waited for: files and descriptors outlive them.
-        await _settle([*coding, *([writing] if writing is not None else [])])
+        left: list[asyncio.Future[Any]] = [*coding, *([writing] if writing is not None else [])]
+        await to_the_end(asyncio.gather(*left, return_exceptions=True))
     return segments
 
 
-async def _settle(futures: Sequence[asyncio.Future[object]]) -> None:
-    for future in futures:
-        future.cancel()
-    pending = [asyncio.ensure_future(asyncio.wait(futures))] if futures else []
-    for waiting in pending:
-        await asyncio.shield(waiting)
-
-
-def _one_segment(
-    reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code
-) -> tuple[Segment, list[Buffer]]:
+def _one_segment(reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code) -> tuple[Segment, list[Buffer]]:
     return encode_segment(reader.read(offset, length), index, compressed, PUBLIC_SECRET, code)
 
 
