@@ -38,7 +38,14 @@ MAX_FILES = 16_384
 MAX_FILE_NAME = 1_024
 MAX_LAYERS = 4_096
 MAX_VOCABULARY = 4_194_304
+MAX_HIDDEN = 1 << 20
+MAX_HEADS = 65_536
+MAX_CONTEXT = 1 << 30
+MAX_CONFIG = MIB
+"""Bytes of a config.json."""
 MAX_CHAT_TEMPLATE = 256 * KIB
+ALIGNMENT = 64
+"""Every tensor begins at a multiple of this in its group."""
 
 MAX_FRAME = MIB
 """Control frames."""
