@@ -109,6 +109,19 @@ async def test_an_unforeseen_error_is_logged_without_its_text(start: Start, capl
     assert any("fake_gateway.py" in frame for frame in first.__dict__["fields"]["frames"])
 
 
+async def test_bytes_that_arent_http_arent_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    writer.write(head.encode() + b"{}" + CANARY.encode() + b"\x00 is what I ask\r\n\r\n")
+    replies = await asyncio.wait_for(reader.read(), WITHIN)
+    writer.close()
+    assert replies.startswith(b"HTTP/1.0 400 ")
+    assert "http_connection" in [record.__dict__.get("event") for record in caplog.records]
+    logged = [logging.Formatter().format(record) + str(record.__dict__) for record in caplog.records]
+    assert not [line for line in logged if CANARY in line]
+
+
 async def test_each_request_is_one_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "node.http.app")
     reply, _ = await site.call("GET", "/v1/models", headers={"X-Request-Id": "mine-1"})
