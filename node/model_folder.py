@@ -315,9 +315,7 @@ class _Hashing:
             self._feed(fd, self._folder.files[number], tensor.offset + offset, length, sinks)
             if len(cuts) > 1:
                 self.cuts[number, tensor.offset + offset] = sinks[-1].digest()
-        self.tensors.append(
-            SourceTensor(tensor.name, tensor.dtype, tensor.shape, number, tensor.offset, tensor.length, own.digest())
-        )
+        self.tensors.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, number, tensor.offset, tensor.length, own.digest()))
 
     def _feed(self, fd: int, found: FoundFile, offset: int, length: int, sinks: list[blake3 | _FilesHasher]) -> None:
         while length:

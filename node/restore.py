@@ -114,9 +114,7 @@ class FileWriter:
         work.mkdir(mode=0o700)
         for index, entry in enumerate(self._manifest.files):
             if index not in self._kept:
-                self._fds[index] = os.open(
-                    work / str(index), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-                )
+                self._fds[index] = os.open(work / str(index), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
                 os.ftruncate(self._fds[index], entry.length)
 
     def _make_folder(self, folder: Path) -> None:
