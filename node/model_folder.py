@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,7 +317,7 @@ class _Hashing:
                 self.cuts[number, tensor.offset + offset] = sinks[-1].digest()
         self.tensors.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, number, tensor.offset, tensor.length, own.digest()))
 
-    def _feed(self, fd: int, found: FoundFile, offset: int, length: int, sinks: list[blake3 | _FilesHasher]) -> None:
+    def _feed(self, fd: int, found: FoundFile, offset: int, length: int, sinks: Sequence[blake3 | _FilesHasher]) -> None:
         while length:
             read = os.preadv(fd, [self._buffer[: min(length, _BUFFER)]], offset)
             if not read:

@@ -60,11 +60,14 @@ class FileWriter:
     def write_group(self, group: int, source: int | memoryview | bytes | mmap.mmap, offset: int = 0) -> None:
         """Writes a group's verified plain bytes from a buffer or a descriptor (from `offset` of it) to their files."""
         length = self._manifest.groups[group].length
-        if isinstance(source, int):
-            with mmap.mmap(source, offset + length, prot=mmap.PROT_READ) if length else memoryview(b"") as mapped:  # type: ignore[attr-defined]
-                self._write(group, memoryview(mapped), offset)
-        else:
-            self._write(group, memoryview(source), offset)
+        if not isinstance(source, int):
+            with memoryview(source) as view:
+                self._write(group, view, offset)
+        elif os.fstat(source).st_size < offset + length:
+            raise BadInput(f"group {self._manifest.groups[group].name}: fewer bytes than its length")
+        elif length:
+            with mmap.mmap(source, offset + length, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+                self._write(group, view, offset)
 
     def finish(self) -> list[Path]:
         """Checks every file and gives it its name; the files' paths. On failure everything made is removed."""
@@ -84,17 +87,16 @@ class FileWriter:
         for path in self._placed:
             path.unlink(missing_ok=True)
         self._placed.clear()
-        if self._lock is None:
-            return
-        shutil.rmtree(self._directory / WORK, ignore_errors=True)
+        if self._lock is not None:
+            shutil.rmtree(self._directory / WORK, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
         for folder in reversed(self._made):
             try:
                 folder.rmdir()
             except OSError:
                 break
         self._made.clear()
-        os.close(self._lock)
-        self._lock = None
 
     def _open(self) -> None:
         self._make_folder(self._directory)
