@@ -62,8 +62,6 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 def _python() -> Check:
     version = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info < (3, 11):
-        return _check("python", "fail", version, "3.11 or newer is needed")
     return _check("python", "ok", f"{version} on {sys.platform}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ def ticket(session: Session) -> None:
 @common
 def join(session: Session, ticket: str) -> None:
     """Join the swarm of TICKET (`-` reads it from standard input)."""
-    text = click.get_text_stream("stdin").read(4096) if ticket == "-" else ticket
+    text = sys.stdin.read(4096) if ticket == "-" else ticket
     done = session.call("join", {"ticket": text.strip()})
     session.answer(done, lambda: click.echo(f"joined: {done['peers']} peers reached"))
 
@@ -37,11 +38,30 @@ def trust(session: Session, who: str) -> None:
 
 
 @click.command()
+@click.argument("model", required=False)
 @common
-def holdings(session: Session) -> None:
-    """Say what lies here, and whose it is."""
-    found = session.call("holdings")
-    session.answer(found, lambda: _show_holdings(found["holdings"]))
+def holdings(session: Session, model: str | None) -> None:
+    """Say what lies here, and whose it is; with MODEL, who in the swarm holds which of its shards."""
+    if model is None:
+        found = session.call("holdings")
+        session.answer(found, lambda: _show_holdings(found["holdings"]))
+        return
+    holders = session.call("holders", {"model": model})
+    session.answer(holders, lambda: _show_holders(holders))
+
+
+def _show_holders(found: dict[str, Any]) -> None:
+    from node.cli.tables import short, show_table
+
+    rows = (
+        (
+            group["group"],
+            f"{group['k']} of {group['n']}",
+            "  ".join(f"{j}:{'+'.join(short(p) for p in who)}" for j, who in group["shards"].items()),
+        )
+        for group in found["groups"]
+    )
+    show_table(f"Holders of {found['model_id']}", ("group", "needs", "shard:peer"), rows)
 
 
 def _show_holdings(found: list[dict[str, Any]]) -> None:
