@@ -203,6 +203,7 @@ class Worker:
             "TRANSFORMERS_OFFLINE": "1",
             "HF_HOME": str(scratch / "hf"),
             "TOKENIZERS_PARALLELISM": "false",
+            "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
             "PYTHONNOUSERSITE": "1",

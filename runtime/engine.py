@@ -174,5 +174,3 @@ def _pss() -> int:
 
 def set_threads(threads: int) -> None:
     torch.set_num_threads(max(1, threads))
-
-

@@ -1,8 +1,8 @@
 """What a stage takes of memory, by formula: the same numbers for the planner (which never loads torch) and for the worker.
 
-    weights      the groups' bytes at the session's precision; tied weights lie once, also at a stage that embeds and has the head
-    KV           2 * kv_heads * head_dim * tokens * width for every layer of the stage
-    activations  a prefill of up to 256 rows through one layer (about ten hidden widths wide), and logits in fp32
+weights      the groups' bytes at the session's precision; tied weights lie once, also at a stage that embeds and has the head
+KV           2 * kv_heads * head_dim * tokens * width for every layer of the stage
+activations  a prefill of up to 256 rows through one layer (about ten hidden widths wide), and logits in fp32
 """
 
 from __future__ import annotations

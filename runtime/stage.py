@@ -32,7 +32,7 @@ class _EndReached(Exception):
         self.hidden = hidden
 
 
-class _Outside(nn.Module):
+class _Outside(nn.Module):  # type: ignore[misc]
     """A layer that isn't here: keeps the plain attributes that the model's forward may read, returns what a layer returns."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -51,7 +51,7 @@ class _Outside(nn.Module):
         return (out, *[None] * (self.tuple_size - 1)) if self.tuple_size else out
 
 
-class _NoEmbedding(nn.Module):
+class _NoEmbedding(nn.Module):  # type: ignore[misc]
     """Positions and words were embedded by the first stage; the sum that this takes part in is thrown away."""
 
     def __init__(self, width: int) -> None:

@@ -7,6 +7,7 @@ nothing in the template engine can swallow it. (A thread can't be ended, a trace
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 
 from protocol import limits
@@ -91,7 +92,7 @@ class ModelText:
                     messages, tokenize=False, add_generation_prompt=not continue_final, continue_final_message=continue_final
                 )
         except _TooLong:
-            raise BadInput(f"the model's chat template took over {RENDERED_MS} ms and was ended") from None
+            raise BadInput(f"the model's chat template took over {RENDER_SECONDS * 1000:.0f} ms and was ended") from None
         except (TemplateError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as error:
             raise BadInput(f"the model's chat template refused the conversation: {type(error).__name__}: {_brief(error)}") from error
         if not isinstance(rendered, str):
@@ -99,12 +100,9 @@ class ModelText:
         return rendered
 
 
-RENDERED_MS = int(RENDER_SECONDS * 1000)
-
-
 def _brief(error: BaseException) -> str:
-    """A template's own words, but never the conversation: `raise_exception` may put it into its message."""
-    return str(error)[:200] if isinstance(error, TemplateError) and error.__class__.__name__ == "TemplateSyntaxError" else "see the template"
+    """Where a template is broken, but never what it raised itself: that may hold the conversation."""
+    return str(error)[:200] if isinstance(error, TemplateSyntaxError) else "it raised this for these messages"
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -122,8 +120,6 @@ def _tokenizer(folder: Path) -> Any:
 
 def _eos(folder: Path, config: Any, tokenizer: Any) -> list[int]:
     """Ids that end a reply, from wherever the model's files name them."""
-    import json
-
     found: set[int] = set()
     generation = folder / "generation_config.json"
     try:

@@ -33,7 +33,9 @@ def fill_computed_buffers(model: Any) -> None:
     """
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        computed = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta and name in module._non_persistent_buffers_set]
+        computed = [
+            name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta and name in module._non_persistent_buffers_set
+        ]
         for name in computed:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         for tensor in own:
