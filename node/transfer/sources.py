@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import aiohttp
 from blake3 import blake3
@@ -22,7 +22,7 @@ from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import Source
 from protocol import limits
 from protocol.encoding import shard_root
-from protocol.errors import BadInput, MfError, PeerFault, Unavailable, error_from_wire
+from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
 from protocol.framing import Record
 from protocol.grants import header_from
 from protocol.ids import EncodingId, encoding_text
@@ -112,16 +112,24 @@ class Connections:
         return self._session
 
 
-class SourceFailed(Unavailable):
-    """One holder couldn't serve; others may."""
+class SourceFailed(Exception):
+    """One holder couldn't serve; others may. Stays within this process: `unavailable` is what goes to others."""
 
     def __init__(self, peer: str, reason: str) -> None:
-        super().__init__(f"node {peer} {reason}", details={"peer": peer})
+        super().__init__(f"node {peer} {reason}")
+        self.peer = peer
         self.reason = reason
 
+    def unavailable(self) -> Unavailable:
+        return Unavailable(str(self), hint="try again, or use another node", details={"peer": self.peer})
 
-class WrongBytes(PeerFault):
-    """A holder sent bytes that aren't the shard's."""
+
+class WrongBytes(Exception):
+    """A holder sent bytes that aren't the shard's; `reason` says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _pin(access: Access, peer: str) -> aiohttp.Fingerprint:
@@ -232,7 +240,7 @@ class ShardReader:
             listed = bytearray(32 * self._shape.leaves)
             await self._fill(content, memoryview(listed))
             if shard_root(self._shape.length, bytes(listed)) != self._shape.roots[shard]:
-                self._wrong("its leaf list doesn't give the encoding's root")
+                raise WrongBytes("its leaf list doesn't give the encoding's root")
             self._board.leaves[shard] = bytes(listed)
         for window in range(self.position, self._shape.windows):
             self.position = window
@@ -259,7 +267,7 @@ class ShardReader:
         if digests != expected:
             self._keep_evidence(first, digests, bytes(view[size:]))
             wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
-            self._wrong(f"leaf {first + wrong} has wrong bytes")
+            raise WrongBytes(f"leaf {first + wrong} has wrong bytes")
         self._board.deliver(window, self.source.shard, buffer, seconds)
 
     async def _fill(self, content: aiohttp.StreamReader, view: memoryview) -> None:
@@ -283,12 +291,6 @@ class ShardReader:
         except BadInput:  # a PeerID that isn't Ed25519 signs nothing
             signed = False
         self.evidence = Evidence(first=first, count=count, digests=digests, signature=signature, signed=signed)
-
-    def _wrong(self, reason: str) -> NoReturn:
-        raise WrongBytes(
-            f"node {self.source.peer} sent wrong bytes of shard {self.source.shard}: {reason}",
-            details={"peer": self.source.peer, "shard": self.source.shard, "reason": reason},
-        )
 
 
 def _digests(view: memoryview) -> bytes:
