@@ -186,7 +186,7 @@ async def test_cancelled_in_the_middle_leaves_no_task(swarm: Swarm) -> None:
     node = await swarm.hold("honest", "stalls", "honest", after=1)
     before = asyncio.all_tasks()
     task = asyncio.create_task(swarm.fetch(node))
-    await until(lambda: any(holder.asked for holder in swarm.holders), 10)
+    await until(lambda: any(holder.asked for holder in swarm.holders), 10, "a holder is asked")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
