@@ -35,6 +35,7 @@ SILENT_AT_MOST = 10.0
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
 MAX_URLS = 4
+MAX_PINS = 4096
 MAX_ERROR = 64 * limits.KIB
 _READ_BUFFER = 512 * limits.KIB
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Connections:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
+        self._pins: dict[bytes, aiohttp.Fingerprint] = {}
 
     async def close(self) -> None:
         if self._session is not None:
@@ -89,7 +92,7 @@ class Connections:
                 return await self._open().request(
                     method,
                     base.rstrip("/") + path,
-                    ssl=_pin(access, peer),
+                    ssl=self._pin(access, peer),
                     headers=headers,
                     timeout=timeout,
                     allow_redirects=False,
@@ -100,6 +103,13 @@ class Connections:
             except (aiohttp.ClientConnectionError, TimeoutError, aiohttp.InvalidURL) as error:
                 reason = f"{base}: {error or type(error).__name__}"
         raise SourceFailed(peer, f"can't be reached ({reason})")
+
+    def _pin(self, access: Access, peer: str) -> aiohttp.Fingerprint:
+        if len(access.tls) != 32:
+            raise SourceFailed(peer, "gave a certificate digest that isn't SHA-256")
+        if len(self._pins) >= MAX_PINS:
+            self._pins.clear()
+        return self._pins.setdefault(access.tls, aiohttp.Fingerprint(access.tls))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -130,12 +140,6 @@ class WrongBytes(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def _pin(access: Access, peer: str) -> aiohttp.Fingerprint:
-    if len(access.tls) != 32:
-        raise SourceFailed(peer, "gave a certificate digest that isn't SHA-256")
-    return aiohttp.Fingerprint(access.tls)
 
 
 def shard_path(encoding: bytes, shard: int) -> str:
