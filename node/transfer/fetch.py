@@ -69,7 +69,7 @@ class GroupFetch:
         encoding = encoding_id(job.envelope)
         self._job = job
         self._shape = Shape.of(encoding, self._record)
-        self._board = Board(self._shape)
+        self._board = Board(self._shape, connections.buffers)
         self._assembler = Assembler(self._record, self._shape, fd, job.offset, secret)
         self._connections = connections
         self._callbacks = callbacks

@@ -70,9 +70,10 @@ class Callbacks:
 
 
 class Connections:
-    """The HTTPS client of the transfer process: one session, connections pooled per peer. `close` it with the loop."""
+    """The HTTPS client of the transfer process: one session, connections pooled per peer, buffers for windows. `close` it with the loop."""
 
     def __init__(self) -> None:
+        self.buffers: list[bytearray] = []
         self._session: aiohttp.ClientSession | None = None
         # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
         self._pins: dict[bytes, aiohttp.Fingerprint] = {}
@@ -209,6 +210,7 @@ class ShardReader:
         self.received = 0
         self.reading = 0.0
         self.evidence: Evidence | None = None
+        self._over: memoryview | None = None
         self._shape = shape
         self._board = board
         self._executor = executor
@@ -278,12 +280,17 @@ class ShardReader:
         loop = asyncio.get_running_loop()
         before, done = loop.time(), 0
         while done < len(view):
-            data = await content.read(len(view) - done)
+            # readchunk gives what came as it came; read(n) would join it first, one copy of every byte more.
+            data = self._over or memoryview((await content.readchunk())[0])
             if not data:
-                raise SourceFailed(self.source.peer, "closed the connection early")
-            view[done : done + len(data)] = data
-            done += len(data)
-            self.received += len(data)
+                if content.at_eof():
+                    raise SourceFailed(self.source.peer, "closed the connection early")
+                continue
+            take = min(len(data), len(view) - done)
+            view[done : done + take] = data[:take]
+            self._over = data[take:] if take < len(data) else None
+            done += take
+            self.received += take
             self.heard = loop.time()
         self.reading += loop.time() - before
 
