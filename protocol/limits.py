@@ -38,7 +38,14 @@ MAX_FILES = 16_384
 MAX_FILE_NAME = 1_024
 MAX_LAYERS = 4_096
 MAX_VOCABULARY = 4_194_304
+MAX_HIDDEN = 1 << 20
+MAX_HEADS = 65_536
+MAX_CONTEXT = 1 << 30
+MAX_CONFIG = MIB
+"""Bytes of a config.json."""
 MAX_CHAT_TEMPLATE = 256 * KIB
+ALIGNMENT = 64
+"""Every tensor begins at a multiple of this in its group."""
 
 MAX_FRAME = MIB
 """Control frames."""
@@ -50,6 +57,8 @@ MAX_MAP = 4_096
 MAX_TICKET = 2 * KIB
 MAX_TICKET_PEERS = 8
 MAX_CARD = 8 * KIB
+MAX_LABEL = 128
+"""Characters of a node's version, machine and operator label."""
 MAX_ADDRESSES = 16
 MAX_ADDRESS = 256
 

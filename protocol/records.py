@@ -14,6 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import limits
+from protocol.config_summary import check_summary
 from protocol.errors import BadInput
 from protocol.framing import Record
 from protocol.ids import PeerId
@@ -122,6 +123,9 @@ def _check_node(record: NodeRecord) -> None:
         raise BadInput("NodeRecord: boot has 16 bytes and tls 32")
     if record.lend not in LEND:
         raise BadInput(f"NodeRecord: lend is one of {', '.join(LEND)}")
+    for text in (record.version, record.machine or "", record.operator or ""):
+        if len(text) > limits.MAX_LABEL:
+            raise BadInput(f"NodeRecord: version, machine and operator have at most {limits.MAX_LABEL} characters")
     for field in (record.addresses, record.transfer):
         if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
             raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
@@ -150,6 +154,7 @@ def _check_card(record: Card) -> None:
             raise BadInput(f"Card: {field[:96]!r} isn't a name (letters, digits, . _ -; at most 96)")
     if record.size < 0 or record.parameters < 0:
         raise BadInput("Card: sizes are not negative")
+    check_summary(record.summary)
 
 
 _CHECKS: dict[type, Callable[..., None]] = {NodeRecord: _check_node, Holding: _check_holding, Card: _check_card}
