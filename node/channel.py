@@ -90,6 +90,8 @@ class Channel:
             raise DeadlineExceeded(f"the {self._name} didn't answer {method} within {timeout} s") from None
         finally:
             self._waiting.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # looked at, also where the sending failed first
         for fd in received:
             os.close(fd)
         if "error" in message:

@@ -54,18 +54,18 @@ class ShardEntry(Record):
     model: bytes
     group: int
     owner: str
-    bytes: int = 0
+    length: int = 0
     put_at: float = 0.0
 
     def info(self) -> ShardInfo:
         key = ShardKey(EncodingId(self.encoding), self.shard)
-        return ShardInfo(key, ModelId(self.model), self.group, self.bytes, self.put_at, self.owner)
+        return ShardInfo(key, ModelId(self.model), self.group, self.length, self.put_at, self.owner)
 
 
 def entry_of(info: ShardInfo) -> ShardEntry:
     return ShardEntry(
         encoding=info.key.encoding, shard=info.key.shard, model=info.model, group=info.group,
-        owner=info.owner, bytes=info.bytes, put_at=info.put_at,
+        owner=info.owner, length=info.bytes, put_at=info.put_at,
     )  # fmt: skip
 
 
