@@ -87,7 +87,7 @@ class Gateway(Protocol):
         """`NotFound` with near names in details["candidates"]."""
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        """Planned, Pieces, Finished. Errors are raised before Planned wherever they can be; closing the iterator stops the work everywhere."""
+        """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
 
     async def health(self) -> dict[str, Any]:
         """{"status": "healthy"|"degraded", "storage_network": {…}, "compute_network": {…}, "model_registry": {…}, "last_probe": …}"""

@@ -115,12 +115,13 @@ class OpenSession(Record):
 class SessionEvent(Record):
     """What a stage tells the entry on the session's stream.
 
-    `kind`: "loading" (at least every second while it loads), "ready", "failed" (with `error`), "closed".
+    `kind`: "loading" (twice a second while it loads), "ready" (with `timings`, seconds), then "alive" twice a second;
+    "failed" (with `error`) ends the session.
     """
 
     kind: str
     error: dict[str, Any] | None = None
-    detail: str | None = None
+    timings: dict[str, float] | None = None
 
 
 class StepHead(Record):

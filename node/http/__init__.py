@@ -1,0 +1,1 @@
+"""The HTTP surface of a node: one application over `node.gateway.Gateway`."""

@@ -1,0 +1,65 @@
+"""One segment, both ways: plain -> compressed -> sealed -> k pieces -> n pieces, and back. Pure: no files, no threads.
+
+Layout as in `protocol/encoding.py`: the sealed bytes are cut in k pieces of ceil(coded / k), the last padded with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from erasure import cipher, compression
+from erasure.code import Code
+from protocol.encoding import SCHEME, Encoding, Segment, segment_plain
+from protocol.errors import BadInput
+from protocol.ids import digest
+from protocol.limits import coded_limit
+
+Buffer = bytes | bytearray | memoryview
+
+
+def segment_spans(k: int, length: int) -> Iterator[tuple[int, int]]:
+    """(offset, plain bytes) of each segment of a group of `length` bytes."""
+    full = segment_plain(k)
+    for offset in range(0, length, full):
+        yield offset, min(full, length - offset)
+
+
+def encode_segment(plain: Buffer, index: int, compressed: str, secret: bytes, code: Code) -> tuple[Segment, list[Buffer]]:
+    """The segment's line in the encoding and its n pieces (the k data pieces are views of one buffer)."""
+    stored = compression.compress(compressed, plain)
+    coded = len(stored) + cipher.TAG
+    if coded > coded_limit(len(plain)):
+        raise BadInput(f"segment {index}: {compressed} makes {coded} bytes of {len(plain)}, more than allowed; use raw")
+    piece = -(-coded // code.k)
+    sealed = memoryview(bytearray(piece * code.k))
+    name = digest(stored)
+    cipher.encrypt_into(secret, SCHEME, index, name, stored, sealed[:coded])
+    data = [sealed[j * piece : (j + 1) * piece] for j in range(code.k)]
+    return Segment(len(plain), coded, name), [*data, *code.encode(data)]
+
+
+def decode_segment(encoding: Encoding, index: int, pieces: Mapping[int, Buffer], out: memoryview, secret: bytes) -> None:
+    """Fills `out` (the segment's plain length) from any k pieces by shard number; `BadInput` says what doesn't hold."""
+    length = encoding.piece_length(index)
+    for number, piece in pieces.items():
+        if len(piece) != length:
+            raise BadInput(f"segment {index}: piece {number} has {len(piece)} bytes, not {length}")
+    data = Code(encoding.k, len(encoding.roots)).decode(pieces)
+    sealed = b"".join(data) if len(data) > 1 else data[0]
+    open_segment(encoding, index, memoryview(sealed)[: encoding.segments[index].coded], out, secret)
+
+
+def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memoryview, secret: bytes) -> None:
+    """The second half of decoding, for a caller that has the data pieces in a row: `sealed` are the segment's coded bytes."""
+    segment = encoding.segments[index]
+    if len(sealed) != segment.coded or len(out) != segment.plain:
+        raise BadInput(f"segment {index}: {len(sealed)} coded and {len(out)} plain bytes, not {segment.coded} and {segment.plain}")
+    raw = encoding.compression == "raw"
+    if raw and segment.coded - cipher.TAG != segment.plain:
+        raise BadInput(f"segment {index}: raw bytes of another length than declared")
+    stored = out if raw else memoryview(bytearray(segment.coded - cipher.TAG))
+    cipher.decrypt_into(secret, encoding.scheme, index, segment.digest, sealed, stored)
+    if digest(stored) != segment.digest:
+        raise BadInput(f"segment {index}: its bytes don't have the digest that its encoding declares")
+    if not raw:
+        compression.decompress_into(encoding.compression, stored, out)

@@ -1,0 +1,249 @@
+"""One frozen configuration from four places; later ones win: defaults, `config.toml`, `MF_*` variables, flags.
+
+Every value passes one reader per field, whatever its source, so that a size or an address means the same
+in the file, the environment and on the command line. Unknown keys are refused by name: a misspelled
+`max-memroy` that is silently ignored is found when the machine swaps.
+
+No msgspec here: `mf-node --help` and shell completion import this module.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import BadInput
+
+FILE = "config.toml"
+LEND = ("none", "storage", "compute", "both")
+PRIVACY = ("local", "trusted", "swarm")
+ENDS = ("remote", "local")
+LOG_FORMATS = ("text", "json")
+COMPRESSIONS = ("auto", "raw")
+
+_DEFAULT_STORAGE = 20 * 10**9
+_OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*\Z", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node runs with. Sizes in bytes, times in seconds, addresses `HOST:PORT` (port 0: any free one).
+
+    `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
+    reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
+    shards kept here; `max_memory` weights + KV + activations (None: what the machine has). `gone_after`: silence after
+    which a peer's shards are replaced. `operator` merges nodes of one owner into one failure domain.
+    """
+
+    data_dir: Path
+    storage: int
+    http: str = "127.0.0.1:8640"
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4840",)
+    transfer: str = "0.0.0.0:4841"
+    join: tuple[str, ...] = ()
+    max_memory: int | None = None
+    lend: str = "storage"
+    privacy: str = "trusted"
+    ends: str = "remote"
+    label: str = "node"
+    operator: str | None = None
+    compression: str = "auto"
+    gone_after: float = 43_200.0
+    transfer_threads: int = 2
+    log_format: str = "text"
+    json: bool = False
+
+
+def parse_size(text: Any, where: str = "size") -> int:
+    """Bytes of `120MB` (decimal), `2GiB` (binary), `1.5G`, or a plain number; `BadInput` naming `where`."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        text = str(text)
+    match = _SIZE.match(text) if isinstance(text, str) and len(text) <= 32 else None
+    if match is None or (match[3] and not match[2]):
+        raise BadInput(f"{where}: {text!r} is not a size", hint="for example 500MB, 20GB or 2GiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].lower()])
+
+
+def split_address(text: str, where: str = "address") -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[V6]:PORT`; port 0 asks for any free one."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or (":" in bare and bare == host) or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise BadInput(f"{where}: {text!r} is not HOST:PORT", hint="for example 127.0.0.1:8640 or [::1]:0")
+    return bare, int(port)
+
+
+def default_data_dir() -> Path:
+    """`MF_DATA_DIR`, else where this system keeps a user's application data."""
+    chosen = os.environ.get("MF_DATA_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("modelfloat", appauthor=False))
+
+
+def default_storage(data_dir: Path) -> int:
+    """min(20 GB, 10 % of what is free on the disk that will hold it)."""
+    folder = data_dir.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return min(_DEFAULT_STORAGE, shutil.disk_usage(folder).free // 10)
+
+
+def default_label() -> str:
+    """The publisher's label: the user's name where it can be one, else `node`."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        return "node"
+    return name if _LABEL.match(name) and name != "root" else "node"
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"{where}: {value!r} is not a text")
+    return value
+
+
+def _address(value: Any, where: str) -> str:
+    split_address(_text(value, where), where)
+    return str(value)
+
+
+def _multiaddr(value: str, where: str) -> str:
+    if not re.match(r"/(ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/[0-9]{1,5}\Z", value):
+        raise BadInput(f"{where}: {value!r} is not a TCP multiaddr", hint="for example /ip4/0.0.0.0/tcp/4840")
+    return value
+
+
+def _many(value: Any, where: str) -> tuple[str, ...]:
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise BadInput(f"{where}: {value!r} is not a list of texts")
+    return tuple(_text(item, where) for item in items)
+
+
+def _listen(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(_multiaddr(item, where) for item in _many(value, where))
+
+
+def _join(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(_ticket(item, where) for item in _many(value, where))
+
+
+def _ticket(value: str, where: str) -> str:
+    """Only the shape, and without showing it: a ticket is a secret. The swarm checks the rest."""
+    if not value.startswith("mft1"):
+        raise BadInput(f"{where}: not a ticket: it doesn't begin with mft1", hint="paste the whole output of `mf-node ticket`")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[Any, str], str]:
+    def read(value: Any, where: str) -> str:
+        if value not in choices:
+            raise BadInput(f"{where}: {value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _label(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not _LABEL.match(value):
+        raise BadInput(f"{where}: {value!r} is not a label", hint="letters, digits, dot, dash, underscore; at most 96")
+    return value
+
+
+def _number(low: float, high: float) -> Callable[[Any, str], float]:
+    def read(value: Any, where: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if isinstance(value, bool) or not low <= number <= high:
+            raise BadInput(f"{where}: {value!r} is not a number from {low:g} to {high:g}")
+        return number
+
+    return read
+
+
+def _count(value: Any, where: str) -> int:
+    number = _number(1, 256)(value, where)
+    if number != int(number):
+        raise BadInput(f"{where}: {value!r} is not a whole number")
+    return int(number)
+
+
+def _switch(value: Any, where: str) -> bool:
+    known = {True: True, False: False, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if not isinstance(value, bool | str) or value not in known:
+        raise BadInput(f"{where}: {value!r} is neither true nor false")
+    return known[value]
+
+
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "http": _address,
+    "listen": _listen,
+    "transfer": _address,
+    "join": _join,
+    "storage": parse_size,
+    "max_memory": parse_size,
+    "lend": _one_of(*LEND),
+    "privacy": _one_of(*PRIVACY),
+    "ends": _one_of(*ENDS),
+    "label": _label,
+    "operator": _label,
+    "compression": _one_of(*COMPRESSIONS),
+    "gone_after": _number(1, 10**9),
+    "transfer_threads": _count,
+    "log_format": _one_of(*LOG_FORMATS),
+    "json": _switch,
+}
+assert set(_READERS) == {field.name for field in fields(NodeConfig)} - {"data_dir"}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BadInput(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid TOML: {error}") from error
+    return _checked(table, lambda key: f"{path}: {key}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found = {key[3:].lower(): value for key, value in environ.items() if key.startswith("MF_") and key not in _OTHER_VARIABLES}
+    return _checked(found, lambda key: f"MF_{key.upper()}")
+
+
+def _checked(values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    unknown = sorted(set(values) - set(_READERS))
+    if unknown:
+        raise BadInput(f"unknown setting {', '.join(where(key) for key in unknown)}", hint=f"known are {', '.join(sorted(_READERS))}")
+    return {key: _READERS[key](value, where(key)) for key, value in values.items()}
+
+
+def load_config(data_dir: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> NodeConfig:
+    """The configuration of one node. `flags` by field name, None where not given; `BadInput` names the source and key."""
+    folder = (data_dir or default_data_dir()).expanduser().absolute()
+    values = _from_file(folder / FILE)
+    values |= _from_environment(os.environ if environ is None else environ)
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    values |= _checked(given, lambda key: f"--{key.replace('_', '-')}")
+    values.setdefault("storage", default_storage(folder))
+    values.setdefault("label", default_label())
+    values.setdefault("transfer_threads", min(os.cpu_count() or 1, 4))
+    return NodeConfig(data_dir=folder, **values)

@@ -1,0 +1,140 @@
+"""The one HTTP application of a node: its middlewares, its routes, and the server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import hdrs, web
+
+from node.gateway import Gateway
+from node.http import api_v1, openai, openapi, page
+from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED
+from node.http.errors import ClientLeft, Handler, error_layer
+from node.http.guard import allowed_origin, cors_headers, guard
+from node.http.metrics import CONTENT_TYPE, Metrics
+from node.http.settings import HttpSettings
+from protocol.errors import Conflict
+
+log = logging.getLogger(__name__)
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LEFT = 499
+_ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+def _request_id(request: web.Request) -> str:
+    """The caller's own id where it is short and plain, so that both logs meet; else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _CLIENT_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+
+
+def _template(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", resource.canonical) if resource is not None else "unmatched"
+
+
+def _record(request: web.Request, status: int, seconds: float) -> None:
+    """One line a request. The query stays out of it: a search is the asker's own business."""
+    request.app[METRICS].request(request.method, _template(request), status, seconds)
+    fields = {
+        "method": request.method[:16],
+        "path": request.rel_url.raw_path[:512],
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "request_id": request["request_id"],
+    }
+    if "error_code" in request:
+        fields["error"] = request["error_code"]
+    log.info("answered an HTTP request", extra={"event": "http_request", "fields": fields})
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id, and counts and logs how it ended, also when the client left."""
+    request["request_id"] = _request_id(request)
+    started, status = time.monotonic(), _LEFT
+    with request.app[METRICS].in_flight.track_inprogress():
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except ClientLeft:
+            return web.Response(status=_LEFT)
+        finally:
+            _record(request, status, time.monotonic() - started)
+
+
+def _finish_headers(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_ALWAYS)
+        if "request_id" in request:
+            response.headers["X-Request-Id"] = request["request_id"]
+        origin = allowed_origin(request, settings)
+        response.headers.update(cors_headers(origin) if origin else {"Cross-Origin-Resource-Policy": "same-origin"})
+        response.headers.pop(hdrs.SERVER, None)
+
+    return add
+
+
+async def _metrics_page(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=request.app[METRICS].page(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+
+def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None) -> web.Application:
+    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own."""
+    app = web.Application(middlewares=[observe, error_layer, guard(settings)], client_max_size=settings.max_body)
+    app[GATEWAY] = gateway
+    app[SETTINGS] = settings
+    app[METRICS] = metrics or Metrics()
+    app[STARTED] = time.monotonic()
+    app.add_routes([*api_v1.ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    app.on_response_prepare.append(_finish_headers(settings))
+    return app
+
+
+class HttpServer:
+    """The application on its socket. `port` and `url` are known after `start`, also where port 0 was asked."""
+
+    def __init__(self, gateway: Gateway, settings: HttpSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.port = 0
+        self._gateway = gateway
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        every = ("0.0.0.0", "::", "")
+        shown = "127.0.0.1" if self.settings.host in every else self.settings.host
+        return f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
+
+    async def start(self) -> None:
+        """Listens. `Conflict` when the port is taken or the address isn't this machine's."""
+        app = make_app(self._gateway, self.settings, self.metrics)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=self.settings.shutdown_timeout, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self.settings.host, self.settings.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise self._refused(error) from error
+        self._runner = runner
+        self.port = runner.addresses[0][1]
+        log.info("the HTTP address answers", extra={"event": "http_listening", "fields": {"url": self.url}})
+
+    def _refused(self, error: OSError) -> Conflict:
+        where = f"{self.settings.host}:{self.settings.port}"
+        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or "it was refused")
+        return Conflict(f"can't listen for HTTP on {where}: {why}", hint="choose another with --http HOST:PORT, or port 0 for a free one")
+
+    async def stop(self) -> None:
+        """Stops listening and ends what is being answered; again and before `start` it does nothing."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await asyncio.shield(runner.cleanup())

@@ -1,0 +1,81 @@
+"""What Prometheus reads at /metrics: this surface's own figures, and gauges that the daemon lends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One value of a gauge now. Readings of one `name` carry the same label names."""
+
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class _Lent(Collector):
+    def __init__(self, source: Callable[[], Iterable[Reading]]) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for reading in self._source():
+            labels = sorted(reading.labels)
+            family = families.setdefault(reading.name, GaugeMetricFamily(reading.name, reading.help, labels=labels))
+            family.add_metric([reading.labels[label] for label in labels], reading.value)
+        return families.values()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: else the registry would ask the source at registration."""
+        return []
+
+
+class Metrics:
+    """One registry per application, so that two nodes in a process don't meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        one = self.registry
+        self._requests = Counter("mf_http_requests", "HTTP requests answered", ["method", "path", "status"], registry=one)
+        self._seconds = Histogram(
+            "mf_http_request_seconds", "Seconds from request to end of reply", ["path"], buckets=_SECONDS, registry=one
+        )
+        self.in_flight = Gauge("mf_http_requests_in_flight", "HTTP requests being answered", registry=one)
+        self._generations = Counter("mf_generations", "Replies by where they ran and how they ended", ["kind", "outcome"], registry=one)
+        self._tokens = Counter("mf_tokens", "Tokens of finished replies", ["part"], registry=one)
+        self._first = Histogram("mf_time_to_first_token_seconds", "Seconds from request to first token", buckets=_SECONDS, registry=one)
+        self.answered = 0
+
+    def register_collector(self, source: Callable[[], Iterable[Reading]]) -> None:
+        """`source` is called, on the loop, at each reading of /metrics: it must be quick and raise nothing."""
+        self.registry.register(_Lent(source))
+
+    def request(self, method: str, path: str, status: int, seconds: float) -> None:
+        """`path` is the route's template, never what the client wrote: labels stay few."""
+        self.answered += 1
+        self._requests.labels(method if method in _METHODS else "other", path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def generation(self, kind: str, outcome: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """`outcome`: stop, length, an error's code, or cancelled."""
+        self._generations.labels(kind, outcome).inc()
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("completion").inc(completion_tokens)
+
+    def page(self) -> bytes:
+        """The registry in Prometheus' text format."""
+        return generate_latest(self.registry)

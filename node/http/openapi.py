@@ -1,0 +1,137 @@
+"""The OpenAPI 3.1 document, made from the same structs that read and write the bodies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from node import __doc__ as _about
+from node.http import replies, schemas
+from node.http.context import json_reply
+
+_REF = "#/components/schemas/{name}"
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One answered method of one path. `reply` None: not JSON (`media` then says what)."""
+
+    method: str
+    path: str
+    summary: str
+    reply: Any = None
+    body: Any = None
+    query: Any = None
+    media: str = _JSON
+    events: str | None = None
+    wrapped: bool = False
+    errors: tuple[int, ...] = (400, 403, 500, 503)
+
+
+_ASK = (400, 403, 404, 413, 429, 500, 503)
+_ONE = (400, 403, 404, 500, 503)
+OPERATIONS = [
+    Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
+    Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
+    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
+    Operation(
+        "post",
+        "/api/v1/models/{id}/inference",
+        "Run a model; with parameters.stream as the events start, token and finish",
+        replies.Inference,
+        schemas.InferenceRequest,
+        events="events `start` (StreamStart), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
+        wrapped=True,
+        errors=_ASK,
+    ),
+    Operation("get", "/api/v1/system/health", "How each part of the node is", wrapped=True, reply=dict[str, Any]),
+    Operation("get", "/api/v1/system/swarm", "Who is in the swarm", wrapped=True, reply=dict[str, Any]),
+    Operation("get", "/v1/models", "Models, in OpenAI's shape", replies.OpenAIModels),
+    Operation("get", "/v1/models/{id}", "One model, in OpenAI's shape", replies.OpenAIModel, errors=_ONE),
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "A chat's next message, in OpenAI's shape",
+        replies.ChatCompletion,
+        schemas.ChatRequest,
+        events="ChatChunk in each `data:`, then `data: [DONE]`",
+        errors=_ASK,
+    ),
+    Operation("get", "/metrics", "Figures for Prometheus", media="text/plain"),
+    Operation("get", "/openapi.json", "This document", dict[str, Any]),
+    Operation("get", "/docs", "This document, to read and try", media="text/html"),
+    Operation("get", "/", "The node's page", media="text/html"),
+]
+_EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, replies.ChatChunk]
+
+
+def _types() -> list[Any]:
+    used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
+    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query]
+
+
+def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
+    inner = schemas_by_type[operation.reply] if operation.reply is not None else {"type": "object"}
+    if not operation.wrapped:
+        return dict(inner)
+    properties = {"status": {"const": "success"}, "data": inner}
+    return {"type": "object", "properties": properties, "required": ["status", "data"]}
+
+
+def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
+    if operation.media == _JSON:
+        content = {_JSON: {"schema": _schema_of(schemas_by_type, operation)}}
+    if operation.events:
+        content["text/event-stream"] = {"schema": {"type": "string", "description": operation.events}}
+    shape = replies.OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
+    failure = {"description": "refused or failed", "content": {_JSON: {"schema": schemas_by_type[shape]}}}
+    return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
+
+
+def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
+    named = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] if "{id}" in operation.path else []
+    if operation.query is None:
+        return named
+    fields = components[operation.query.__name__]["properties"]
+    return named + [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+
+
+def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], operation: Operation) -> dict[str, Any]:
+    shown: dict[str, Any] = {"summary": operation.summary, "responses": _replies(schemas_by_type, operation)}
+    parameters = _parameters(components, operation)
+    if parameters:
+        shown["parameters"] = parameters
+    if operation.body is not None:
+        shown["requestBody"] = {"required": True, "content": {_JSON: {"schema": schemas_by_type[operation.body]}}}
+    return shown
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The whole document, as plain values."""
+    types = _types()
+    found, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schemas_by_type = dict(zip(types, found, strict=True))
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(schemas_by_type, components, operation)
+    info = {
+        "title": "ModelFloat node",
+        "version": "1",
+        "description": (_about or "").strip(),
+        "license": {"name": "MIT", "identifier": "MIT"},
+    }
+    return {"openapi": "3.1.0", "info": info, "servers": [{"url": "/"}], "paths": paths, "components": {"schemas": components}}
+
+
+async def serve(request: web.Request) -> web.StreamResponse:
+    return json_reply(document())
+
+
+ROUTES = [web.get("/openapi.json", serve)]

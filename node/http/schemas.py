@@ -1,0 +1,134 @@
+"""The bodies and queries that this node takes. Unknown fields are refused; ranges stand here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol import limits
+
+Name = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME, description="model id, or publisher/name@version, or a bare name")]
+Count = Annotated[int, Meta(ge=1, le=1_048_576)]
+Temperature = Annotated[float, Meta(ge=0, le=2, description="0 (also the default) is greedy")]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+StopList = Annotated[list[StopText], Meta(max_length=4)]
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+class Query(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Parameters of GET /api/v1/models."""
+
+    page: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    search: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class NoQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """No parameters."""
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`refusal` is taken as null, because clients send a reply's message back as they got it."""
+
+    role: Role
+    content: str | list[TextPart]
+    refusal: None = None
+
+    def plain(self) -> dict[str, str]:
+        """As the model's template wants it; `developer` is OpenAI's newer word for `system`."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
+
+
+class InferenceInput(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Either `text` (the model goes on with it) or `messages` (a chat, through the model's template)."""
+
+    text: Annotated[str, Meta(min_length=1)] | None = None
+    messages: Messages | None = None
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1_048_576)] | None = None
+    stop_sequences: StopList | None = None
+    seed: Seed | None = None
+
+
+class InferenceParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    stream: bool = False
+    include_metadata: bool = True
+    timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+
+
+class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    input: InferenceInput
+    parameters: InferenceParameters = InferenceParameters()
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    include_usage: bool = False
+
+
+class TextFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    type: Literal["text"]
+
+
+class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """OpenAI's chat request, as far as this node honours it. `user` is taken and not used.
+
+    `continue_final_message` (not OpenAI's): go on with the last message, the assistant's, instead of opening a new one.
+    """
+
+    model: Name
+    messages: Messages
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    stop: StopText | StopList | None = None
+    seed: Seed | None = None
+    n: Literal[1] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    user: str | None = None
+    continue_final_message: bool = False
+
+
+UNSUPPORTED_CHAT = frozenset(
+    {
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "functions",
+        "function_call",
+        "logit_bias",
+        "top_logprobs",
+        "modalities",
+        "audio",
+        "prediction",
+        "reasoning_effort",
+        "service_tier",
+        "store",
+        "metadata",
+        "web_search_options",
+        "verbosity",
+        "prompt_cache_key",
+        "safety_identifier",
+    }
+)
+"""OpenAI's fields that this node knows of and doesn't honour."""

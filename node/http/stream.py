@@ -1,0 +1,72 @@
+"""Writing Server-Sent Events to a client that may be slow or gone.
+
+A client that leaves is noticed in two ways: aiohttp cancels the handler when the connection closes
+(`handler_cancellation`), and a write into a closed connection raises. Both unwind the handler, which closes the
+generation. A client that stays and doesn't read is ended after `write_timeout`: no generation waits on it for longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+log = logging.getLogger(__name__)
+
+_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class SlowClient(ConnectionError):
+    """The client didn't read within the write timeout; its connection was closed."""
+
+
+class EventStream:
+    """One reply of events. From `open` on, errors of this request are written into it (`request["stream"]`)."""
+
+    def __init__(self, request: web.Request, write_timeout: float, *, named: bool) -> None:
+        self._request = request
+        self._timeout = write_timeout
+        self._named = named
+        self._response = web.StreamResponse(headers=_HEADERS)
+
+    async def open(self, headers: dict[str, str]) -> None:
+        self._response.headers.update(headers)
+        self._request["stream"] = self
+        await self._response.prepare(self._request)
+
+    async def send(self, data: Any, event: str | None = None) -> None:
+        """One event with `data` as JSON; `event` is its name, for the API that names them."""
+        await self._write(msgspec.json.encode(data), event)
+
+    async def done(self) -> web.StreamResponse:
+        """Ends a whole reply; OpenAI's clients wait for `[DONE]`."""
+        if not self._named:
+            await self._write(b"[DONE]", None)
+        await self._response.write_eof()
+        return self._response
+
+    async def fail(self, body: bytes) -> web.StreamResponse:
+        """Ends a broken reply with its error, and without `[DONE]`."""
+        await self._write(body, "error" if self._named else None)
+        await self._response.write_eof()
+        return self._response
+
+    async def _write(self, data: bytes, event: str | None) -> None:
+        name = f"event: {event}\n".encode() if event else b""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._response.write(name + b"data: " + data + b"\n\n")
+        except TimeoutError:
+            self._abandon()
+            raise SlowClient(f"the client read nothing for {self._timeout:g} s") from None
+
+    def _abandon(self) -> None:
+        log.info(
+            "a client that doesn't read its stream was closed",
+            extra={"event": "http_slow_client", "fields": {"request_id": self._request["request_id"]}},
+        )
+        if self._request.transport is not None:
+            self._request.transport.abort()

@@ -1,0 +1,41 @@
+"""Which model a shard is kept for, and what goes when a model is forgotten. Pure; both stores use it.
+
+A shard is stored for one model, but an encoding (and so its shards) may belong to several models kept here. The shard
+then stays until the last of them is forgotten. This is worked out from the models' blob lists each time: nothing on
+the disk has to be rewritten when a model goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from node.store.interface import ShardInfo, ShardKey
+from protocol.ids import ModelId
+
+Models = Mapping[ModelId, Sequence[bytes]]
+
+
+def for_model(infos: Iterable[ShardInfo], models: Models, model: ModelId | None) -> list[ShardInfo]:
+    """The shards kept for `model` (None: all), each naming the model it is kept for now, sorted by key."""
+    owners: dict[bytes, list[ModelId]] = {}
+    for name in sorted(models):
+        for blob in models[name]:
+            owners.setdefault(blob, []).append(name)
+    found = []
+    for info in infos:
+        users = owners.get(info.key.encoding, [])
+        home = users[0] if users and info.model not in models else info.model
+        if model is None or model == home or model in users:
+            found.append(replace(info, model=model if model in users else home))
+    return sorted(found, key=lambda info: (info.key.encoding, info.key.shard))
+
+
+def doomed(infos: Sequence[ShardInfo], models: Models, model: ModelId) -> tuple[list[ShardKey], list[bytes]]:
+    """Shards and blobs kept for `model` alone."""
+    others = {blob for name, blobs in models.items() if name != model for blob in blobs}
+    shards = [info.key for info in for_model(infos, models, model) if info.key.encoding not in others]
+    gone = set(shards)
+    kept = others | {info.key.encoding for info in infos if info.key not in gone}
+    blobs = dict.fromkeys([*models.get(model, ()), *(key.encoding for key in shards)])
+    return shards, [blob for blob in blobs if blob not in kept]

@@ -1,0 +1,135 @@
+"""All signed records this node keeps, and what two nodes tell each other to end with the same ones. Pure.
+
+Two nodes compare 64 sums, each the XOR of the marks of one bucket; of buckets that differ the asked one lists its
+marks, and each sends what the other lacks. Joining is the same with empty hands. Sums of marks under a
+keyless hash can be steered by a signer of many records, which hides a difference at worst until the next push: no
+record is ever accepted because of a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from node.swarm.book import MARK, Kept, Outcome, mark_of
+from node.swarm.catalog import Catalog
+from node.swarm.holdings import MAX_HOLDING, HoldingBook
+from node.swarm.peers import PeerBook
+from protocol import limits
+from protocol.errors import BadInput
+from protocol.framing import unpack
+from protocol.ids import ModelId, PeerId
+from protocol.records import CARD_DOMAIN, HOLDING_DOMAIN, NODE_DOMAIN, Card, Holding, NodeRecord, open_record
+from protocol.signing import Envelope
+
+BUCKETS = 64
+MAX_NODE_RECORD = 16 * limits.KIB
+_SIZES = {NODE_DOMAIN: MAX_NODE_RECORD, HOLDING_DOMAIN: MAX_HOLDING, CARD_DOMAIN: limits.MAX_CARD}
+
+AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of an envelope; `kind` is peer, holding or card."""
+
+    kind: str
+    outcome: Outcome
+    kept: AnyKept
+
+
+class Archive:
+    def __init__(self) -> None:
+        self.peers = PeerBook()
+        self.holdings = HoldingBook()
+        self.catalog = Catalog()
+        self._by_mark: dict[bytes, AnyKept] = {}
+
+    def knows(self, envelope: bytes) -> bool:
+        """Whether these very bytes are kept: asked before a signature is checked."""
+        return mark_of(envelope) in self._by_mark
+
+    def take(self, envelope: bytes, now: float, pinned: Callable[[PeerId], bool]) -> Taken | None:
+        """Checks and keeps an envelope; None for a domain this version doesn't know, `BadInput` where a rule is broken."""
+        domain = unpack(envelope, Envelope, "record").domain
+        if domain not in _SIZES:
+            return None
+        if len(envelope) > _SIZES[domain]:
+            raise BadInput(f"{domain}: {len(envelope)} bytes, at most {_SIZES[domain]} allowed")
+        if domain == NODE_DOMAIN:
+            node = self._opened(envelope, NodeRecord, now)
+            return self._entered("peer", *self.peers.offer(node, pinned(node.signer)), node)
+        if domain == HOLDING_DOMAIN:
+            holding = self._opened(envelope, Holding, now)
+            return self._entered("holding", *self.holdings.offer(holding, pinned(holding.signer)), holding)
+        card = self._opened(envelope, Card, now)
+        return self._entered("card", *self.catalog.offer(card, pinned(card.signer)), card)
+
+    @staticmethod
+    def _opened(envelope: bytes, kind: type, now: float) -> Kept:  # type: ignore[type-arg]
+        signer, record = open_record(envelope, kind, now)
+        return Kept(signer, record, envelope, mark_of(envelope))
+
+    def _entered(self, kind: str, outcome: Outcome, gone: Iterable[AnyKept], kept: AnyKept) -> Taken:
+        for old in gone:
+            self._by_mark.pop(old.mark, None)
+        if outcome is Outcome.NEW:
+            self._by_mark[kept.mark] = kept
+        return Taken(kind, outcome, kept)
+
+    def expire(self, now: float) -> int:
+        gone: list[AnyKept] = [*self.peers.expire(now), *self.holdings.expire(now), *self.catalog.expire(now)]
+        for kept in gone:
+            self._by_mark.pop(kept.mark, None)
+        return len(gone)
+
+    def marks(self, shown: Callable[[AnyKept], bool]) -> set[bytes]:
+        """Marks of what may be passed on."""
+        return {mark for mark, kept in self._by_mark.items() if shown(kept)}
+
+    def all_marks(self) -> set[bytes]:
+        return set(self._by_mark)
+
+    def envelopes(self, marks: Iterable[bytes], room: int) -> list[bytes]:
+        """Envelopes of these marks, in order, until the next would exceed `room` bytes."""
+        found: list[bytes] = []
+        for mark in marks:
+            kept = self._by_mark.get(mark)
+            if kept is None:
+                continue
+            room -= len(kept.envelope) + 8
+            if room < 0 and found:
+                break
+            found.append(kept.envelope)
+        return found
+
+    def sequence_of(self, kind: str, own: PeerId, subject: tuple[str, ...] | ModelId | None = None) -> int:
+        """The highest sequence number known of one of this node's own records, -1 when there is none."""
+        kept: AnyKept | None = None
+        if kind == "peer":
+            kept = self.peers.get(own)
+        elif kind == "holding" and isinstance(subject, bytes):
+            kept = self.holdings.get(own, ModelId(subject))
+        elif isinstance(subject, tuple):
+            kept = self.catalog.get(own, subject[0], subject[1])
+        return kept.record.sequence if kept else -1
+
+
+def bucket_of(mark: bytes) -> int:
+    return mark[0] % BUCKETS
+
+
+def sums(marks: Iterable[bytes]) -> bytes:
+    """64 sums of 16 bytes."""
+    totals = [0] * BUCKETS
+    for mark in marks:
+        totals[bucket_of(mark)] ^= int.from_bytes(mark, "big")
+    return b"".join(total.to_bytes(MARK, "big") for total in totals)
+
+
+def differing(mine: bytes, theirs: bytes) -> list[int]:
+    return [i for i in range(BUCKETS) if mine[i * MARK : (i + 1) * MARK] != theirs[i * MARK : (i + 1) * MARK]]
+
+
+def split_marks(joined: bytes) -> list[bytes]:
+    return [joined[at : at + MARK] for at in range(0, len(joined), MARK)]

@@ -1,0 +1,85 @@
+"""Windows of k shards into plain bytes of the group: recover, gather pieces into segments, open, write.
+
+Called from an executor's thread, one window after the other. A piece may lie across two windows, never three: it has at most
+a little over 256 KiB.
+
+Written by pwrite rather than through a mapping: a full disk is then an error with a name, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from erasure.code import Code
+from erasure.segment import open_segment
+from node.transfer.fetch_board import WINDOW, Shape
+from protocol.encoding import Encoding
+from protocol.errors import StorageFull
+
+
+class Assembler:
+    """Writes the group at `offset` of `fd` as its windows come."""
+
+    def __init__(self, record: Encoding, shape: Shape, fd: int, offset: int, secret: bytes) -> None:
+        self._record = record
+        self._shape = shape
+        self._fd = fd
+        self._at = offset
+        self._secret = secret
+        self._code = Code(record.k, len(record.roots))
+        self._lengths = record.piece_lengths()
+        self._segment = 0
+        self._piece_at = 0
+        self._before: dict[int, bytearray] = {}
+        self._sealed = bytearray(record.k * max(self._lengths, default=0))
+        self._plain = bytearray(max((segment.plain for segment in record.segments), default=0))
+
+    def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
+        """Writes what this window completes; returns the buffers free again. `spare` holds one per data shard missing in `got`."""
+        start, size = window * WINDOW, self._shape.window_length(window)
+        rows = self._rows(got, spare, size)
+        end = start + size
+        while self._segment < len(self._lengths) and self._piece_at + self._lengths[self._segment] <= end:
+            self._write(start, rows)
+        free = [buffer for shard, buffer in got.items() if shard >= self._record.k] + list(self._before.values())
+        self._before = rows
+        return free
+
+    def _rows(self, got: Mapping[int, bytearray], spare: list[bytearray], size: int) -> dict[int, bytearray]:
+        """The k data shards' bytes of this window by number."""
+        rows = {shard: buffer for shard, buffer in got.items() if shard < self._record.k}
+        missing = {shard: spare.pop() for shard in range(self._record.k) if shard not in rows}
+        self._code.recover(
+            {shard: memoryview(buffer)[:size] for shard, buffer in got.items()},
+            {shard: memoryview(buffer)[:size] for shard, buffer in missing.items()},
+        )
+        return rows | missing
+
+    def _write(self, start: int, rows: Mapping[int, bytearray]) -> None:
+        index, length = self._segment, self._lengths[self._segment]
+        segment = self._record.segments[index]
+        sealed = memoryview(self._sealed)
+        # What of the piece lies in the window before: its tail, since windows follow each other without a gap.
+        early = max(0, min(length, start - self._piece_at))
+        for shard in range(self._record.k):
+            to = shard * length
+            if early:
+                tail = self._piece_at - (start - WINDOW)
+                sealed[to : to + early] = memoryview(self._before[shard])[tail : tail + early]
+            begin = max(0, self._piece_at - start)
+            sealed[to + early : to + length] = memoryview(rows[shard])[begin : begin + length - early]
+        plain = memoryview(self._plain)[: segment.plain]
+        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret)
+        self._write_out(plain)
+        self._at += segment.plain
+        self._piece_at += length
+        self._segment += 1
+
+    def _write_out(self, plain: memoryview) -> None:
+        done = 0
+        try:
+            while done < len(plain):
+                done += os.pwrite(self._fd, plain[done:], self._at + done)
+        except OSError as error:
+            raise StorageFull(f"writing the fetched group failed: {error.strerror}", hint="free some space on that disk") from error

@@ -1,0 +1,121 @@
+"""What has arrived of a group, window by window.
+
+The code works on each byte column by itself, so a window of 1 MiB of every shard is enough to decode: whichever k shards of a
+window come first are taken, and a holder that dies or stalls costs one window, never what it has given before. Readers may run
+ahead of what is assembled by a bounded number of windows; that is the bound on memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocol import limits
+from protocol.encoding import Encoding, leaf_count
+from protocol.windows import SIGNATURE
+
+WINDOW = limits.WINDOW_LEAVES * limits.LEAF
+MEMORY = 48 * limits.MIB
+"""Bytes of windows held at once, as long as k leaves room for two windows of every lane."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB."""
+
+    encoding: bytes
+    k: int
+    length: int
+    leaves: int
+    windows: int
+    roots: list[bytes]
+
+    @classmethod
+    def of(cls, encoding: bytes, record: Encoding) -> Shape:
+        length = record.shard_length()
+        return cls(encoding, record.k, length, leaf_count(length), -(-length // WINDOW), record.roots)
+
+    def window_length(self, window: int) -> int:
+        return min(WINDOW, self.length - window * WINDOW)
+
+
+class Board:
+    """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.front = 0
+        self.assembled = 0
+        self.leaves: dict[int, bytes] = {}
+        self._shape = shape
+        self._ahead = max(2, min(8, MEMORY // (WINDOW * shape.k) - 3))
+        self._got: dict[int, dict[int, bytearray]] = {}
+        self._seconds: dict[int, list[float]] = {}
+        self._ready: deque[tuple[int, dict[int, bytearray]]] = deque()
+        self._free: list[bytearray] = []
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def wants(self, window: int, shard: int) -> bool:
+        got = self._got.get(window, {})
+        return window >= self.front and shard not in got and len(got) < self._shape.k
+
+    def seconds_taken(self, window: int) -> list[float]:
+        """How long the shards that are here of a window took to read, each."""
+        return self._seconds.get(window, [])
+
+    def deliver(self, window: int, shard: int, buffer: bytearray, seconds: float) -> None:
+        """Takes a verified window of a shard; what isn't needed any more goes back to the pool."""
+        if not self.wants(window, shard):
+            self.give_back(buffer)
+            return
+        self._got.setdefault(window, {})[shard] = buffer
+        self._seconds.setdefault(window, []).append(seconds)
+        while len(self._got.get(self.front, ())) == self._shape.k:
+            self._ready.append((self.front, self._got.pop(self.front)))
+            del self._seconds[self.front]
+            self.front += 1
+        self.wake()
+
+    async def room(self, window: int) -> None:
+        await self._until(lambda: window < self.assembled + self._ahead)
+
+    async def next_ready(self) -> tuple[int, dict[int, bytearray]]:
+        """The next window in order with its k shards."""
+        await self._until(lambda: bool(self._ready))
+        return self._ready.popleft()
+
+    def window_assembled(self) -> None:
+        self.assembled += 1
+        self.wake()
+
+    def buffer(self) -> bytearray:
+        """Room for a window and its signature. Pooled: fresh pages cost more than the copy into them."""
+        return self._free.pop() if self._free else bytearray(min(WINDOW, self._shape.length) + SIGNATURE)
+
+    def give_back(self, buffer: bytearray) -> None:
+        self._free.append(buffer)
+
+    async def change(self, timeout: float) -> None:
+        """Returns at the next change or after `timeout` seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await asyncio.wait([future], timeout=timeout)
+        finally:
+            self._waiting.discard(future)
+
+    def wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(future)
+            try:
+                await future
+            finally:
+                self._waiting.discard(future)

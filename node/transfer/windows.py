@@ -1,0 +1,38 @@
+"""A window on its way out: leaves read from the store, hashed as they are and signed, in one buffer."""
+
+from __future__ import annotations
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.store.interface import ShardKey, ShardReader
+from protocol import limits
+from protocol.encoding import leaf_count
+from protocol.errors import BadInput, MfError
+from protocol.signing import sign_bytes
+from protocol.windows import DOMAIN, SIGNATURE, window_body
+
+WINDOW = limits.WINDOW_LEAVES * limits.LEAF
+
+
+def span_bytes(length: int, first: int, count: int) -> int:
+    """Shard bytes in `count` leaves from `first`; `BadInput` when the shard hasn't so many."""
+    if count < 1 or first < 0 or first + count > leaf_count(length):
+        raise BadInput(f"leaves {first} to {first + count} were asked, the shard has {leaf_count(length)}")
+    return min(length, (first + count) * limits.LEAF) - first * limits.LEAF
+
+
+def body_bytes(length: int, first: int, count: int) -> int:
+    """Bytes of the answer without a leaf list: the leaves and a signature for each window."""
+    return span_bytes(length, first, count) + -(-count // limits.WINDOW_LEAVES) * SIGNATURE
+
+
+def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> bytes:
+    """The bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
+    size = span_bytes(reader.length, first, count)
+    data = reader.read(first * limits.LEAF, size)
+    if len(data) != size:
+        raise MfError(f"shard {key.shard} ends early on the disk: {len(data)} of {size} bytes at leaf {first}")
+    view = memoryview(data)
+    digests = b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, size, limits.LEAF))
+    return data + sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))

@@ -1,0 +1,95 @@
+"""A gateway without a node behind it: says what it was told to, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from node.gateway import Event, Finished, GenerationRequest, ModelInfo, Piece, Planned
+from protocol.errors import MfError, NotFound
+
+PEERS = ["12D3KooWAlpha", "12D3KooWBeta", "12D3KooWGamma"]
+ROUTE: list[dict[str, Any]] = [{"peer": peer, "first": 10 * i, "end": 10 * i + 10, "here": i == 0} for i, peer in enumerate(PEERS)]
+TIMINGS = {"plan": 0.001, "assemble": 0.2, "load": 0.3, "first_token": 0.6, "total": 1.501}
+MODEL = ModelInfo(
+    model_id="mfm1aeaaa",
+    name="ann/demo@1",
+    publisher="ann",
+    version="1",
+    size_bytes=269_000_000,
+    parameters=135_000_000,
+    architecture="LlamaForCausalLM",
+    context=8192,
+    license="apache-2.0",
+    description="a small model",
+    created_at=1_700_000_000.0,
+    storage={"groups": 32, "shards": 192, "k": 2, "n": 6, "holders": 6, "redundancy_factor": 3.0, "survives_losses": 4, "stored_bytes": 1},
+)
+
+
+def many_models(count: int) -> list[ModelInfo]:
+    return [replace(MODEL, model_id=f"mfm1{i:04d}", name=f"ann/model-{i:04d}@1") for i in range(count)]
+
+
+@dataclass
+class FakeGateway:
+    """`early` is raised before the plan, `late` after the first words; `hold`: "plan" or "words" to wait there for ever."""
+
+    listed: list[ModelInfo] = field(default_factory=lambda: [MODEL])
+    words: list[str] = field(default_factory=lambda: ["Par", "is", "."])
+    early: Exception | None = None
+    late: Exception | None = None
+    hold: str | None = None
+    silent_end: bool = False
+    asked: list[GenerationRequest] = field(default_factory=list)
+    queries: list[str | None] = field(default_factory=list)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def models(self, query: str | None = None) -> list[ModelInfo]:
+        self.queries.append(query)
+        return [info for info in self.listed if query is None or query in (info.name or "")]
+
+    async def model(self, name: str) -> ModelInfo:
+        for info in self.listed:
+            if name in (info.model_id, info.name):
+                return info
+        raise NotFound(f"no model is called {name!r}", details={"candidates": [info.name for info in self.listed][:5]})
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        self.asked.append(request)
+        try:
+            info = await self.model(request.model)
+            if self.early:
+                raise self.early
+            await self._hold("plan")
+            yield Planned(info.model_id, "pipeline", ROUTE, 7)
+            for made, word in enumerate(self.words, 1):
+                yield Piece(word, made)
+            await self._hold("words")
+            if self.late:
+                raise self.late
+            if not self.silent_end:
+                yield Finished("stop", 7, len(self.words), ROUTE, TIMINGS)
+        finally:
+            self.closed.set()
+
+    async def _hold(self, where: str) -> None:
+        if self.hold == where:
+            self.waiting.set()
+            await asyncio.Event().wait()
+
+    async def health(self) -> dict[str, Any]:
+        parts = {name: {"status": "healthy"} for name in ("storage_network", "compute_network", "model_registry")}
+        return {"status": "healthy", **parts, "last_probe": {"at": 1.0, "ok": True}}
+
+    async def status(self) -> dict[str, Any]:
+        peers = [{"peer_id": peer, "alive": peer != PEERS[2], "addresses": ["/ip4/10.0.0.9/tcp/4840"]} for peer in PEERS]
+        models = [{"model_id": MODEL.model_id, "name": MODEL.name, "survives_losses": 4, "holders": 6}]
+        return {"peer_id": PEERS[0], "version": "0.1.0", "peers": peers, "models": models}
+
+
+def refusal(kind: type[MfError]) -> MfError:
+    return kind("group layer.3: 1 shard of 2 needed is missing", hint="ask later", details={"group": "layer.3", "missing": 1})
