@@ -78,7 +78,8 @@ class MemoryHub:
         """Runs `action` at the receiver after a delay, not before the time `after`; returns that time."""
         loop = asyncio.get_running_loop()
         delay = self.rng.uniform(*self._delay) + (_STALL_SECONDS if self.rng.random() < self._stall else 0.0)
-        when = max(loop.time() + delay, after)
+        # strictly later than the one before: timers of one instant fire in any order
+        when = max(loop.time() + delay, after + 1e-6)
         loop.call_at(when, self._deliver, sender, receiver, action)
         return when
 
