@@ -95,9 +95,10 @@ class Publisher:
         with GroupSource(folder, manifest) as source:
             await self._spread(located, source, request, tally, notify)
         await self._finish(located, tally)
-        await self._swarm.put_card(self._card(request, name, model, manifest))
+        card = self._card(request, name, model, manifest)
+        await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
-        return self._result(model, name, manifest, tally, time.monotonic() - started)
+        return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
 
     async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
         loop = asyncio.get_running_loop()
@@ -193,7 +194,7 @@ class Publisher:
     def _result(self, model: ModelId, name: str, manifest: Manifest, tally: Tally, seconds: float) -> dict[str, Any]:
         return {
             "model_id": model_text(model),
-            "name": f"{self._label}/{name}",
+            "name": name,
             "groups": len(manifest.groups),
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
