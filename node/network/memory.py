@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
-from protocol.ids import PeerId, peer_from_public
-
 from node.network.interface import Handler, PeerListener, StreamClosed
 from node.network.streams import FrameStream, serve_stream
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
+from protocol.ids import PeerId, peer_from_public
 
 _STALL_SECONDS = 1.0
 _WINDOW = 256 * 1024
@@ -282,5 +281,3 @@ class MemoryNetwork:
     def _tell(self, peer: PeerId, connected: bool) -> None:
         for listener in self._listeners:
             listener(peer, connected)
-
-
