@@ -239,7 +239,10 @@ def test_tickets_one_past() -> None:
     parsed(peers=[peer] * limits.MAX_TICKET_PEERS)
     with pytest.raises(BadInput, match="expired"):
         parsed(cases.TICKET.expires + limits.CLOCK_TOLERANCE + 1)
+    latest = cases.NOW + limits.TICKET_LIFETIME + limits.CLOCK_TOLERANCE
+    parsed(expires=latest)
     wrong: list[dict[str, Any]] = [
+        {"expires": latest + 1},
         {"peers": [peer] * (limits.MAX_TICKET_PEERS + 1)}, {"peers": []}, {"swarm": b"short"}, {"trusts": ["nobody"]},
         {"peers": [ticket.TicketPeer(peer="nobody", addresses=[])]}, {"peers": [ticket.TicketPeer(peer=cases.PEER, addresses=["a"] * 17)]},
         {"peers": [ticket.TicketPeer(peer=cases.PEER, addresses=["a" * limits.MAX_TICKET])]},
