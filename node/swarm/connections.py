@@ -7,13 +7,14 @@ double up to a minute. Beyond 50 connections no more are made; since the order i
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from node.network.addresses import check_address, links_of
 from node.network.interface import Network
-from node.swarm.addresses import dialable
 from node.swarm.link import Heard, Link
 from node.swarm.liveness import Liveness
 from node.swarm.peers import PeerBook
@@ -23,6 +24,8 @@ from protocol.ids import PeerId
 from protocol.messages import SWARM_PROTOCOL
 
 log = logging.getLogger(__name__)
+Links = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
 MESH = 50
 DIAL = 3.0
 REDIAL = 1.0
@@ -33,7 +36,7 @@ _MAX_PAUSES = 8_192
 
 @dataclass(frozen=True)
 class Hooks:
-    """`greet` and `sync` speak on a new link; `changed(peer, up, reason)` tells of connections made and lost for good."""
+    """`greet` and `sync` speak on a new link; `left(peer, was routable, reason)` is told of a connection lost and of one lost for good."""
 
     heard: Heard
     greet: Callable[[Link, float], Awaitable[None]]
@@ -142,21 +145,22 @@ class Connections:
         """`reach` for a stranger's word (the DHT's): only addresses that may be dialled."""
         if peer in self._network.connected():
             return await self.reach(peer, [], timeout)
-        good = dialable(addresses, self._network.addresses())
+        links = links_of(self._network.addresses())
+        good = [address for address in addresses if check_address(address, links)]
         return bool(good) and await self.reach(peer, good, timeout)
 
     def wanted(self) -> list[tuple[PeerId, list[str]]]:
         """Peers to dial now, in random order, at most as many as the mesh lacks."""
         connected, now = set(self._network.connected()), self._monotonic()
         room = MESH - len(connected) - len(self._dialling)
-        own = self._network.addresses()
+        links = links_of(self._network.addresses())
         found: list[tuple[PeerId, list[str]]] = []
         for peer in self._known():
             if peer == self._network.peer_id or peer in connected or peer in self._dialling or self._hooks.unwanted(peer):
                 continue
             if self._pauses.get(peer, (0, 0.0))[1] > now:
                 continue
-            addresses = self._addresses(peer, own)
+            addresses = self._addresses(peer, links)
             if addresses:
                 found.append((peer, addresses))
         self._rng.shuffle(found)
@@ -189,7 +193,7 @@ class Connections:
             self._dialling.discard(peer)
 
     async def _again(self, peer: PeerId) -> None:
-        addresses = self._addresses(peer, self._network.addresses())
+        addresses = self._addresses(peer, links_of(self._network.addresses()))
         try:
             if not addresses:
                 raise Unavailable("no address of it is known")
@@ -202,8 +206,10 @@ class Connections:
     def _known(self) -> list[PeerId]:
         return list(dict.fromkeys([*(kept.signer for kept in self._peers.all()), *self._given]))
 
-    def _addresses(self, peer: PeerId, own: list[str]) -> list[str]:
-        return list(dict.fromkeys([*dialable(self._peers.addresses(peer), own), *self._given.get(peer, [])]))
+    def _addresses(self, peer: PeerId, links: Links) -> list[str]:
+        """Where to dial a peer: what its record says, as far as that may be dialled, and what a ticket said."""
+        told = [address for address in self._peers.addresses(peer) if check_address(address, links)]
+        return list(dict.fromkeys([*told, *self._given.get(peer, [])]))
 
     def _pause(self, peer: PeerId) -> None:
         failures = self._pauses.get(peer, (0, 0.0))[0] + 1

@@ -13,6 +13,7 @@ import random
 import secrets as randomness
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -55,7 +56,10 @@ Listener = Callable[[str, PeerId], None]
 
 
 class Membership:
-    """Implements `Swarm`. `state` is what `StateFile.load` gave; `save` makes a state durable, blocking (None: nothing is kept)."""
+    """Implements `Swarm`.
+
+    `state` is what `StateFile.load` gave; `save` makes a state durable (None: nothing is kept) and may block: it runs on `save_on`.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Membership:
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         deadlines: Deadlines | None = None,
+        save_on: Executor | None = None,
     ) -> None:
         self._key, self._network, self._door, self._config = key, network, door, config
         self._now, self._monotonic = now, monotonic
@@ -79,7 +84,7 @@ class Membership:
         self._archive = Archive()
         self._archive.peers.meet(self._own.peer)
         self._supervisor = Supervisor()
-        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer)
+        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, save_on)
         self._listeners: list[Listener] = []
         self._reputation = Reputation()
         self._liveness = Liveness(deadlines or Deadlines())

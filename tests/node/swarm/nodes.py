@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -75,6 +78,18 @@ class FakeDoor:
         return [FakeFound(peer, addresses) for peer, addresses in self._dht.providers.get(key, {}).items()]
 
 
+class AtOnce(Executor):
+    """Runs what it is given at once: a thread would live in another time than the loop's."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except OSError as error:
+            future.set_exception(error)
+        return future
+
+
 class Node:
     """One node; `saved` is what its last save would have left on disk."""
 
@@ -92,6 +107,7 @@ class Node:
             rng=random.Random(seed),
             monotonic=lambda: asyncio.get_running_loop().time(),
             deadlines=swarm.deadlines,
+            save_on=AtOnce(),
         )
 
     def _save(self, state: SwarmState) -> None:
