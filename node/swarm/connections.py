@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from node.network.addresses import check_address, links_of
@@ -30,6 +30,7 @@ MESH = 50
 DIAL = 3.0
 REDIAL = 1.0
 _AT_ONCE = 8
+_GRACE = 0.5
 _LONGEST_PAUSE = 60.0
 _MAX_PAUSES = 8_192
 
@@ -141,13 +142,25 @@ class Connections:
             log.info("%s wasn't reached: %s", peer, str(error) or f"no answer within {timeout:g} s")
             return False
 
-    async def reach_found(self, peer: PeerId, addresses: list[str], timeout: float) -> bool:
-        """`reach` for a stranger's word (the DHT's): only addresses that may be dialled."""
-        if peer in self._network.connected():
-            return await self.reach(peer, [], timeout)
+    async def reach_some(self, entries: list[tuple[PeerId, list[str]]], timeout: float) -> int:
+        """Reaches as many as are there: half a second after the first, the slow ones go on in the background."""
+        reached: list[PeerId] = []
+
+        async def try_one(peer: PeerId, addresses: list[str]) -> None:
+            if await self.reach(peer, addresses, timeout):
+                reached.append(peer)
+
+        tasks = {task for entry in entries if (task := self._supervisor.spawn(try_one(*entry), f"reaching {entry[0]}"))}
+        while tasks and not reached:
+            _done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_GRACE)
+        return len(reached)
+
+    def allowed(self, addresses: Sequence[str]) -> list[str]:
+        """Those of a stranger's addresses that may be dialled."""
         links = links_of(self._network.addresses())
-        good = [address for address in addresses if check_address(address, links)]
-        return bool(good) and await self.reach(peer, good, timeout)
+        return [address for address in addresses if check_address(address, links)]
 
     def wanted(self) -> list[tuple[PeerId, list[str]]]:
         """Peers to dial now, in random order, at most as many as the mesh lacks."""

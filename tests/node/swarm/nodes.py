@@ -73,6 +73,9 @@ class FakeDoor:
         self._dht.providers.setdefault(key, {})[self._network.peer_id] = self._network.addresses()
         return 1
 
+    def withdraw(self, key: bytes) -> None:
+        self._dht.providers.get(key, {}).pop(self._network.peer_id, None)
+
     async def lookup(self, key: bytes, timeout: float) -> list[FakeFound]:
         await asyncio.sleep(0.01)
         return [FakeFound(peer, addresses) for peer, addresses in self._dht.providers.get(key, {}).items()]

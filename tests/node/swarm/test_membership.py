@@ -92,6 +92,21 @@ async def test_a_killed_peer_is_not_routable_at_once() -> None:
         assert not view.routable
 
 
+async def test_frozen_and_dead_peers_in_a_ticket_do_not_delay_the_join() -> None:
+    async with Nodes() as nodes:
+        one, frozen, dead = await nodes.swarm(3)
+        await one.membership.put_card(card("smol"))
+        await until(lambda: len(routable(one)) == 2, 3, "mesh")
+        ticket = one.membership.ticket()
+        nodes.hub.freeze(frozen.peer)
+        nodes.hub.kill(dead.peer)
+        newcomer = await nodes.node()
+        began = asyncio.get_running_loop().time()
+        assert await newcomer.membership.join(ticket) == 1
+        assert newcomer.membership.resolve("smol") == model_of(1)
+        assert elapsed(began) < 2.5
+
+
 async def test_a_suspected_peer_is_probed_at_once() -> None:
     async with Nodes() as nodes:
         one, two = await nodes.swarm(2)
@@ -136,6 +151,7 @@ async def test_a_model_is_found_through_the_door_when_no_holder_is_known() -> No
         assert asker.membership.holders(ENCODING) == {1: [holder.peer], 2: [holder.peer]}
         await holder.membership.put_holding(model_of(9), [], [])
         await until(lambda: asker.membership.holdings(model_of(9)) == [], 3, "withdrawn")
+        assert nodes.dht.providers[model_key(model_of(9))] == {}
 
 
 async def test_tickets_that_lead_nowhere_say_so() -> None:
