@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.swarm.liveness import Deadlines, Liveness, Verdict
+from node.swarm.liveness import MAX_PULSES, Deadlines, Liveness, Verdict
 from protocol.ids import PeerId
 
 A, B = PeerId("A"), PeerId("B")
@@ -89,6 +89,14 @@ def test_a_lost_peer_is_out_at_once_and_back_by_its_first_answer(live: Liveness)
     assert not live.answered(A, 1.0, 1.1)
     live.connected(A, 9.0)
     assert live.answered(A, 9.0, 9.1)
+
+
+def test_peers_that_are_gone_are_forgotten_when_there_are_many(live: Liveness) -> None:
+    for number in range(MAX_PULSES + 10):
+        live.connected(PeerId(str(number)), 1.0)
+        live.lost(PeerId(str(number)))
+    assert live.pulse(PeerId("0")) is None
+    assert live.routable(A)
 
 
 def test_unknown_peers_are_no_error() -> None:
