@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.network.interface import Handler, PeerListener, StreamClosed
+from node.network.streams import FrameStream, serve_stream
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import PeerId, peer_from_public
 
-from node.network.interface import Handler, PeerListener, StreamClosed
-from node.network.streams import FrameStream, serve_stream
-
 _STALL_SECONDS = 1.0
+_APART = 1e-6
+"""Two messages of one stream never share an instant: timers of one instant run in any order."""
 _WINDOW = 256 * 1024
 """Bytes under way before a write waits for the other side, as yamux has it."""
 
@@ -79,7 +80,7 @@ class MemoryHub:
         """Runs `action` at the receiver after a delay, not before the time `after`; returns that time."""
         loop = asyncio.get_running_loop()
         delay = self.rng.uniform(*self._delay) + (_STALL_SECONDS if self.rng.random() < self._stall else 0.0)
-        when = max(loop.time() + delay, after)
+        when = max(loop.time() + delay, after + _APART)
         loop.call_at(when, self._deliver, sender, receiver, action)
         return when
 
@@ -282,5 +283,3 @@ class MemoryNetwork:
     def _tell(self, peer: PeerId, connected: bool) -> None:
         for listener in self._listeners:
             listener(peer, connected)
-
-
