@@ -117,40 +117,45 @@ class Bridge:
     ) -> asyncio.Future[T]:
         """Starts a trio task; the future may be cancelled, the task goes on and `abandoned(result)` is called."""
         future: asyncio.Future[T] = self._loop.create_future()
-
-        async def body() -> None:
-            try:
-                result = await function(*args)
-            except trio.Cancelled:
-                if not future.done():
-                    future.set_exception(BridgeStopped("trio was stopped"))
-                raise
-            except BaseException as error:  # boundary: every fault of a trio task belongs to its waiter
-                if not future.done():
-                    future.set_exception(_plain(error))
-            else:
-                if not future.done():
-                    future.set_result(result)
-                elif abandoned is not None:
-                    abandoned(result)
-
-        def start() -> None:
-            try:
-                assert self._nursery is not None
-                self._nursery.start_soon(body)
-            except RuntimeError:
-                if not future.done():
-                    future.set_exception(BridgeStopped("trio was stopped"))
-
         if self._done.done():
             future.set_exception(BridgeStopped("trio was stopped"))
         else:
-            self.call_soon(start)
+            self.call_soon(self._begin, future, function, args, abandoned)
         return future
+
+    def _begin(self, future: asyncio.Future[Any], *work: Any) -> None:
+        try:
+            assert self._nursery is not None
+            self._nursery.start_soon(_settle, future, *work)
+        except RuntimeError:
+            _fail(future, BridgeStopped("trio was stopped"))
 
     async def run(self, function: Callable[..., Awaitable[T]], *args: Any, abandoned: Callable[[T], object] | None = None) -> T:
         """The result of a trio function. Cancelling the wait never cancels the function."""
         return await self.submit(function, *args, abandoned=abandoned)
+
+
+async def _settle(
+    future: asyncio.Future[Any], function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], abandoned: Callable[[Any], object] | None
+) -> None:
+    """In trio: the work, and its outcome into the future."""
+    try:
+        result = await function(*args)
+    except trio.Cancelled:
+        _fail(future, BridgeStopped("trio was stopped"))
+        raise
+    except BaseException as error:  # boundary: every fault of a trio task belongs to its waiter
+        _fail(future, _plain(error))
+        return
+    if not future.done():
+        future.set_result(result)
+    elif abandoned is not None:
+        abandoned(result)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _log_fault(future: asyncio.Future[Any]) -> None:

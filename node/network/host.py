@@ -6,7 +6,7 @@
 * a listener binds with SO_REUSEPORT, so a taken port goes unnoticed: it is tried once without;
 * the inbound limiter is held until the host ends and so counts connections ever made: replaced by a count of living ones;
 * a close writes GO_AWAY behind whatever is stuck: a connection that doesn't end in time loses its socket;
-* the auto-connector dials on its own: its marks are zero.
+* the auto-connector dials whoever the peer store knows, whatever its marks say: it is switched off.
 
 The private names used are checked at start, so that another version of libp2p fails with a sentence.
 """
@@ -65,6 +65,7 @@ def _tune_libp2p() -> None:
         (libp2p_yamux, "MAX_MESSAGE_SIZE"),
         (libp2p_swarm, "_HAPPY_EYEBALLS_DELAY"),
         (libp2p_swarm.Swarm, "dial_addr"),
+        (libp2p_swarm.AutoConnector, "maybe_connect"),
         (libp2p_swarm.Swarm, "_dial_with_retry"),
         (Yamux, "_write_frame"),
     )
@@ -73,6 +74,10 @@ def _tune_libp2p() -> None:
             raise RuntimeError(f"this libp2p has no {getattr(owner, '__name__', owner)}.{name}: install libp2p 0.8.1")
     libp2p_yamux.MAX_MESSAGE_SIZE = 65_519
     libp2p_swarm._HAPPY_EYEBALLS_DELAY = 0
+
+
+async def _dial_nobody() -> None:
+    """Instead of the auto-connector's own idea whom to know."""
 
 
 def _abort(connection: Any) -> None:
@@ -211,13 +216,14 @@ class LibP2PNetwork:
             disable_identify_address_discovery=True,
         )
         self._swarm = self._host.get_network()
-        for name in ("_inbound_limiter", "_resource_manager", "_stream_semaphore", "retry_config", "connections"):
+        for name in ("_inbound_limiter", "_resource_manager", "_stream_semaphore", "retry_config", "connections", "auto_connector"):
             if not hasattr(self._swarm, name):
                 raise RuntimeError(f"this libp2p's swarm has no {name}: install libp2p 0.8.1")
         self._swarm._inbound_limiter = trio.CapacityLimiter(math.inf)
         self._swarm._resource_manager = None
         self._swarm._stream_semaphore = None
         self._swarm.retry_config = RetryConfig(max_retries=0)
+        self._swarm.auto_connector.maybe_connect = _dial_nobody
         self._swarm.register_notifee(_Watch(self._changed))
         for protocol in self._handlers:
             self._host.set_stream_handler(protocol, self._accept)
@@ -315,7 +321,7 @@ class LibP2PNetwork:
             self._known.popitem(last=False)
 
     async def _dial(self, peer: PeerId, addresses: list[str], timeout: float) -> list[str]:
-        """In trio: the first address that answers wins; else what each said. Cutting a dial short is safe: its connection isn't used yet."""
+        """In trio: the first address that answers wins; else what each said. A dial may be cut short: nothing uses its connection yet."""
         target = ID.from_string(peer)
         failures: list[str] = []
         won: list[Any] = []

@@ -18,6 +18,8 @@ from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import PeerId, peer_from_public
 
 _STALL_SECONDS = 1.0
+_APART = 1e-6
+"""Two messages of one stream never share an instant: timers of one instant run in any order."""
 _WINDOW = 256 * 1024
 """Bytes under way before a write waits for the other side, as yamux has it."""
 
@@ -78,8 +80,7 @@ class MemoryHub:
         """Runs `action` at the receiver after a delay, not before the time `after`; returns that time."""
         loop = asyncio.get_running_loop()
         delay = self.rng.uniform(*self._delay) + (_STALL_SECONDS if self.rng.random() < self._stall else 0.0)
-        # strictly later than the one before: timers of one instant fire in any order
-        when = max(loop.time() + delay, after + 1e-6)
+        when = max(loop.time() + delay, after + _APART)
         loop.call_at(when, self._deliver, sender, receiver, action)
         return when
 

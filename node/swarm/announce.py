@@ -32,7 +32,8 @@ class Announcer:
             self._some.set()
 
     def drop(self, model: ModelId) -> None:
-        self._due.pop(model, None)
+        if self._due.pop(model, None) is not None:
+            self._door.withdraw(model_key(model))
 
     def hurry(self) -> None:
         """The door has opened: what couldn't be announced is tried at once."""

@@ -7,13 +7,14 @@ double up to a minute. Beyond 50 connections no more are made; since the order i
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from node.network.addresses import check_address, links_of
 from node.network.interface import Network
-from node.swarm.addresses import dialable
 from node.swarm.link import Heard, Link
 from node.swarm.liveness import Liveness
 from node.swarm.peers import PeerBook
@@ -23,17 +24,20 @@ from protocol.ids import PeerId
 from protocol.messages import SWARM_PROTOCOL
 
 log = logging.getLogger(__name__)
+Links = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
 MESH = 50
 DIAL = 3.0
 REDIAL = 1.0
 _AT_ONCE = 8
+_GRACE = 0.5
 _LONGEST_PAUSE = 60.0
 _MAX_PAUSES = 8_192
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """`greet` and `sync` speak on a new link; `changed(peer, up, reason)` tells of connections made and lost for good."""
+    """`greet` and `sync` speak on a new link; `left(peer, was routable, reason)` is told of a connection lost and of one lost for good."""
 
     heard: Heard
     greet: Callable[[Link, float], Awaitable[None]]
@@ -138,25 +142,38 @@ class Connections:
             log.info("%s wasn't reached: %s", peer, str(error) or f"no answer within {timeout:g} s")
             return False
 
-    async def reach_found(self, peer: PeerId, addresses: list[str], timeout: float) -> bool:
-        """`reach` for a stranger's word (the DHT's): only addresses that may be dialled."""
-        if peer in self._network.connected():
-            return await self.reach(peer, [], timeout)
-        good = dialable(addresses, self._network.addresses())
-        return bool(good) and await self.reach(peer, good, timeout)
+    async def reach_some(self, entries: list[tuple[PeerId, list[str]]], timeout: float) -> int:
+        """Reaches as many as are there: half a second after the first, the slow ones go on in the background."""
+        reached: list[PeerId] = []
+
+        async def try_one(peer: PeerId, addresses: list[str]) -> None:
+            if await self.reach(peer, addresses, timeout):
+                reached.append(peer)
+
+        tasks = {task for entry in entries if (task := self._supervisor.spawn(try_one(*entry), f"reaching {entry[0]}"))}
+        while tasks and not reached:
+            _done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_GRACE)
+        return len(reached)
+
+    def allowed(self, addresses: Sequence[str]) -> list[str]:
+        """Those of a stranger's addresses that may be dialled."""
+        links = links_of(self._network.addresses())
+        return [address for address in addresses if check_address(address, links)]
 
     def wanted(self) -> list[tuple[PeerId, list[str]]]:
         """Peers to dial now, in random order, at most as many as the mesh lacks."""
         connected, now = set(self._network.connected()), self._monotonic()
         room = MESH - len(connected) - len(self._dialling)
-        own = self._network.addresses()
+        links = links_of(self._network.addresses())
         found: list[tuple[PeerId, list[str]]] = []
         for peer in self._known():
             if peer == self._network.peer_id or peer in connected or peer in self._dialling or self._hooks.unwanted(peer):
                 continue
             if self._pauses.get(peer, (0, 0.0))[1] > now:
                 continue
-            addresses = self._addresses(peer, own)
+            addresses = self._addresses(peer, links)
             if addresses:
                 found.append((peer, addresses))
         self._rng.shuffle(found)
@@ -189,7 +206,7 @@ class Connections:
             self._dialling.discard(peer)
 
     async def _again(self, peer: PeerId) -> None:
-        addresses = self._addresses(peer, self._network.addresses())
+        addresses = self._addresses(peer, links_of(self._network.addresses()))
         try:
             if not addresses:
                 raise Unavailable("no address of it is known")
@@ -202,8 +219,10 @@ class Connections:
     def _known(self) -> list[PeerId]:
         return list(dict.fromkeys([*(kept.signer for kept in self._peers.all()), *self._given]))
 
-    def _addresses(self, peer: PeerId, own: list[str]) -> list[str]:
-        return list(dict.fromkeys([*dialable(self._peers.addresses(peer), own), *self._given.get(peer, [])]))
+    def _addresses(self, peer: PeerId, links: Links) -> list[str]:
+        """Where to dial a peer: what its record says, as far as that may be dialled, and what a ticket said."""
+        told = [address for address in self._peers.addresses(peer) if check_address(address, links)]
+        return list(dict.fromkeys([*told, *self._given.get(peer, [])]))
 
     def _pause(self, peer: PeerId) -> None:
         failures = self._pauses.get(peer, (0, 0.0))[0] + 1

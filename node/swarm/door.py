@@ -26,6 +26,9 @@ class Door(Protocol):
     async def announce(self, key: bytes) -> int:
         """Says that this node has `key`; returns the number of receipts."""
 
+    def withdraw(self, key: bytes) -> None:
+        """Says it no more; what others keep of it expires."""
+
     async def lookup(self, key: bytes, timeout: float) -> Sequence[Found]:
         """Who announced `key`, as far as found within `timeout` seconds."""
 

@@ -45,6 +45,7 @@ _SLICE = 8
 """Signatures checked before the loop gets its turn: about 1 ms."""
 _QUESTIONS = (100.0, 500.0)
 _PUSHED = (200.0, 4_096.0)
+_SAID = (1.0, 20.0)
 _PROBES = 4
 _SYNC = 5.0
 
@@ -69,6 +70,7 @@ class Exchange:
         self._ours = ours
         self._supervisor = supervisor
         self._pushed: dict[PeerId, TokenBucket] = {}
+        self._said = TokenBucket(*_SAID, ours.monotonic())
 
     def shown(self, kept: AnyKept) -> bool:
         """A NodeRecord is passed on only after a handshake with its peer."""
@@ -136,8 +138,10 @@ class Exchange:
                 self._refuse(origin, f"no room for another {taken.kind} record")
         return news
 
-    @staticmethod
-    def _refuse(origin: PeerId, reason: str) -> None:
+    def _refuse(self, origin: PeerId, reason: str) -> None:
+        """Said at most once a second on the whole, so that hostile records don't fill the log."""
+        if not self._said.take(1, self._ours.monotonic()):
+            return
         log.info(
             "a record from %s was refused: %s",
             origin,

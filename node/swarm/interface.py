@@ -11,7 +11,9 @@ from protocol.records import Card, Held, NodeRecord
 
 @dataclass(frozen=True)
 class PeerView:
-    """A peer as this node sees it now. `rtt` seconds, own measurement; `last_seen` Unix seconds; `member` proved the private swarm's secret.
+    """A peer as this node sees it now. `rtt` seconds, own measurement; `last_seen` Unix seconds.
+
+    `member` proved the private swarm's secret.
 
     `routable`: answers within the liveness deadlines (design §4, two clocks); only routable peers are asked for anything.
     """
@@ -74,7 +76,10 @@ class Swarm(Protocol):
     def cards(self) -> list[CardView]: ...
 
     def resolve(self, name: str) -> ModelId:
-        """A model id, `name`, `name@version`, `label/name`, `label/name@version`, `label~fingerprint/…`; `NotFound` with `details["candidates"]`."""
+        """A model id, `name`, `name@version`, `label/name`, `label/name@version`, `label~fingerprint/…`.
+
+        `NotFound` with `details["candidates"]`.
+        """
 
     async def find_model(self, model: ModelId, timeout: float) -> None:
         """Looks the model up in the DHT when no routable holder is known, dials who is found and pulls their records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import msgspec
 
@@ -20,14 +20,22 @@ _DURABLE_WITHIN = 5.0
 
 
 class Keeper:
-    def __init__(self, state: SwarmState, save: Callable[[SwarmState], None] | None, trust: Trust, archive: Archive, own: PeerId) -> None:
+    def __init__(
+        self,
+        state: SwarmState,
+        save: Callable[[SwarmState], None] | None,
+        trust: Trust,
+        archive: Archive,
+        own: PeerId,
+        thread: Executor | None = None,
+    ) -> None:
         self._state = state
         self._save = save
         self._trust = trust
         self._archive = archive
         self._own = own
         self._touched = False
-        self._thread = ThreadPoolExecutor(1, "swarm-state")
+        self._thread = thread or ThreadPoolExecutor(1, "swarm-state")
 
     def saved_cards(self) -> list[bytes]:
         return list(self._state.cards)
@@ -52,7 +60,12 @@ class Keeper:
                 log.warning("the swarm's state wasn't saved: %s", error)
 
     async def stop(self) -> None:
-        await self.save_if_touched()
+        """Saves what has changed, within a second."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self.save_if_touched()
+        except TimeoutError:
+            log.warning("the swarm's state wasn't saved within a second: the disk is too slow")
         self._thread.shutdown(wait=False)
 
     def _submit(self) -> Future[None]:

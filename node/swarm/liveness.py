@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from protocol.ids import PeerId
 
+MAX_PULSES = 4_096
+
 
 @dataclass(frozen=True)
 class Deadlines:
@@ -54,11 +56,10 @@ class Pulse:
     last_answer: float | None = None
     next_ping: float = 0.0
     rtt: float | None = None
-    unroutable_since: float | None = None
 
 
 class Liveness:
-    """All peers this node has been connected to lately."""
+    """All peers this node has been connected to lately, at most 4,096 of those that are gone."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self.deadlines = deadlines
@@ -75,6 +76,8 @@ class Liveness:
     def connected(self, peer: PeerId, now: float) -> None:
         """A connection stands; the first answer makes the peer routable."""
         pulse = self._pulses.setdefault(peer, Pulse())
+        if len(self._pulses) > MAX_PULSES:
+            self._pulses = {name: other for name, other in self._pulses.items() if other.connected or name == peer}
         pulse.connected = True
         pulse.misses = 0
         pulse.next_ping = now
@@ -86,9 +89,6 @@ class Liveness:
             return False
         was, pulse.routable, pulse.connected, pulse.suspected_at = pulse.routable, False, False, None
         return was
-
-    def forget(self, peer: PeerId) -> None:
-        self._pulses.pop(peer, None)
 
     def answered(self, peer: PeerId, asked: float, now: float) -> bool:
         """An answer to a question asked at `asked`; True when this makes the peer routable."""

@@ -12,7 +12,8 @@ import logging
 import random
 import secrets as randomness
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +23,7 @@ from node.swarm.announce import Announcer
 from node.swarm.archive import AnyKept, Archive
 from node.swarm.book import Outcome
 from node.swarm.connections import Connections, Hooks
-from node.swarm.door import Door, model_key
+from node.swarm.door import Door, Found, model_key
 from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
 from node.swarm.interface import CardView, HoldingView, PeerView
@@ -55,7 +56,10 @@ Listener = Callable[[str, PeerId], None]
 
 
 class Membership:
-    """Implements `Swarm`. `state` is what `StateFile.load` gave; `save` makes a state durable, blocking (None: nothing is kept)."""
+    """Implements `Swarm`.
+
+    `state` is what `StateFile.load` gave; `save` makes a state durable (None: nothing is kept) and may block: it runs on `save_on`.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Membership:
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         deadlines: Deadlines | None = None,
+        save_on: Executor | None = None,
     ) -> None:
         self._key, self._network, self._door, self._config = key, network, door, config
         self._now, self._monotonic = now, monotonic
@@ -79,7 +84,7 @@ class Membership:
         self._archive = Archive()
         self._archive.peers.meet(self._own.peer)
         self._supervisor = Supervisor()
-        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer)
+        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, save_on)
         self._listeners: list[Listener] = []
         self._reputation = Reputation()
         self._liveness = Liveness(deadlines or Deadlines())
@@ -157,7 +162,7 @@ class Membership:
         self._trust.adopt(issuer, opened)
         self._keeper.touch()
         await asyncio.gather(*(self._greet_again(link.peer) for link in self._connections.links()))
-        reached = sum(await asyncio.gather(*(self._connections.reach(peer, addresses, _REACH) for peer, addresses in entries)))
+        reached = await self._connections.reach_some(entries, _REACH)
         if not reached:
             asked = ", ".join(f"{peer} at {' '.join(addresses)}" for peer, addresses in entries)
             raise Unavailable(f"none of the ticket's peers was reached: {asked}", hint="ask for a fresh ticket; is a node of it running?")
@@ -224,10 +229,16 @@ class Membership:
         try:
             async with asyncio.timeout(timeout):
                 found = await self._door.lookup(model_key(model), timeout * 0.6)
-                others = [entry for entry in found if entry.peer != self._own.peer and not self.banned(entry.peer)]
-                await asyncio.gather(*(self._connections.reach_found(e.peer, list(e.addresses), timeout) for e in others[:_FOUND_AT_ONCE]))
+                others = self._worth_asking(found)
+                await self._connections.reach_some(others, timeout)
         except (MfError, TimeoutError) as error:
             log.info("looking up %s: %s", model_text(model), str(error) or f"no end within {timeout:g} s")
+
+    def _worth_asking(self, found: Sequence[Found]) -> list[tuple[PeerId, list[str]]]:
+        connected = self._network.connected()
+        others = [entry for entry in found if entry.peer != self._own.peer and not self.banned(entry.peer)]
+        reachable = [(entry.peer, self._connections.allowed(entry.addresses)) for entry in others]
+        return [(peer, addresses) for peer, addresses in reachable if addresses or peer in connected][:_FOUND_AT_ONCE]
 
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
@@ -345,16 +356,14 @@ class Membership:
 
     async def _mesh_at_once(self) -> None:
         """Dials whoever the records just pulled name, so that the caller of `join` finds holders routable."""
-        try:
-            async with asyncio.timeout(_MESH_WAIT):
-                await self._connections.mesh_and_greet()
-        except TimeoutError:
-            log.debug("some peers take longer to connect than %s s", _MESH_WAIT)
+        task = self._supervisor.spawn(self._connections.mesh_and_greet(), "first mesh")
+        if task is not None:
+            await asyncio.wait({task}, timeout=_MESH_WAIT)
 
     async def _return(self) -> None:
         known = self._keeper.saved_peers()
         if known:
-            await asyncio.gather(*(self._connections.reach(peer, addresses, _REACH) for peer, addresses in known))
+            await self._connections.reach_some(known, _REACH)
             await self._enter_door(known)
 
     async def _rounds(self) -> None:
