@@ -251,7 +251,7 @@ class Desk:
         return await self._in_files(self._staged)
 
     def _staged(self) -> list[calls.Staged]:
-        return [calls.Staged(encoding=encoding, shards=self._staging.shards(encoding)) for encoding in self._staging.list()]
+        return [calls.Staged(encoding=encoding, shards=list(self._staging.shards(encoding))) for encoding in self._staging.list()]
 
     async def drop_staged(self, ref: calls.EncodingRef) -> None:
         await self._in_files(self._staging.drop, ref.encoding)

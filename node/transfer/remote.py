@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from node.channel import Channel, Method
+from node.logs import JsonFormatter
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.transfer import calls
 from node.transfer.calls import Stat, Verified
@@ -75,7 +76,7 @@ class Transfer:
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "node.transfer.process", str(theirs.fileno()),
+                sys.executable, "-P", "-m", "node.transfer.process", str(theirs.fileno()), _log_form(),
                 stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
                 pass_fds=[theirs.fileno()], env=child_environment(),
             )  # fmt: skip
@@ -234,6 +235,11 @@ def _plain(params: Any, kind: type[T]) -> T:
 
 def _ref(key: ShardKey, reason: str | None = None) -> calls.ShardRef:
     return calls.ShardRef(encoding=key.encoding, shard=key.shard, reason=reason)
+
+
+def _log_form() -> str:
+    """The process logs to the same standard error as its node, so in the same form."""
+    return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers) else "text"
 
 
 def _has_fileno(stream: Any) -> bool:

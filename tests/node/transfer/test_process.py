@@ -168,19 +168,19 @@ async def test_blobs_models_and_errors_cross(running: tuple[Transfer, Node]) -> 
     assert (stat.shards, stat.requests) == (0, 0)
 
 
-async def test_it_is_small_and_knows_no_torch_or_libp2p(running: tuple[Transfer, Node]) -> None:
-    transfer, _ = running
-    rollup = Path(f"/proc/{transfer.pid}/smaps_rollup").read_text()
-    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    assert pss < 90 * 1024  # asked: 70 MiB idle; measured 41
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, node.transfer.process; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=True,
-    ).stdout.split()
-    assert not {"torch", "libp2p", "trio", "transformers"} & set(loaded)
+async def test_it_is_small(running: tuple[Transfer, Node]) -> None:
+    assert _proportional_kib(running[0].pid) < 90 * 1024  # asked: 70 MiB idle; measured 41
+
+
+def _proportional_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def test_it_knows_no_torch_or_libp2p() -> None:
+    program = "import sys, node.transfer.process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=child_environment(), check=True)
+    assert not {"torch", "libp2p", "trio", "transformers"} & set(done.stdout.split())
 
 
 async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, Node], tmp_path: Path) -> None:
@@ -220,6 +220,28 @@ async def test_stop_is_quick_and_not_a_fault(tmp_path: Path) -> None:
     assert time.monotonic() - start < 3
     assert node.end is None
     assert transfer.closed.is_set()
+
+
+async def test_a_fetch_given_up_by_its_caller_ends_in_the_process(running: tuple[Transfer, Node], tmp_path: Path) -> None:
+    transfer, node = running
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def slow(peer: str, encoding: EncodingId, shards: list[int]) -> Access:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            answered.set()
+        raise AssertionError("unreachable")
+
+    node.need_grant = slow  # type: ignore[method-assign]
+    with (tmp_path / "out").open("w+b") as out:
+        job = FetchGroup(job="j", envelope=Coded().envelope, offset=0, sources=[Source(peer=PEER, shard=0)])
+        call = asyncio.create_task(transfer.fetch_group(job, out.fileno()))
+        await asked.wait()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await answered.wait()
 
 
 async def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:
