@@ -71,6 +71,13 @@ class DataDir:
         self.path = path
         self._lock: int | None = None
 
+    def __enter__(self) -> DataDir:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def open(self) -> None:
         """Makes and locks it. `Conflict`: in use, or of a newer format. `BadInput`: not a directory, not writable."""
         try:

@@ -94,7 +94,11 @@ _DOMAINS: dict[type, str] = {NodeRecord: NODE_DOMAIN, Holding: HOLDING_DOMAIN, C
 
 
 def seal_record(key: Ed25519PrivateKey, record: NodeRecord | Holding | Card) -> bytes:
-    return seal(key, _DOMAINS[type(record)], record)
+    """The signed envelope; `BadInput` for a card over its 8 KiB."""
+    data = seal(key, _DOMAINS[type(record)], record)
+    if isinstance(record, Card) and len(data) > limits.MAX_CARD:
+        raise BadInput(f"Card: {len(data)} bytes, at most {limits.MAX_CARD}", hint="a shorter description")
+    return data
 
 
 def open_record(data: bytes, kind: type[R], now: float) -> tuple[PeerId, R]:

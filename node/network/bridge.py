@@ -148,9 +148,7 @@ class Bridge:
             self.call_soon(start)
         return future
 
-    async def run(
-        self, function: Callable[..., Awaitable[T]], *args: Any, abandoned: Callable[[T], object] | None = None
-    ) -> T:
+    async def run(self, function: Callable[..., Awaitable[T]], *args: Any, abandoned: Callable[[T], object] | None = None) -> T:
         """The result of a trio function. Cancelling the wait never cancels the function."""
         return await self.submit(function, *args, abandoned=abandoned)
 

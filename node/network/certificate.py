@@ -10,10 +10,9 @@ import hashlib
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.ed25519 import Ed25519PrivateKey as HostKey
-from libp2p.security.tls.certificate import generate_certificate, verify_certificate_chain
+from libp2p.security.tls.certificate import create_cert_template, generate_certificate, verify_certificate_chain
 
 from protocol.errors import BadInput
 from protocol.ids import PeerId, peer_from_public
@@ -22,9 +21,9 @@ from protocol.ids import PeerId, peer_from_public
 def make_certificate(key: Ed25519PrivateKey) -> tuple[bytes, bytes, bytes]:
     """(private key PEM, certificate PEM, SHA-256 of the certificate's DER: 32 bytes). Valid for a hundred years."""
     host = HostKey.from_bytes(key.private_bytes_raw())
-    key_pem, certificate_pem = _generate(host)
-    der = x509.load_pem_x509_certificate(certificate_pem).public_bytes(serialization.Encoding.DER)
-    return key_pem, certificate_pem, hashlib.sha256(der).digest()
+    certificate_pem, key_pem = generate_certificate(host, create_cert_template())
+    der = x509.load_pem_x509_certificate(certificate_pem.encode()).public_bytes(serialization.Encoding.DER)
+    return key_pem.encode(), certificate_pem.encode(), hashlib.sha256(der).digest()
 
 
 def peer_of_certificate(certificate_pem: bytes) -> PeerId:

@@ -41,14 +41,13 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, Unavailable
-from protocol.ids import PeerId, peer_from_public
-
 from node.network.addresses import expand_listen, parse_address
 from node.network.bridge import Bridge, BridgeStopped
 from node.network.interface import Handler, PeerListener, StreamClosed
 from node.network.streams import FrameStream, serve_stream
 from node.network.wire import TrioWire
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, Unavailable
+from protocol.ids import PeerId, peer_from_public
 
 MAX_CONNECTIONS = 512
 _MAX_KNOWN = 4_096

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
-from protocol.ids import PeerId, peer_from_public
-
 from node.network.interface import Handler, PeerListener, StreamClosed
 from node.network.streams import FrameStream, serve_stream
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
+from protocol.ids import PeerId, peer_from_public
 
 _STALL_SECONDS = 1.0
 _WINDOW = 256 * 1024
@@ -79,7 +78,8 @@ class MemoryHub:
         """Runs `action` at the receiver after a delay, not before the time `after`; returns that time."""
         loop = asyncio.get_running_loop()
         delay = self.rng.uniform(*self._delay) + (_STALL_SECONDS if self.rng.random() < self._stall else 0.0)
-        when = max(loop.time() + delay, after)
+        # strictly later than the one before: timers of one instant fire in any order
+        when = max(loop.time() + delay, after + 1e-6)
         loop.call_at(when, self._deliver, sender, receiver, action)
         return when
 
@@ -282,5 +282,3 @@ class MemoryNetwork:
     def _tell(self, peer: PeerId, connected: bool) -> None:
         for listener in self._listeners:
             listener(peer, connected)
-
-

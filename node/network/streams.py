@@ -12,13 +12,12 @@ import logging
 from collections import deque
 from typing import Protocol
 
+from node.network.interface import Handler, StreamClosed
 from protocol import limits
 from protocol.errors import BadInput, DeadlineExceeded, MfError, PeerFault
 from protocol.framing import FrameReader, frame
 from protocol.ids import PeerId
 from protocol.messages import FRAME_LIMITS
-
-from node.network.interface import Handler, StreamClosed
 
 MAX_QUEUED_FRAMES = 4_096
 _QUEUED_BYTES = 8 * limits.MIB
@@ -99,7 +98,7 @@ class FrameStream:
         raise (StreamClosed if isinstance(self._error, _PoliteEnd) else type(self._error))(self._error.message)
 
     async def close(self) -> None:
-        if self._closed or self._error is not None and not isinstance(self._error, _PoliteEnd):
+        if self._closed or (self._error is not None and not isinstance(self._error, _PoliteEnd)):
             return
         self._closed = True
         self._linger = asyncio.get_running_loop().call_later(_LINGER, self._lingered)

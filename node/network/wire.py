@@ -127,7 +127,10 @@ class TrioWire:
             with trio.move_on_after(_RESET_WITHIN):
                 await finished.wait()
             if not finished.is_set():
-                log.warning("a connection that takes no bytes is cut", extra={"event": "connection_cut", "fields": {"peer": str(muxed.conn.peer_id)}})
+                log.warning(
+                    "a connection that takes no bytes is cut",
+                    extra={"event": "connection_cut", "fields": {"peer": str(muxed.conn.peer_id)}},
+                )
                 self._abort()
         if waiting is not None:
             # yamux forgets the event without setting it, and the reader would wait for ever

@@ -45,7 +45,7 @@ class TransferCallbacks(Protocol):
         """After a durable put by a peer, or by `keep_shard`."""
 
     def ended(self, error: MfError) -> None:
-        """The process died without being told to; every call pending has failed. Start a new `Transfer`."""
+        """The process died without being told to; every call pending has failed. `restart` it."""
 
 
 def child_environment() -> dict[str, str]:
@@ -55,7 +55,7 @@ def child_environment() -> dict[str, str]:
 
 
 class Transfer:
-    """One life of the process: `start` once, `stop` once. Methods raise the process's own errors, or `ChannelClosed` when it is gone."""
+    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`. Methods raise the process's own errors, or `ChannelClosed` when it is gone."""
 
     def __init__(self, config: TransferConfig, callbacks: TransferCallbacks) -> None:
         self._config, self._callbacks = config, callbacks
@@ -93,6 +93,13 @@ class Transfer:
         except BaseException:
             await self.stop()
             raise
+
+    async def restart(self) -> None:
+        """A new process after the old one died, on the port that peers were told."""
+        host = self._config.listen.rpartition(":")[0]
+        self._config = msgspec.structs.replace(self._config, listen=f"{host}:{self.port}")
+        self.closed.clear()
+        await self.start()
 
     async def stop(self) -> None:
         """Ends it within 2 s, by force if need be."""

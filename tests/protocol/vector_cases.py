@@ -59,7 +59,7 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
-    "SessionEvent": messages.SessionEvent(kind="loading", detail="layer 3 of 30"),
+    "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
 }  # fmt: skip
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4])
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens")

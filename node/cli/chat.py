@@ -1,0 +1,103 @@
+"""`chat`: one answer, or a conversation, streamed as it is made."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from node.cli.session import Session, common
+from protocol.errors import Cancelled, MfError
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--system", help="The system message.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of a reply.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0: always the likeliest token.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes a sampled reply repeatable.")
+@click.option("--stop", multiple=True, help="A text that ends the reply; may be repeated.")
+@common
+def chat(session: Session, model: str, prompt: str | None, system: str | None, **sampling: Any) -> None:
+    """Ask MODEL. Without PROMPT, a conversation until Ctrl-D."""
+    sampling["stop"] = list(sampling["stop"])
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is None:
+        _converse(session, model, messages, sampling)
+        return
+    messages.append({"role": "user", "content": prompt})
+    reply = _ask(session, model, messages, sampling)
+    session.answer(reply, lambda: _show_end(reply))
+
+
+def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling: dict[str, Any]) -> dict[str, Any]:
+    """The reply; its text is printed as it comes unless --json."""
+    made: list[str] = []
+    planned: dict[str, Any] = {}
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("event") == "text":
+            made.append(str(event["text"]))
+            if not session.json:
+                sys.stdout.write(made[-1])
+                sys.stdout.flush()
+        elif event.get("event") == "planned":
+            planned.update(event)
+
+    try:
+        end = session.call("generate", {"model": model, "messages": messages, **sampling}, on_event) or {}
+    finally:
+        if not session.json and made:
+            sys.stdout.write("\n")
+    fields = {name: value for name, value in end.items() if name != "event"}
+    return {"model": model, "model_id": planned.get("model_id"), "kind": planned.get("kind"), "text": "".join(made), **fields}
+
+
+def _converse(session: Session, model: str, messages: list[dict[str, str]], sampling: dict[str, Any]) -> None:
+    """The messages live here, not in the node: when that dies, the next question brings the whole conversation along."""
+    try:
+        import readline
+
+        readline.set_auto_history(True)
+    except ImportError:
+        click.echo("(no line editing here)", err=True)
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        if line:
+            _turn(session, model, messages, line, sampling)
+
+
+def _turn(session: Session, model: str, messages: list[dict[str, str]], line: str, sampling: dict[str, Any]) -> None:
+    asked = [*messages, {"role": "user", "content": line}]
+    try:
+        reply = _ask(session, model, asked, sampling)
+    except Cancelled:
+        click.secho("(stopped)", dim=True, err=True)
+        return
+    except MfError as error:
+        click.secho(f"{error}", fg="red", err=True)
+        click.echo("The conversation is kept: ask again, or Ctrl-D to leave.", err=True)
+        return
+    messages[:] = [*asked, {"role": "assistant", "content": reply["text"]}]
+    _show_end(reply)
+
+
+def _show_end(reply: dict[str, Any]) -> None:
+    timings = reply.get("timings") or {}
+    tokens, route = reply.get("completion_tokens"), reply.get("route") or []
+    first, total = timings.get("first_token"), timings.get("total")
+    words = [f"{tokens} tokens", f"{len(route)} stage{'s' if len(route) != 1 else ''}"]
+    if first is not None:
+        words.append(f"first after {first:.2f} s")
+    if first is not None and total is not None and tokens and tokens > 1 and total > first:
+        words.append(f"{(tokens - 1) / (total - first):.1f} tokens/s")
+    click.secho(f"[{' · '.join(words)}]", dim=True, err=True)

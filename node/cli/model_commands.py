@@ -1,0 +1,118 @@
+"""Commands about models: publish, models, fetch, forget, explain."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from node.cli.session import Session, common
+from protocol.errors import Cancelled
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--name", help="The model's name. [default: the directory's]")
+@click.option("--version", "edition", help="The version of that name. [default: 1]")
+@click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
+@click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
+@click.option("--compression", type=click.Choice(["auto", "raw"]), help="[default: auto]")
+@common
+def publish(session: Session, path: str, name: str | None, edition: str | None, **coding: Any) -> None:
+    """Store the model in directory PATH in the swarm, and announce it."""
+    from node.cli.progress import Progress
+
+    params = {"path": os.path.abspath(os.path.expanduser(path)), "name": name, "version": edition, **coding}
+    try:
+        with Progress() as progress:
+            done = session.call("publish", params, progress)
+    except Cancelled:
+        raise Cancelled("publishing was stopped", hint="the same command goes on with what is already stored") from None
+    session.answer(done, lambda: _show_published(done))
+
+
+def _show_published(done: dict[str, Any]) -> None:
+    from node.cli.tables import size
+
+    click.secho(f"published {done['name']}", bold=True)
+    click.echo(f"  {done['model_id']}")
+    click.echo(
+        f"  {size(done['bytes'])} in {done['groups']} groups, {done['durable']} of {done['shards']} shards durable "
+        f"({size(done['stored_bytes'])}) on {_count(done['peers'])} peers, {done['seconds']:.1f} s"
+    )
+    click.echo(f"  survives the loss of any {done['survives_losses']} of them")
+
+
+def _count(value: Any) -> Any:
+    return len(value) if isinstance(value, list | dict) else value
+
+
+@click.command()
+@click.argument("query", required=False)
+@common
+def models(session: Session, query: str | None) -> None:
+    """List the models this node knows, or those that match QUERY."""
+    found = session.call("models", {"query": query})
+    session.answer(found, lambda: _show_models(found["models"]))
+
+
+def _show_models(found: list[dict[str, Any]]) -> None:
+    from node.cli.tables import short, show_table, size, word
+
+    show_table(
+        "Models",
+        ("name", "size", "survives", "holders", "architecture", "id"),
+        (
+            (
+                model.get("name") or "–",
+                size(model.get("size_bytes")),
+                word(model.get("survives_losses")),
+                word(model.get("holders")),
+                word(model.get("architecture")),
+                short(model["model_id"]),
+            )
+            for model in found
+        ),
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.argument("folder", metavar="DIR", type=click.Path())
+@common
+def fetch(session: Session, model: str, folder: str) -> None:
+    """Rebuild the files of MODEL, bit for bit, in DIR."""
+    from node.cli.progress import Progress
+
+    with Progress() as progress:
+        done = session.call("fetch", {"model": model, "dir": os.path.abspath(os.path.expanduser(folder))}, progress)
+    session.answer(done, lambda: click.echo(f"fetched {model} into {folder}"))
+
+
+@click.command()
+@click.argument("model")
+@common
+def forget(session: Session, model: str) -> None:
+    """Remove what lies here of MODEL."""
+    from node.cli.tables import size
+
+    done = session.call("forget", {"model": model})
+    session.answer(done, lambda: click.echo(f"removed {size(done['freed'])} of {done['model_id']}"))
+
+
+@click.command()
+@click.argument("model")
+@common
+def explain(session: Session, model: str) -> None:
+    """Say where MODEL would run if asked now, and why."""
+    plan = session.call("explain", {"model": model})
+    session.answer(plan, lambda: _show_plan(plan))
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    from node.cli.tables import show_table
+
+    click.secho(f"{plan['kind']}: {plan['why']}", bold=True)
+    rows = ((str(number), f"{stage['first']}–{stage['end'] - 1}", stage["peer"]) for number, stage in enumerate(plan["stages"], 1))
+    show_table("Stages", ("stage", "layers", "peer"), rows)
