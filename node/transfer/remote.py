@@ -55,7 +55,10 @@ def child_environment() -> dict[str, str]:
 
 
 class Transfer:
-    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`. Methods raise the process's own errors, or `ChannelClosed` when it is gone."""
+    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`.
+
+    Methods raise the process's own errors, or `ChannelClosed` when it is gone.
+    """
 
     def __init__(self, config: TransferConfig, callbacks: TransferCallbacks) -> None:
         self._config, self._callbacks = config, callbacks
@@ -73,6 +76,8 @@ class Transfer:
 
     async def start(self) -> None:
         """Spawns and configures; `DeadlineExceeded` after 10 s, or the process's own error (format, port, place)."""
+        self._stopping = False
+        self.closed.clear()
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -95,10 +100,10 @@ class Transfer:
             raise
 
     async def restart(self) -> None:
-        """A new process after the old one died, on the port that peers were told."""
+        """After `ended`: a new process on the same port, since peers know that one. Errors as of `start`; may be tried again."""
+        await self.stop()
         host = self._config.listen.rpartition(":")[0]
         self._config = msgspec.structs.replace(self._config, listen=f"{host}:{self.port}")
-        self.closed.clear()
         await self.start()
 
     async def stop(self) -> None:
@@ -225,7 +230,7 @@ class Transfer:
         await self._call("push_shard", job, None, timeout=None)
 
     async def keep_shard(self, job: KeepShard) -> None:
-        """Moves a staged shard into the own store, durably; `shard_stored` is called too, its owner "self"."""
+        """Moves a staged shard into the own store, durably; `shard_stored` is called too, its owner this node."""
         await self._call("keep_shard", job, None, timeout=600)
 
     async def list_staged(self) -> dict[EncodingId, list[int]]:
