@@ -1,8 +1,9 @@
 """Calls between two processes of one node over a Unix socket, with descriptors passed beside.
 
 Both ends may call. A message is a 4-byte big-endian length and a canonical msgpack map:
-{"id", "method", "params", "fds"} asks, {"id", "result", "fds"} answers, {"id", "error"} refuses, {"id", "cancel"} tells that the asker doesn't wait any more. `fds` counts the
-descriptors sent along; SCM_RIGHTS keeps their order, so each message takes its own from the front of the queue.
+{"id", "method", "params", "fds"} asks, {"id", "result", "fds"} answers, {"id", "error"} refuses, {"id", "cancel"} says that
+the asker doesn't wait any more. `fds` counts the descriptors sent along; SCM_RIGHTS keeps their order, so each message takes
+its own from the front of the queue.
 
 Rejected: asyncio streams (they drop ancillary data), multiprocessing (pickle), one descriptor per request
 path (races on names). A send is never cancelled half-way: it runs as a task of its own under a lock.

@@ -32,10 +32,10 @@ def for_model(infos: Iterable[ShardInfo], models: Models, model: ModelId | None)
 
 
 def doomed(infos: Sequence[ShardInfo], models: Models, model: ModelId) -> tuple[list[ShardKey], list[bytes]]:
-    """Shards and blobs kept for `model` alone."""
+    """Shards and blobs kept for `model` alone; its manifest (whose id is the model's) also where nobody listed it."""
     others = {blob for name, blobs in models.items() if name != model for blob in blobs}
     shards = [info.key for info in for_model(infos, models, model) if info.key.encoding not in others]
     gone = set(shards)
     kept = others | {info.key.encoding for info in infos if info.key not in gone}
-    blobs = dict.fromkeys([*models.get(model, ()), *(key.encoding for key in shards)])
+    blobs = dict.fromkeys([model, *models.get(model, ()), *(key.encoding for key in shards)])
     return shards, [blob for blob in blobs if blob not in kept]

@@ -99,6 +99,7 @@ class Desk:
         if not (host and port.isdigit() and int(port) < 65536):
             raise BadInput(f"the transfer address is HOST:PORT, not {config.listen!r}")
         self._key = Ed25519PrivateKey.from_private_bytes(config.signing_key)
+        self._peer_id = config.peer_id
         self._staging = Staging(Path(config.data_dir) / "staging")
         self._store = DiskStore(Path(config.data_dir), config.quota)
         await self._in_files(self._store.open)
@@ -232,7 +233,7 @@ class Desk:
         envelope, record = self._staging.envelope(job.encoding), self._staging.record(job.encoding)
         staged = self._staging.open(job.encoding, job.shard)
         key = calls.ShardRef(encoding=job.encoding, shard=job.shard).key()
-        info = ShardInfo(key, ModelId(_id(job.model)), job.group, staged.length, time.time(), "self")
+        info = ShardInfo(key, ModelId(_id(job.model)), job.group, staged.length, time.time(), self._peer_id)
         if job.shard >= len(record.roots):
             raise BadInput(f"the encoding commits to {len(record.roots)} shards, there is no shard {job.shard}")
         self._store.put_blob(envelope)
@@ -251,7 +252,7 @@ class Desk:
         return await self._in_files(self._staged)
 
     def _staged(self) -> list[calls.Staged]:
-        return [calls.Staged(encoding=encoding, shards=self._staging.shards(encoding)) for encoding in self._staging.list()]
+        return [calls.Staged(encoding=encoding, shards=list(self._staging.shards(encoding))) for encoding in self._staging.list()]
 
     async def drop_staged(self, ref: calls.EncodingRef) -> None:
         await self._in_files(self._staging.drop, ref.encoding)

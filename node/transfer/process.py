@@ -1,4 +1,4 @@
-"""The transfer process: `python -m node.transfer.process FD`, FD being its end of a socketpair with the node.
+"""The transfer process: `python -m node.transfer.process FD [text|json]`: its end of a socketpair with the node, and how it logs.
 
 It lives as long as that channel. Ctrl-C reaches the whole terminal, so SIGINT is ignored here: the node decides. When the
 node is killed, the channel's end (and the parent's death signal, should the loop hang) ends this process too.
@@ -15,6 +15,7 @@ import socket
 import sys
 
 from node.channel import Channel
+from node.logs import configure_logs
 from node.transfer.desk import Desk
 
 STOP_WITHIN = 0.8
@@ -45,7 +46,7 @@ async def serve(sock: socket.socket) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs(sys.argv[2] if len(sys.argv) > 2 else "text")
     sock = socket.socket(fileno=int(sys.argv[1]))
     runner = asyncio.Runner()
     runner.run(serve(sock))

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from node.channel import Channel, Method
+from node.logs import JsonFormatter
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.transfer import calls
 from node.transfer.calls import Stat, Verified
@@ -54,7 +55,10 @@ def child_environment() -> dict[str, str]:
 
 
 class Transfer:
-    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`. Methods raise the process's own errors, or `ChannelClosed` when it is gone."""
+    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`.
+
+    Methods raise the process's own errors, or `ChannelClosed` when it is gone.
+    """
 
     def __init__(self, config: TransferConfig, callbacks: TransferCallbacks) -> None:
         self._config, self._callbacks = config, callbacks
@@ -72,10 +76,12 @@ class Transfer:
 
     async def start(self) -> None:
         """Spawns and configures; `DeadlineExceeded` after 10 s, or the process's own error (format, port, place)."""
+        self._stopping = False
+        self.closed.clear()
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "node.transfer.process", str(theirs.fileno()),
+                sys.executable, "-P", "-m", "node.transfer.process", str(theirs.fileno()), _log_form(),
                 stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
                 pass_fds=[theirs.fileno()], env=child_environment(),
             )  # fmt: skip
@@ -94,10 +100,10 @@ class Transfer:
             raise
 
     async def restart(self) -> None:
-        """A new process after the old one died, on the port that peers were told."""
+        """After `ended`: a new process on the same port, since peers know that one. Errors as of `start`; may be tried again."""
+        await self.stop()
         host = self._config.listen.rpartition(":")[0]
         self._config = msgspec.structs.replace(self._config, listen=f"{host}:{self.port}")
-        self.closed.clear()
         await self.start()
 
     async def stop(self) -> None:
@@ -224,7 +230,7 @@ class Transfer:
         await self._call("push_shard", job, None, timeout=None)
 
     async def keep_shard(self, job: KeepShard) -> None:
-        """Moves a staged shard into the own store, durably; `shard_stored` is called too, its owner "self"."""
+        """Moves a staged shard into the own store, durably; `shard_stored` is called too, its owner this node."""
         await self._call("keep_shard", job, None, timeout=600)
 
     async def list_staged(self) -> dict[EncodingId, list[int]]:
@@ -241,6 +247,11 @@ def _plain(params: Any, kind: type[T]) -> T:
 
 def _ref(key: ShardKey, reason: str | None = None) -> calls.ShardRef:
     return calls.ShardRef(encoding=key.encoding, shard=key.shard, reason=reason)
+
+
+def _log_form() -> str:
+    """The process logs to the same standard error as its node, so in the same form."""
+    return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers) else "text"
 
 
 def _has_fileno(stream: Any) -> bool:

@@ -10,7 +10,7 @@ from node.store.interface import ShardKey, ShardStore
 from node.store.leaf_check import first_bad_leaf
 from protocol import limits
 from protocol.errors import BadInput, StorageFull, TooLarge
-from protocol.ids import EncodingId, digest
+from protocol.ids import EncodingId, ModelId, digest
 from tests.node.store.samples import MODEL, OTHER, get, put, shard
 
 QUOTA = 4 * limits.MIB
@@ -144,3 +144,9 @@ class StoreConformance:
         assert store.space().used == 0
         assert store.list_shards() == []
         assert store.forget(MODEL) == 0
+
+    def test_forget_takes_a_manifest_that_was_never_listed(self, store: ShardStore) -> None:
+        model = ModelId(store.put_blob(b"a manifest"))
+        put(store, shard(1, 100, model=model))
+        assert store.forget(model) > 100
+        assert store.space().used == 0

@@ -85,7 +85,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Transfer, Node]]:
     node.port = transfer.port
     yield transfer, node
     await transfer.stop()
-    assert node.end is None or transfer.closed.is_set()
+    assert transfer.closed.is_set()
 
 
 async def test_a_group_is_coded_kept_pushed_fetched_and_forgotten(running: tuple[Transfer, Node], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_a_group_is_coded_kept_pushed_fetched_and_forgotten(running: tuple
     await transfer.push_shard(PushShard(encoding=encoding, shard=2, peer=PEER, urls=access.urls, tls=access.tls, grant=access.grant))
     await until(lambda: len(node.stored) == 2, 5, "both shards are told")
     assert [(info.key.shard, info.owner, info.bytes) for info in node.stored] == [
-        (0, "self", coded.shard_bytes),
+        (0, PEER, coded.shard_bytes),
         (2, "a peer", coded.shard_bytes),
     ]
     await transfer.drop_staged(encoding)
@@ -168,22 +168,22 @@ async def test_blobs_models_and_errors_cross(running: tuple[Transfer, Node]) -> 
     assert (stat.shards, stat.requests) == (0, 0)
 
 
-async def test_it_is_small_and_knows_no_torch_or_libp2p(running: tuple[Transfer, Node]) -> None:
-    transfer, _ = running
-    rollup = Path(f"/proc/{transfer.pid}/smaps_rollup").read_text()
-    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    assert pss < 90 * 1024  # asked: 70 MiB idle; measured 41
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, node.transfer.process; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=True,
-    ).stdout.split()
-    assert not {"torch", "libp2p", "trio", "transformers"} & set(loaded)
+async def test_it_is_small(running: tuple[Transfer, Node]) -> None:
+    assert _proportional_kib(running[0].pid) < 90 * 1024  # asked: 70 MiB idle; measured 41
 
 
-async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, Node], tmp_path: Path) -> None:
+def _proportional_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def test_it_knows_no_torch_or_libp2p() -> None:
+    program = "import sys, node.transfer.process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=child_environment(), check=True)
+    assert not {"torch", "libp2p", "trio", "transformers"} & set(done.stdout.split())
+
+
+async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, Node]) -> None:
     transfer, node = running
     waiting = [asyncio.create_task(transfer.put_blob(bytes([number]) * 5_000_000)) for number in range(5)]
     os.kill(transfer.pid, signal.SIGKILL)
@@ -192,10 +192,12 @@ async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, N
     await until(lambda: node.end is not None, 5, "the end is told")
     with pytest.raises(ChannelClosed, match="not running"):
         await transfer.space()
-    again = Transfer(config(tmp_path), Node())
-    await again.start()
-    assert [await again.get_blob(answer) is not None for answer in answers if isinstance(answer, bytes)].count(False) == 0
-    await again.stop()
+    port = transfer.port
+    await transfer.restart()
+    assert transfer.port == port
+    assert not transfer.closed.is_set()
+    for answer in answers:
+        assert not isinstance(answer, bytes) or await transfer.get_blob(answer) is not None
 
 
 async def test_signals(running: tuple[Transfer, Node]) -> None:
@@ -220,6 +222,28 @@ async def test_stop_is_quick_and_not_a_fault(tmp_path: Path) -> None:
     assert time.monotonic() - start < 3
     assert node.end is None
     assert transfer.closed.is_set()
+
+
+async def test_a_fetch_given_up_by_its_caller_ends_in_the_process(running: tuple[Transfer, Node], tmp_path: Path) -> None:
+    transfer, node = running
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def slow(peer: str, encoding: EncodingId, shards: list[int]) -> Access:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            answered.set()
+        raise AssertionError("unreachable")
+
+    node.need_grant = slow  # type: ignore[method-assign]
+    with (tmp_path / "out").open("w+b") as out:
+        job = FetchGroup(job="j", envelope=Coded().envelope, offset=0, sources=[Source(peer=PEER, shard=0)])
+        call = asyncio.create_task(transfer.fetch_group(job, out.fileno()))
+        await asked.wait()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await answered.wait()
 
 
 async def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_put_leaves_nothing(plane:
     plane.expect(0)
     before = plane.store.space().used
     body = plane.coded.body(0)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(plane.base.rpartition(":")[2]), ssl=trusting())
+    _reader, writer = await asyncio.open_connection("127.0.0.1", int(plane.base.rpartition(":")[2]), ssl=trusting())
     header = grant(SIGNER, plane.coded, "put")["MF-Grant"]
     writer.write(f"PUT {plane.coded.path(0)} HTTP/1.1\r\nHost: x\r\nMF-Grant: {header}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
     writer.write(body[:500_000])
@@ -205,7 +205,7 @@ async def test_a_client_that_never_reads_is_cut(plane: Plane) -> None:
     plane.coded = Coded(40 * limits.MIB)
     plane.keep(0)
     plane.server.write_timeout = 0.2
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(plane.base.rpartition(":")[2]), ssl=trusting(), limit=1024)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", int(plane.base.rpartition(":")[2]), ssl=trusting(), limit=1024)
     header = grant(SIGNER, plane.coded)["MF-Grant"]
     writer.write(f"GET {plane.coded.path(0)} HTTP/1.1\r\nHost: x\r\nMF-Grant: {header}\r\n\r\n".encode())
     await until(lambda: plane.server._running == 1, 5, "the request runs")
