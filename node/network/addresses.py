@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from multiaddr import Multiaddr
 
 from protocol import limits
 from protocol.errors import BadInput
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_CACHED = 16_384
 _LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
+@lru_cache(_CACHED)
 def parse_address(text: str) -> tuple[str, int]:
     """(ip, port) of a multiaddr /ip4|ip6/…/tcp/… with or without /p2p; `BadInput` for anything else."""
     parts = text.split("/") if len(text) <= limits.MAX_ADDRESS else []
@@ -35,10 +38,12 @@ def parse_address(text: str) -> tuple[str, int]:
     return str(ip), int(parts[4])
 
 
+@lru_cache(_CACHED)
 def address_to_bytes(text: str) -> bytes:
     return bytes(Multiaddr(text).to_bytes())
 
 
+@lru_cache(_CACHED)
 def address_from_bytes(data: bytes) -> str:
     """The text of a binary multiaddr; `BadInput` unless it is one this node could dial."""
     if len(data) > limits.MAX_ADDRESS:

@@ -30,6 +30,10 @@ class BridgeStopped(RuntimeError):
     """trio isn't running (any more)."""
 
 
+def _drop(_: object) -> None:
+    """trio wants its scheduler to give nothing back."""
+
+
 def _plain(error: BaseException) -> Exception:
     """The first ordinary error of a group; a cancellation beside it would else slip past `except Exception`."""
     if isinstance(error, BaseExceptionGroup):
@@ -75,8 +79,8 @@ class Bridge:
     def _start(self) -> None:
         trio.lowlevel.start_guest_run(
             self._main,
-            run_sync_soon_threadsafe=self._loop.call_soon_threadsafe,
-            run_sync_soon_not_threadsafe=self._loop.call_soon,
+            run_sync_soon_threadsafe=lambda function: _drop(self._loop.call_soon_threadsafe(function)),
+            run_sync_soon_not_threadsafe=lambda function: _drop(self._loop.call_soon(function)),
             done_callback=self._ended,
             host_uses_signal_set_wakeup_fd=True,
             restrict_keyboard_interrupt_to_checkpoints=True,

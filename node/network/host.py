@@ -97,7 +97,7 @@ def _abort(connection: Any) -> None:
     log.warning("a connection's socket wasn't found, it can't be aborted")
 
 
-class _Watch(INotifee):
+class _Watch(INotifee):  # type: ignore[misc]
     """Tells the network of connections; runs in trio, which shares asyncio's thread."""
 
     def __init__(self, changed: Callable[[Any], None]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import base58
 
@@ -19,11 +20,13 @@ K = 20
 _MISSES = 2
 
 
+@lru_cache(16_384)
 def position(key: bytes) -> int:
     """Where a key or a peer's id bytes lie in the space of distances, as js-libp2p has it."""
     return int.from_bytes(hashlib.sha256(key).digest(), "big")
 
 
+@lru_cache(16_384)
 def peer_bytes(peer: PeerId) -> bytes:
     return bytes(base58.b58decode(peer))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, cast
 
 import base58
 from google.protobuf.message import DecodeError
@@ -23,7 +27,6 @@ _KNOWN = (ADD_PROVIDER, GET_PROVIDERS, FIND_NODE, PING)
 MAX_MESSAGE = 64 * limits.KIB
 MAX_KEY = 64
 MAX_PEERS = 40
-_CAN_CONNECT = 2
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class KadMessage:
 
 def encode(message: KadMessage) -> bytes:
     out = Message()
-    out.type = message.kind
+    out.type = cast(Any, message.kind)
     out.key = message.key
     for found, entries in ((message.closer, out.closerPeers), (message.providers, out.providerPeers)):
         for one in found[:MAX_PEERS]:
             entry = entries.add()
             entry.id = peer_bytes(one.peer)
             entry.addrs.extend(address_to_bytes(address) for address in one.addresses[: limits.MAX_ADDRESSES])
-            entry.connection = _CAN_CONNECT
+            entry.connection = Message.ConnectionType.CAN_CONNECT
     return bytes(out.SerializeToString())
 
 
@@ -73,21 +76,27 @@ def decode(data: bytes) -> KadMessage:
     return KadMessage(message.type, bytes(message.key), _peers(message.closerPeers), _peers(message.providerPeers))
 
 
-def _peers(entries: list[Message.Peer]) -> list[Found]:
+def _peers(entries: Iterable[Message.Peer]) -> list[Found]:
     out = []
     for entry in entries:
         try:
-            peer = PeerId(base58.b58encode(bytes(entry.id)[:64]).decode())
-            public_from_peer(peer)
+            peer = _peer(bytes(entry.id)[:64])
         except BadInput:
             continue
         out.append(Found(peer, _addresses(entry.addrs)))
     return out
 
 
-def _addresses(raw: list[bytes]) -> list[str]:
+@lru_cache(16_384)
+def _peer(raw: bytes) -> PeerId:
+    peer = PeerId(base58.b58encode(raw).decode())
+    public_from_peer(peer)
+    return peer
+
+
+def _addresses(raw: Iterable[bytes]) -> list[str]:
     out = []
-    for data in raw[: limits.MAX_ADDRESSES]:
+    for data in islice(raw, limits.MAX_ADDRESSES):
         try:
             out.append(address_from_bytes(bytes(data)))
         except BadInput:

@@ -121,7 +121,9 @@ _PROCESS = """
 
 
 async def test_a_frozen_process_holds_up_nobody_else() -> None:
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_PROCESS)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", textwrap.dedent(_PROCESS)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         name, address = (await asyncio.to_thread(process.stdout.readline)).split()

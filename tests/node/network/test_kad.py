@@ -120,8 +120,11 @@ def test_a_sender_and_the_keys_are_bounded() -> None:
     assert store.add(b"later", peer, WHERE, 61)
 
 
+KINDS = [kad_wire.ADD_PROVIDER, kad_wire.GET_PROVIDERS, kad_wire.FIND_NODE, kad_wire.PING]
+
+
 @given(
-    st.sampled_from([kad_wire.ADD_PROVIDER, kad_wire.GET_PROVIDERS, kad_wire.FIND_NODE, kad_wire.PING]),
+    st.sampled_from(KINDS),
     st.binary(max_size=64),
     st.integers(0, 20),
 )
