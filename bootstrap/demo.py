@@ -39,6 +39,7 @@ class Demo:
     size: int
     nodes: list[DemoNode] = field(default_factory=list)
     model: str = ""
+    model_id: str = ""
     told: dict[str, Any] = field(default_factory=dict)
     _step: int = 0
 
@@ -167,7 +168,7 @@ def _publish(demo: Demo, folder: Path) -> None:
     publisher = demo.nodes[0]
     demo.step(f"Publish from {publisher.name}")
     done = publisher.cli("publish", str(folder), "--name", NAME, timeout=PUBLISH_WITHIN, on_progress=lambda line: demo.say(f"     {line}"))
-    demo.model = done["name"]
+    demo.model, demo.model_id = done["name"], done["model_id"]
     demo.told["published"] = done
     demo.done(
         f"{done['name']} · {done['bytes'] / 1e6:.0f} MB in {done['groups']} groups · "
@@ -182,12 +183,12 @@ def _show_holders(demo: Demo) -> None:
     enough: dict[str, Any] = {}
 
     def safe() -> bool:
-        lines = [line for line in node.cli("status")["models"] if line["name"] == demo.model]
+        lines = [line for line in node.cli("status")["models"] if line["model_id"] == demo.model_id]
         enough.update(lines[0] if lines else {})
         return (enough.get("survives_losses") or 0) >= 2
 
     _wait(safe, MEET_WITHIN, node, "to see the model survive two losses")
-    held = node.cli("holdings", demo.model)
+    held = node.cli("holdings", demo.model_id)
     table = {group["group"]: group["shards"] for group in held["groups"]}
     names = {each.peer_id: each.number for each in demo.nodes}
     shown = [*list(table)[:2], "…", *list(table)[-1:]] if len(table) > 4 else list(table)
