@@ -21,31 +21,79 @@ from tests.support.documents import GUIDE, check_document, schemas
 PEER = "12D3KooWMPviAYmX2YYLEQt3aNS8wDVa5SxpzZc9RW51GnJLxbN7"
 HELD = {"model_id": "mfm1x", "groups": 2, "shards": 2, "bytes": 10, "full_groups": 0, "owners": [PEER]}
 ANSWERS: dict[str, Any] = {
-    "publish": {"model_id": "mfm1x", "name": "a/b", "groups": 2, "shards": 12, "bytes": 100, "stored_bytes": 300, "peers": 6, "seconds": 1.5,
-                "durable": 12, "survives_losses": 4},
-    "models": {"models": [{"model_id": "mfm1x", "name": "a/b[x]", "publisher": PEER, "size_bytes": 5_000_000, "parameters": 7,
-                           "architecture": None, "survives_losses": None, "holders": 3}]},
+    "publish": {
+        "model_id": "mfm1x",
+        "name": "a/b",
+        "groups": 2,
+        "shards": 12,
+        "bytes": 100,
+        "stored_bytes": 300,
+        "peers": 6,
+        "seconds": 1.5,
+        "durable": 12,
+        "survives_losses": 4,
+    },
+    "models": {
+        "models": [
+            {
+                "model_id": "mfm1x",
+                "name": "a/b[x]",
+                "publisher": PEER,
+                "size_bytes": 5_000_000,
+                "parameters": 7,
+                "architecture": None,
+                "survives_losses": None,
+                "holders": 3,
+            }
+        ]
+    },
     "fetch": {"files": 3},
-    "generate": {"event": "finished", "reason": "stop", "prompt_tokens": 9, "completion_tokens": 2, "route": [{"peer": PEER}],
-                 "timings": {"first_token": 0.1, "total": 0.2}, "replaced": 0},
+    "generate": {
+        "event": "finished",
+        "reason": "stop",
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "route": [{"peer": PEER}],
+        "timings": {"first_token": 0.1, "total": 0.2},
+        "replaced": 0,
+    },
     "ticket": {"ticket": "mft1abc"},
     "join": {"peers": 2},
     "trust": {"trusted": PEER},
     "holdings": {"holdings": [HELD]},
-    "holders": {"model_id": "mfm1x", "layers": 30, "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "shards": {"0": [PEER]}}]},
+    "holders": {
+        "model_id": "mfm1x",
+        "layers": 30,
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "shards": {"0": [PEER]}}],
+    },
     "forget": {"model_id": "mfm1x", "freed": 10},
-    "status": {"peer_id": PEER, "version": "0.1.0", "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"],
-               "rtt_ms": None, "last_seen": 1.0}], "holdings": [HELD], "space": {"quota": 9, "used": 1, "free": 99},
-               "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
-               "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}]},
+    "status": {
+        "peer_id": PEER,
+        "version": "0.1.0",
+        "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
+        "holdings": [HELD],
+        "space": {"quota": 9, "used": 1, "free": 99},
+        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
+        "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
+    },
     "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
     "stop": {"stopping": True},
-}  # fmt: skip
+}
 LINES = {
-    "publish": ["publish", "."], "models": ["models"], "fetch": ["fetch", "a/b", "out"], "chat": ["chat", "a/b", "hello"], "ticket": ["ticket"],
-    "join": ["join", "mft1abc"], "trust": ["trust", PEER], "holdings": ["holdings"], "holders": ["holdings", "a/b"], "forget": ["forget", "a/b"],
-    "status": ["status"], "explain": ["explain", "a/b"], "stop": ["stop"],
-}  # fmt: skip
+    "publish": ["publish", "."],
+    "models": ["models"],
+    "fetch": ["fetch", "a/b", "out"],
+    "chat": ["chat", "a/b", "hello"],
+    "ticket": ["ticket"],
+    "join": ["join", "mft1abc"],
+    "trust": ["trust", PEER],
+    "holdings": ["holdings"],
+    "holders": ["holdings", "a/b"],
+    "forget": ["forget", "a/b"],
+    "status": ["status"],
+    "explain": ["explain", "a/b"],
+    "stop": ["stop"],
+}
 
 
 class FakeNode:
