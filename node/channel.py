@@ -1,7 +1,7 @@
 """Calls between two processes of one node over a Unix socket, with descriptors passed beside.
 
 Both ends may call. A message is a 4-byte big-endian length and a canonical msgpack map:
-{"id", "method", "params", "fds"} asks, {"id", "result", "fds"} answers, {"id", "error"} refuses. `fds` counts the
+{"id", "method", "params", "fds"} asks, {"id", "result", "fds"} answers, {"id", "error"} refuses, {"id", "cancel"} tells that the asker doesn't wait any more. `fds` counts the
 descriptors sent along; SCM_RIGHTS keeps their order, so each message takes its own from the front of the queue.
 
 Rejected: asyncio streams (they drop ancillary data), multiprocessing (pickle), one descriptor per request
@@ -39,6 +39,11 @@ class ChannelClosed(Unavailable):
     code = "process_gone"
 
 
+def _frame(message: dict[str, Any]) -> bytes:
+    payload = pack(message)
+    return len(payload).to_bytes(4, "big") + payload
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -56,6 +61,8 @@ class Channel:
         self._fds: list[int] = []
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._writes: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self.closed = asyncio.Event()
 
@@ -75,30 +82,56 @@ class Channel:
             await self._send({"id": number, "method": method, "params": params, "fds": len(fds)}, fds)
             async with asyncio.timeout(timeout):
                 message, received = await future
+        except asyncio.CancelledError:
+            self._tell_cancelled(number)
+            raise
         except TimeoutError:
+            self._tell_cancelled(number)
             raise DeadlineExceeded(f"the {self._name} didn't answer {method} within {timeout} s") from None
         finally:
             self._waiting.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # looked at, also where the sending failed first
         for fd in received:
             os.close(fd)
         if "error" in message:
             raise error_from_wire(message["error"])
         return msgspec.convert(message.get("result"), kind, builtin_types=(bytes,))
 
+    def _tell_cancelled(self, number: int) -> None:
+        """Nobody waits for this answer any more: the other end stops the work, in its own time."""
+        if not self.closed.is_set():
+            task = asyncio.create_task(self._write(_frame({"id": number, "cancel": True}), []))
+            self._writes.add(task)
+            task.add_done_callback(self._forget_write)
+
+    def _forget_write(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("a message to the %s didn't go: %s", self._name, task.exception())
+
     async def notify(self, method: str, params: Any, *, fds: Sequence[int] = ()) -> None:
         """Tells without waiting for an answer."""
         await self._send({"id": 0, "method": method, "params": params, "fds": len(fds)}, fds)
 
     async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-        await asyncio.gather(*filter(None, [self._reader, *self._tasks]), return_exceptions=True)
+        """Cancels what still runs for the other end, and waits for it."""
         self._end()
+        rest = [task for task in (self._reader, *self._tasks) if task is not None and task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, *self._writes, return_exceptions=True)
 
     async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        payload = pack(message)
-        data = len(payload).to_bytes(4, "big") + payload
-        await asyncio.shield(asyncio.create_task(self._write(data, list(fds))))
+        task = asyncio.create_task(self._write(_frame(message), list(fds)))
+        self._writes.add(task)
+        task.add_done_callback(self._forget_write)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by the channel's end, not by the caller's
+                raise ChannelClosed(f"the {self._name} is gone") from None
+            raise
 
     async def _write(self, data: bytes, fds: list[int]) -> None:
         loop = asyncio.get_running_loop()
@@ -123,7 +156,8 @@ class Channel:
                 try:
                     await writable
                 finally:
-                    loop.remove_writer(self._sock)
+                    if not self.closed.is_set():
+                        loop.remove_writer(self._sock)
 
     async def _receive(self) -> bytes:
         loop = asyncio.get_running_loop()
@@ -138,7 +172,8 @@ class Channel:
                 try:
                     await readable
                 finally:
-                    loop.remove_reader(self._sock)
+                    if not self.closed.is_set():
+                        loop.remove_reader(self._sock)
 
     async def _read(self) -> None:
         buffer = bytearray()
@@ -159,9 +194,11 @@ class Channel:
         count = int(message.get("fds", 0))
         fds, self._fds = self._fds[:count], self._fds[count:]
         if "method" in message:
-            task = asyncio.create_task(self._serve(message, fds))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(message, fds)
+            return
+        if message.get("cancel"):
+            if (task := self._serving.get(int(message["id"]))) is not None:
+                task.cancel()
             return
         future = self._waiting.get(int(message.get("id", 0)))
         if future is not None and not future.done():
@@ -170,11 +207,22 @@ class Channel:
             for fd in fds:
                 os.close(fd)
 
+    def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
+        number = int(message["id"])
+        task = asyncio.create_task(self._serve(message, fds))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if number:
+            self._serving[number] = task
+            task.add_done_callback(lambda _: self._serving.pop(number, None))
+
     async def _serve(self, message: dict[str, Any], fds: list[int]) -> None:
         number, name = int(message["id"]), str(message["method"])
         try:
             method = self._methods.get(name)
             if method is None:
+                for fd in fds:
+                    os.close(fd)
                 raise MfError(f"the {self._name} was asked for {name!r}, which this end doesn't serve")
             reply = {"id": number, "result": await method(message.get("params"), fds)}
         except MfError as error:
@@ -192,7 +240,14 @@ class Channel:
         if self.closed.is_set():
             return
         self.closed.set()
+        # A socket closed while the loop still watches it would leave a stale watch on its number.
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sock)
+        loop.remove_writer(self._sock)
         self._sock.close()
+        for task in (self._reader, *self._writes):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
         for fd in self._fds:
             os.close(fd)
         self._fds = []

@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from node.data_dir import write_durably
 from protocol.errors import BadInput, Conflict
 from protocol.ids import digest
 
-Notify = Callable[[dict[str, Any]], Awaitable[None]]
+Notify = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
 OwnerMethod = Callable[[dict[str, Any], Notify], Awaitable[Any]]
 """(params, notify) -> the result, plain values. `notify(event)` sends {"event": …, …} to the caller, in order."""
 

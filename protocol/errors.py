@@ -109,7 +109,8 @@ def _tree(root: type[MfError]) -> list[type[MfError]]:
 
 def error_from_wire(wire: dict[str, Any]) -> MfError:
     """Rebuilds an error under its own class; an unknown code becomes a plain `MfError`."""
-    by_code = {cls.code: cls for cls in _tree(MfError)}
+    # A class that only inherits its code (and may be built otherwise) is its parent on the wire.
+    by_code = {cls.code: cls for cls in _tree(MfError) if "code" in vars(cls)}
     cls = by_code.get(str(wire.get("code")), MfError)
     details = wire.get("details")
     hint = wire.get("hint")

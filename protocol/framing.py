@@ -11,6 +11,7 @@ A frame is an unsigned varint length and that many bytes (libp2p's convention).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgpack
@@ -44,7 +45,6 @@ def unpack_plain(data: bytes | memoryview, what: str, limit: int = limits.MAX_FR
     """Plain values from hostile bytes; `BadInput` names `what` and the rule broken."""
     if len(data) > limit:
         raise BadInput(f"{what}: {len(data)} bytes, at most {limit} allowed")
-    array = min(max(limits.MAX_ARRAY, limit // 8), len(data))
     try:
         value = msgpack.unpackb(
             data,
@@ -52,7 +52,8 @@ def unpack_plain(data: bytes | memoryview, what: str, limit: int = limits.MAX_FR
             strict_map_key=True,
             max_str_len=limit,
             max_bin_len=limit,
-            max_array_len=array,
+            object_pairs_hook=_unique,
+            max_array_len=min(limits.MAX_ARRAY, len(data)),
             max_map_len=min(limits.MAX_MAP, len(data)),
             max_ext_len=0,
         )
@@ -77,17 +78,49 @@ def _check(value: Any, what: str, depth: int) -> None:
         raise BadInput(f"{what}: extension types are not allowed")
 
 
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is repeated")
+    return made
+
+
 def unpack(data: bytes | memoryview, kind: type[T], what: str, limit: int = limits.MAX_FRAME) -> T:
     """A typed struct from hostile bytes; the error names the field. Unknown critical keys refuse."""
+    if limits.MAX_FRAME < len(data) <= limit:
+        return _unpack_large(data, kind, what)
     value = unpack_plain(data, what, limit)
     if isinstance(value, dict):
-        for key in value:
-            if key.startswith("!"):
-                raise BadInput(f"{what}: critical field {key[:64]!r} is unknown to this version")
+        _refuse_critical(value, what)
     try:
         return msgspec.convert(value, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise BadInput(f"{what}: {error}") from error
+
+
+def _refuse_critical(keys: Iterable[str], what: str) -> None:
+    for key in keys:
+        if key.startswith("!"):
+            raise BadInput(f"{what}: critical field {key[:64]!r} is unknown to this version")
+
+
+def _unpack_large(data: bytes | memoryview, kind: type[T], what: str) -> T:
+    """Blobs over a frame go straight into the struct: 64 MiB of empty arrays would take 4 GiB as plain values."""
+    if _map_length(bytes(data[:5])) > limits.MAX_MAP:
+        raise BadInput(f"{what}: over {limits.MAX_MAP} fields, or not a map")
+    try:
+        _refuse_critical(msgspec.msgpack.decode(data, type=dict[str, msgspec.Raw]), what)
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadInput(f"{what}: {error or type(error).__name__}") from error
+
+
+def _map_length(head: bytes) -> int:
+    """Fields that a msgpack map announces; more than any limit when it isn't one."""
+    if head[0] >> 4 == 8:
+        return head[0] & 15
+    width = {0xDE: 2, 0xDF: 4}.get(head[0])
+    return int.from_bytes(head[1 : 1 + width], "big") if width else limits.MAX_MAP + 1
 
 
 def encode_varint(number: int) -> bytes:

@@ -44,8 +44,10 @@ def open_grant(data: bytes, server: PeerId, now: float) -> Grant:
         raise Forbidden(f"the grant is for node {grant.server[:64]}, not for this one")
     if grant.verb not in ("get", "put") or len(grant.encoding) != 32 or len(grant.nonce) != 16:
         raise BadInput("grant: verb, encoding or nonce is malformed")
-    if not grant.shards or not all(0 <= j < limits.MAX_SHARDS for j in grant.shards):
-        raise BadInput("grant: shards are numbers below 256")
+    if not grant.shards or not all(0 <= j < limits.MAX_SHARDS for j in grant.shards) or len(set(grant.shards)) != len(grant.shards):
+        raise BadInput("grant: shards are distinct numbers below 256")
+    if not 0 < grant.max_bytes < 1 << 48:
+        raise BadInput("grant: max_bytes is out of range")
     if now - grant.issued > limits.GRANT_OPEN_WITHIN or grant.issued > now + limits.CLOCK_TOLERANCE:
         raise Forbidden("the grant was not opened within 60 s", hint="ask for a new one")
     return grant

@@ -92,7 +92,7 @@ def public_from_peer(peer: str) -> bytes:
         raw = base58.b58decode(peer) if len(peer) <= 64 else b""
     except ValueError:
         raw = b""
-    if len(raw) != 38 or not raw.startswith(_PEER_PREFIX):
+    if len(raw) != 38 or not raw.startswith(_PEER_PREFIX) or base58.b58encode(raw).decode() != peer:
         raise BadInput(f"not an Ed25519 PeerID: {peer[:64]!r}")
     return raw[6:]
 

@@ -57,6 +57,8 @@ MAX_MAP = 4_096
 MAX_TICKET = 2 * KIB
 MAX_TICKET_PEERS = 8
 MAX_CARD = 8 * KIB
+MAX_LABEL = 128
+"""Characters of a node's version, machine and operator label."""
 MAX_ADDRESSES = 16
 MAX_ADDRESS = 256
 

@@ -26,6 +26,9 @@ FRAME_LIMITS = {STEP_PROTOCOL: limits.MAX_ACTIVATION_FRAME}
 
 T = TypeVar("T")
 
+Octets = bytes
+"""For structs that have a field of the name `bytes`, which hides the type from their other annotations."""
+
 
 def reply_frame(message: Record) -> bytes:
     return b"\x00" + pack(message)
@@ -49,10 +52,10 @@ class GrantRequest(Record):
     """Asks leave to get or put shards of one encoding. A put carries the encoding's envelope and the model's id."""
 
     verb: str
-    encoding: bytes
+    encoding: Octets
     shards: list[int]
-    model: bytes | None = None
-    envelope: bytes | None = None
+    model: Octets | None = None
+    envelope: Octets | None = None
     bytes: int | None = None
 
 
@@ -154,7 +157,7 @@ def parse_step(frame: bytes) -> tuple[StepHead, memoryview]:
         raise BadInput("step: session, epoch or position out of range")
     if head.kind == "hidden":
         _check_hidden(head, len(raw))
-    elif head.kind not in ("tokens", "token") or len(raw) % 4:
+    elif head.kind not in ("tokens", "token") or len(raw) % 4 or (head.kind == "token" and len(raw) != 4):
         raise BadInput(f"step: kind {head.kind[:16]!r} with {len(raw)} raw bytes")
     return head, raw
 

@@ -14,6 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import limits
+from protocol.config_summary import check_summary
 from protocol.errors import BadInput
 from protocol.framing import Record
 from protocol.ids import PeerId
@@ -93,7 +94,11 @@ _DOMAINS: dict[type, str] = {NodeRecord: NODE_DOMAIN, Holding: HOLDING_DOMAIN, C
 
 
 def seal_record(key: Ed25519PrivateKey, record: NodeRecord | Holding | Card) -> bytes:
-    return seal(key, _DOMAINS[type(record)], record)
+    """The signed envelope; `BadInput` for a card over its 8 KiB."""
+    data = seal(key, _DOMAINS[type(record)], record)
+    if isinstance(record, Card) and len(data) > limits.MAX_CARD:
+        raise BadInput(f"Card: {len(data)} bytes, at most {limits.MAX_CARD}", hint="a shorter description")
+    return data
 
 
 def open_record(data: bytes, kind: type[R], now: float) -> tuple[PeerId, R]:
@@ -122,6 +127,9 @@ def _check_node(record: NodeRecord) -> None:
         raise BadInput("NodeRecord: boot has 16 bytes and tls 32")
     if record.lend not in LEND:
         raise BadInput(f"NodeRecord: lend is one of {', '.join(LEND)}")
+    for text in (record.version, record.machine or "", record.operator or ""):
+        if len(text) > limits.MAX_LABEL:
+            raise BadInput(f"NodeRecord: version, machine and operator have at most {limits.MAX_LABEL} characters")
     for field in (record.addresses, record.transfer):
         if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
             raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
@@ -150,6 +158,7 @@ def _check_card(record: Card) -> None:
             raise BadInput(f"Card: {field[:96]!r} isn't a name (letters, digits, . _ -; at most 96)")
     if record.size < 0 or record.parameters < 0:
         raise BadInput("Card: sizes are not negative")
+    check_summary(record.summary)
 
 
 _CHECKS: dict[type, Callable[..., None]] = {NodeRecord: _check_node, Holding: _check_holding, Card: _check_card}

@@ -44,7 +44,7 @@ def sign_bytes(key: Ed25519PrivateKey, domain: str, body: bytes) -> bytes:
 def verify_bytes(peer: str, domain: str, body: bytes, signature: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public_from_peer(peer)).verify(signature, _message(domain, body))
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError, BadInput):
         return False
     return True
 

@@ -44,6 +44,8 @@ def parse_ticket(text: str, now: float) -> tuple[PeerId, Ticket]:
     issuer, ticket = open_sealed(ticket_payload(text), DOMAIN, Ticket, limits.MAX_TICKET)
     if ticket.expires < now - limits.CLOCK_TOLERANCE:
         raise BadInput("the ticket has expired", hint="ask a member for a new one (mf-node ticket)")
+    if ticket.expires > now + limits.TICKET_LIFETIME + limits.CLOCK_TOLERANCE:
+        raise BadInput("broken ticket: it expires later than tickets may")
     if not 1 <= len(ticket.peers) <= limits.MAX_TICKET_PEERS or len(ticket.trusts) > limits.MAX_TICKET_PEERS:
         raise BadInput("broken ticket: 1 to 8 peers, at most 8 trusted keys")
     for entry in ticket.peers:

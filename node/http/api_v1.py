@@ -15,7 +15,7 @@ from msgspec import UNSET
 from node.gateway import Finished, GenerationRequest, ModelInfo, Planned
 from node.http import replies
 from node.http.bodies import model_name, read_json, read_query
-from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED, json_reply
+from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED, STREAM, json_reply
 from node.http.errors import timestamp
 from node.http.generation import Reply, generation, headers_of, route_header
 from node.http.schemas import InferenceInput, InferenceRequest, NoQuery, Query
@@ -131,6 +131,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
 async def _stream(request: web.Request, reply: Reply, inference_id: str, with_metadata: bool) -> web.StreamResponse:
     planned = reply.planned
     stream = EventStream(request, request.app[SETTINGS].write_timeout, named=True)
+    request[STREAM] = stream
     await stream.open({"X-MF-Route": route_header(planned.kind, planned.route)})
     provider = replies.Provider(kind=planned.kind, route=planned.route, replaced=0)
     start = replies.StreamStart(

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 
 from node.gateway import Gateway
 from node.http import api_v1, openai, openapi, page
-from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED
+from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
 from node.http.errors import ClientLeft, Handler, error_layer
 from node.http.guard import allowed_origin, cors_headers, guard
 from node.http.metrics import CONTENT_TYPE, Metrics
@@ -26,6 +26,21 @@ log = logging.getLogger(__name__)
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LEFT = 499
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class _WithoutContent(logging.Filter):
+    """aiohttp quotes the bytes it couldn't parse, which may be the tail of a prompt: keep that it failed, drop what it quotes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        record.exc_info, record.exc_text = None, None
+        record.__dict__["event"] = "http_connection"
+        record.__dict__["fields"] = {"kind": kind.__name__ if kind else None}
+        return True
+
+
+_wire_log = logging.getLogger("node.http.wire")
+_wire_filter = _WithoutContent()
 
 
 def _request_id(request: web.Request) -> str:
@@ -47,17 +62,17 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
         "path": request.rel_url.raw_path[:512],
         "status": status,
         "ms": round(seconds * 1000, 1),
-        "request_id": request["request_id"],
+        "request_id": request[REQUEST_ID],
     }
-    if "error_code" in request:
-        fields["error"] = request["error_code"]
+    if ERROR_CODE in request:
+        fields["error"] = request[ERROR_CODE]
     log.info("answered an HTTP request", extra={"event": "http_request", "fields": fields})
 
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, and counts and logs how it ended, also when the client left."""
-    request["request_id"] = _request_id(request)
+    request[REQUEST_ID] = _request_id(request)
     started, status = time.monotonic(), _LEFT
     with request.app[METRICS].in_flight.track_inprogress():
         try:
@@ -73,8 +88,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 def _finish_headers(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def add(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_ALWAYS)
-        if "request_id" in request:
-            response.headers["X-Request-Id"] = request["request_id"]
+        if REQUEST_ID in request:
+            response.headers["X-Request-Id"] = request[REQUEST_ID]
         origin = allowed_origin(request, settings)
         response.headers.update(cors_headers(origin) if origin else {"Cross-Origin-Resource-Policy": "same-origin"})
         response.headers.pop(hdrs.SERVER, None)
@@ -117,7 +132,9 @@ class HttpServer:
     async def start(self) -> None:
         """Listens. `Conflict` when the port is taken or the address isn't this machine's."""
         app = make_app(self._gateway, self.settings, self.metrics)
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=self.settings.shutdown_timeout, access_log=None)
+        _wire_log.addFilter(_wire_filter)
+        patience = self.settings.shutdown_timeout
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)
         await runner.setup()
         try:
             await web.TCPSite(runner, self.settings.host, self.settings.port).start()

@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from node.http.context import ERROR_CODE, REQUEST_ID, STREAM
+from node.http.stream import EventStream
 from protocol.errors import BadInput, Busy, Forbidden, MfError, NotFound, TooLarge
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,7 +85,7 @@ def openai_shape(error: MfError) -> dict[str, Any]:
 
 
 def error_body(request: web.BaseRequest, error: MfError) -> bytes:
-    shape = openai_shape(error) if is_openai(request) else api_shape(error, request["request_id"])
+    shape = openai_shape(error) if is_openai(request) else api_shape(error, request[REQUEST_ID])
     return msgspec.json.encode(shape, enc_hook=str)
 
 
@@ -115,18 +117,17 @@ def from_http_exception(request: web.BaseRequest, raised: web.HTTPException) -> 
 def unforeseen(request: web.BaseRequest, raised: Exception) -> MfError:
     """Logs where it happened, without the exception's text, and hides it from the caller."""
     frames = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(raised.__traceback__)]
-    fields = {"request_id": request["request_id"], "kind": type(raised).__name__, "frames": frames[-12:]}
+    fields = {"request_id": request[REQUEST_ID], "kind": type(raised).__name__, "frames": frames[-12:]}
     log.error("a request failed for a reason nobody foresaw", extra={"event": "http_internal_error", "fields": fields})
-    return MfError("the node failed at this request", hint=f"its log has more under request id {request['request_id']}")
+    return MfError("the node failed at this request", hint=f"its log has more under request id {request[REQUEST_ID]}")
 
 
 async def _fail(request: web.Request, error: MfError) -> web.StreamResponse:
-    request["error_code"] = error.code
-    stream = request.get("stream")
+    request[ERROR_CODE] = error.code
+    stream: EventStream | None = request.get(STREAM)
     if stream is None:
         return error_response(request, error)
-    response: web.StreamResponse = await stream.fail(error_body(request, error))
-    return response
+    return await stream.fail(error_body(request, error))
 
 
 @web.middleware

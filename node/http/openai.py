@@ -14,7 +14,7 @@ from node.gateway import GenerationRequest
 from node.http import replies
 from node.http.api_v1 import in_time, sampling
 from node.http.bodies import model_name, read_json
-from node.http.context import GATEWAY, METRICS, SETTINGS, json_reply
+from node.http.context import GATEWAY, METRICS, SETTINGS, STREAM, json_reply
 from node.http.generation import Reply, generation, headers_of, route_header
 from node.http.schemas import UNSUPPORTED_CHAT, ChatRequest
 from node.http.stream import EventStream
@@ -77,6 +77,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 async def _stream(request: web.Request, reply: Reply, naming: _Naming, with_usage: bool) -> web.StreamResponse:
     planned = reply.planned
     stream = EventStream(request, request.app[SETTINGS].write_timeout, named=False)
+    request[STREAM] = stream
     await stream.open({"X-MF-Route": route_header(planned.kind, planned.route)})
     no_usage = None if with_usage else UNSET
 

@@ -24,7 +24,7 @@ class SlowClient(ConnectionError):
 
 
 class EventStream:
-    """One reply of events. From `open` on, errors of this request are written into it (`request["stream"]`)."""
+    """One reply of events, whose errors are written into it too once it is open."""
 
     def __init__(self, request: web.Request, write_timeout: float, *, named: bool) -> None:
         self._request = request
@@ -34,7 +34,6 @@ class EventStream:
 
     async def open(self, headers: dict[str, str]) -> None:
         self._response.headers.update(headers)
-        self._request["stream"] = self
         await self._response.prepare(self._request)
 
     async def send(self, data: Any, event: str | None = None) -> None:
@@ -66,7 +65,7 @@ class EventStream:
     def _abandon(self) -> None:
         log.info(
             "a client that doesn't read its stream was closed",
-            extra={"event": "http_slow_client", "fields": {"request_id": self._request["request_id"]}},
+            extra={"event": "http_slow_client", "fields": {"seconds": self._timeout}},
         )
         if self._request.transport is not None:
             self._request.transport.abort()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.records import Card, Held, NodeRecord
@@ -84,6 +84,17 @@ class Swarm(Protocol):
 
     async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
+
+    def blame(self, peer: PeerId, shard: str, reason: str) -> None:
+        """A verb saw wrong bytes from `peer`; bans follow design §5."""
+
+    def banned(self, peer: PeerId) -> bool: ...
+
+    def set_aside(self, encoding: EncodingId, shard: int, peer: PeerId) -> bool:
+        """Whether this peer's copy of the shard was found bad lately."""
+
+    def blamed(self) -> list[dict[str, Any]]:
+        """[{"peer_id", "shard", "reason", "at"}], newest last."""
 
     async def put_node(self, storage_free: int | None, memory: int | None) -> None:
         """Refreshes and spreads this node's NodeRecord."""

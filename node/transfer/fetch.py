@@ -69,7 +69,7 @@ class GroupFetch:
         encoding = encoding_id(job.envelope)
         self._job = job
         self._shape = Shape.of(encoding, self._record)
-        self._board = Board(self._shape)
+        self._board = Board(self._shape, connections.buffers)
         self._assembler = Assembler(self._record, self._shape, fd, job.offset, secret)
         self._connections = connections
         self._callbacks = callbacks
@@ -169,7 +169,7 @@ class GroupFetch:
             self._ended.append(reader)
             error = None if task.cancelled() else task.exception()
             if isinstance(error, WrongBytes):
-                self._set_aside(reader, str(error.details["reason"]))
+                self._set_aside(reader, error.reason)
             elif isinstance(error, SourceFailed):
                 self._failed(reader, error.reason)
             elif error is not None:
@@ -185,10 +185,7 @@ class GroupFetch:
             peer,
             shard,
             reason,
-            extra={
-                "event": "leaf_fault",
-                "fields": {"peer": peer, "encoding": self._shape.encoding.hex(), "shard": shard, "reason": reason},
-            },
+            extra={"event": "leaf_fault", "fields": fields},
         )
         self._call(self._callbacks.leaf_fault(peer, self._shape.encoding, shard, reason, reader.evidence))
 
@@ -202,13 +199,14 @@ class GroupFetch:
     def _drop_the_overtaken(self) -> None:
         """Once k shards are past a reader's window, it has nothing to add."""
         past = {reader.source.shard for reader in self._readers() if reader.position >= self._board.front}
-        if len(past) < self._record.k:
+        overtaken = [task for task, reader in self._lanes.items() if reader.position < self._board.front]
+        if len(past) < self._record.k or not overtaken:
             return
-        for task, reader in self._lanes.items():
-            if reader.position < self._board.front:
-                task.cancel()
-            else:
-                reader.hedged = False
+        for task in overtaken:
+            task.cancel()
+        for reader in self._readers():
+            # Who was slow and is ahead now is in its stride again; else another spare would be started in the dropped one's place.
+            reader.hedged = reader.position < self._board.front
 
     def _hedge(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -296,7 +294,7 @@ class GroupFetch:
         for task in [task for task in self._lanes if task.done() and not task.cancelled()]:
             error = task.exception()
             if isinstance(error, WrongBytes):
-                self._set_aside(self._lanes.pop(task), str(error.details["reason"]))
+                self._set_aside(self._lanes.pop(task), error.reason)
 
     def _result(self, seconds: float) -> Fetched:
         readers = [*self._ended, *self._lanes.values()]

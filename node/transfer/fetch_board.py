@@ -20,6 +20,9 @@ WINDOW = limits.WINDOW_LEAVES * limits.LEAF
 MEMORY = 48 * limits.MIB
 """Bytes of windows held at once, as long as k leaves room for two windows of every lane."""
 
+KEPT = 32
+"""Buffers of a window kept for the next fetch."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -44,16 +47,17 @@ class Shape:
 class Board:
     """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, pool: list[bytearray]) -> None:
         self.front = 0
         self.assembled = 0
         self.leaves: dict[int, bytes] = {}
         self._shape = shape
-        self._ahead = max(2, min(8, MEMORY // (WINDOW * shape.k) - 3))
+        self._ahead = max(2, min(4, MEMORY // (WINDOW * shape.k) - 3))
         self._got: dict[int, dict[int, bytearray]] = {}
         self._seconds: dict[int, list[float]] = {}
         self._ready: deque[tuple[int, dict[int, bytearray]]] = deque()
-        self._free: list[bytearray] = []
+        # Shared by all fetches of the process: a fresh MiB costs more in page faults than the copy into it.
+        self._pool = pool
         self._waiting: set[asyncio.Future[None]] = set()
 
     def wants(self, window: int, shard: int) -> bool:
@@ -90,11 +94,15 @@ class Board:
         self.wake()
 
     def buffer(self) -> bytearray:
-        """Room for a window and its signature. Pooled: fresh pages cost more than the copy into them."""
-        return self._free.pop() if self._free else bytearray(min(WINDOW, self._shape.length) + SIGNATURE)
+        """Room for a window and its signature."""
+        if self._shape.length < WINDOW:
+            return bytearray(self._shape.length + SIGNATURE)
+        return self._pool.pop() if self._pool else bytearray(WINDOW + SIGNATURE)
 
     def give_back(self, buffer: bytearray) -> None:
-        self._free.append(buffer)
+        """The caller has no view of it any more."""
+        if len(buffer) == WINDOW + SIGNATURE and len(self._pool) < KEPT:
+            self._pool.append(buffer)
 
     async def change(self, timeout: float) -> None:
         """Returns at the next change or after `timeout` seconds."""

@@ -53,8 +53,12 @@ async def _put(job: PushShard, staged: StagedShard, body: _Body, connections: Co
             if response.status == 201:
                 return
             error = await refusal(response)
+    except SourceFailed as failed:
+        raise failed.unavailable() from failed
     except aiohttp.ClientError as broken:
-        raise SourceFailed(job.peer, f"broke off while shard {job.shard} was sent: {broken or type(broken).__name__}") from broken
+        raise Unavailable(
+            f"node {job.peer} broke off while shard {job.shard} was sent: {broken or type(broken).__name__}", details={"peer": job.peer}
+        ) from broken
     raise type(error)(
         f"node {job.peer} refused shard {job.shard}: {error.message}", hint=error.hint, details={**error.details, "peer": job.peer}
     )

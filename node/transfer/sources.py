@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import aiohttp
 from blake3 import blake3
@@ -22,7 +22,7 @@ from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import Source
 from protocol import limits
 from protocol.encoding import shard_root
-from protocol.errors import BadInput, MfError, PeerFault, Unavailable, error_from_wire
+from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
 from protocol.framing import Record
 from protocol.grants import header_from
 from protocol.ids import EncodingId, encoding_text
@@ -35,6 +35,7 @@ SILENT_AT_MOST = 10.0
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
 MAX_URLS = 4
+MAX_PINS = 4096
 MAX_ERROR = 64 * limits.KIB
 _READ_BUFFER = 512 * limits.KIB
 log = logging.getLogger(__name__)
@@ -69,10 +70,13 @@ class Callbacks:
 
 
 class Connections:
-    """The HTTPS client of the transfer process: one session, connections pooled per peer. `close` it with the loop."""
+    """The HTTPS client of the transfer process: one session, connections pooled per peer, buffers for windows. `close` it with the loop."""
 
     def __init__(self) -> None:
+        self.buffers: list[bytearray] = []
         self._session: aiohttp.ClientSession | None = None
+        # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
+        self._pins: dict[bytes, aiohttp.Fingerprint] = {}
 
     async def close(self) -> None:
         if self._session is not None:
@@ -89,7 +93,7 @@ class Connections:
                 return await self._open().request(
                     method,
                     base.rstrip("/") + path,
-                    ssl=_pin(access, peer),
+                    ssl=self._pin(access, peer),
                     headers=headers,
                     timeout=timeout,
                     allow_redirects=False,
@@ -100,6 +104,13 @@ class Connections:
             except (aiohttp.ClientConnectionError, TimeoutError, aiohttp.InvalidURL) as error:
                 reason = f"{base}: {error or type(error).__name__}"
         raise SourceFailed(peer, f"can't be reached ({reason})")
+
+    def _pin(self, access: Access, peer: str) -> aiohttp.Fingerprint:
+        if len(access.tls) != 32:
+            raise SourceFailed(peer, "gave a certificate digest that isn't SHA-256")
+        if len(self._pins) >= MAX_PINS:
+            self._pins.clear()
+        return self._pins.setdefault(access.tls, aiohttp.Fingerprint(access.tls))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -112,22 +123,24 @@ class Connections:
         return self._session
 
 
-class SourceFailed(Unavailable):
-    """One holder couldn't serve; others may."""
+class SourceFailed(Exception):
+    """One holder couldn't serve; others may. Stays within this process: `unavailable` is what goes to others."""
 
     def __init__(self, peer: str, reason: str) -> None:
-        super().__init__(f"node {peer} {reason}", details={"peer": peer})
+        super().__init__(f"node {peer} {reason}")
+        self.peer = peer
         self.reason = reason
 
+    def unavailable(self) -> Unavailable:
+        return Unavailable(str(self), hint="try again, or use another node", details={"peer": self.peer})
 
-class WrongBytes(PeerFault):
-    """A holder sent bytes that aren't the shard's."""
 
+class WrongBytes(Exception):
+    """A holder sent bytes that aren't the shard's; `reason` says which."""
 
-def _pin(access: Access, peer: str) -> aiohttp.Fingerprint:
-    if len(access.tls) != 32:
-        raise SourceFailed(peer, "gave a certificate digest that isn't SHA-256")
-    return aiohttp.Fingerprint(access.tls)
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def shard_path(encoding: bytes, shard: int) -> str:
@@ -197,6 +210,7 @@ class ShardReader:
         self.received = 0
         self.reading = 0.0
         self.evidence: Evidence | None = None
+        self._over: memoryview | None = None
         self._shape = shape
         self._board = board
         self._executor = executor
@@ -232,7 +246,7 @@ class ShardReader:
             listed = bytearray(32 * self._shape.leaves)
             await self._fill(content, memoryview(listed))
             if shard_root(self._shape.length, bytes(listed)) != self._shape.roots[shard]:
-                self._wrong("its leaf list doesn't give the encoding's root")
+                raise WrongBytes("its leaf list doesn't give the encoding's root")
             self._board.leaves[shard] = bytes(listed)
         for window in range(self.position, self._shape.windows):
             self.position = window
@@ -259,19 +273,24 @@ class ShardReader:
         if digests != expected:
             self._keep_evidence(first, digests, bytes(view[size:]))
             wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
-            self._wrong(f"leaf {first + wrong} has wrong bytes")
+            raise WrongBytes(f"leaf {first + wrong} has wrong bytes")
         self._board.deliver(window, self.source.shard, buffer, seconds)
 
     async def _fill(self, content: aiohttp.StreamReader, view: memoryview) -> None:
         loop = asyncio.get_running_loop()
         before, done = loop.time(), 0
         while done < len(view):
-            data = await content.read(len(view) - done)
+            # readchunk gives what came as it came; read(n) would join it first, one copy of every byte more.
+            data = self._over or memoryview((await content.readchunk())[0])
             if not data:
-                raise SourceFailed(self.source.peer, "closed the connection early")
-            view[done : done + len(data)] = data
-            done += len(data)
-            self.received += len(data)
+                if content.at_eof():
+                    raise SourceFailed(self.source.peer, "closed the connection early")
+                continue
+            take = min(len(data), len(view) - done)
+            view[done : done + take] = data[:take]
+            self._over = data[take:] if take < len(data) else None
+            done += take
+            self.received += take
             self.heard = loop.time()
         self.reading += loop.time() - before
 
@@ -283,12 +302,6 @@ class ShardReader:
         except BadInput:  # a PeerID that isn't Ed25519 signs nothing
             signed = False
         self.evidence = Evidence(first=first, count=count, digests=digests, signature=signature, signed=signed)
-
-    def _wrong(self, reason: str) -> NoReturn:
-        raise WrongBytes(
-            f"node {self.source.peer} sent wrong bytes of shard {self.source.shard}: {reason}",
-            details={"peer": self.source.peer, "shard": self.source.shard, "reason": reason},
-        )
 
 
 def _digests(view: memoryview) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Staging:
             return []
         return sorted(EncodingId(bytes.fromhex(entry.name)) for entry in self._folder.iterdir() if _is_complete(entry))
 
-    def shards(self, encoding: bytes) -> list[int]:
+    def shards(self, encoding: bytes) -> Sequence[int]:
         """Numbers of the shards staged of this encoding."""
         folder = self._of(encoding)
         return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []

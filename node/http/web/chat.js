@@ -105,7 +105,9 @@ async function send(text) {
   } catch (error) {
     bubble.after(made("div", "trace bad", error.name === "AbortError" ? "stopped" : error.message));
   }
-  history.push({ role: "assistant", content: bubble.textContent });
+  // A reply that broke off before its first word leaves no turn behind.
+  if (bubble.textContent) history.push({ role: "assistant", content: bubble.textContent });
+  else history.pop();
   running = null;
   at("send").textContent = "Send";
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from yarl import URL
 
 from node.http import replies
 from protocol.errors import Busy, StorageFull, Unavailable
@@ -43,9 +44,6 @@ async def test_a_page_past_the_end_is_empty(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["ann/demo@1", "ann%2Fdemo%401", "ann%2fdemo@1", MODEL.model_id])
 async def test_one_model_by_name_or_id(site: Site, name: str) -> None:
-    from yarl import URL
-
-    reply, raw = await site.call("GET", "/health")
     async with site.session.get(URL(f"{site.server.url}/api/v1/models/{name}", encoded=True)) as reply:
         body = await reply.json()
     model = shaped(body["data"], replies.Model)
@@ -80,7 +78,7 @@ async def test_inference_in_its_documented_shape(site: Site) -> None:
 async def test_sampling_reaches_the_gateway(site: Site) -> None:
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": -1, "stop_sequences": ["\n"]}
     messages = [{"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]}]
-    reply, body = await site.post(INFER, {"input": {"messages": messages, **given}, "parameters": {"include_metadata": False}})
+    _, body = await site.post(INFER, {"input": {"messages": messages, **given}, "parameters": {"include_metadata": False}})
     assert "metadata" not in body["data"]
     [asked] = site.gateway.asked
     sampled = asked.sampling

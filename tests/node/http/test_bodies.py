@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -107,10 +108,8 @@ async def test_a_wrong_query_is_named(site: Site, query: str) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_struct_or_bad_input(raw: bytes) -> None:
     for kind in (ChatRequest, InferenceRequest):
-        try:
+        with suppress(BadInput):
             assert isinstance(parse_json(raw, kind), kind)
-        except BadInput as error:
-            assert error.message
 
 
 _JSON_VALUES = st.recursive(
@@ -123,7 +122,9 @@ _JSON_VALUES = st.recursive(
 @given(st.sampled_from(ChatRequest.__struct_encode_fields__), _JSON_VALUES)
 def test_any_value_in_any_field_is_taken_or_named(name: str, value: Any) -> None:
     body = {"model": "m", "messages": SAY} | {name: value}
+    blamed = name
     try:
         parse_json(msgspec.json.encode(body), ChatRequest)
     except BadInput as error:
-        assert str(error.details["param"]).startswith(name)
+        blamed = str(error.details["param"])
+    assert blamed.startswith(name)

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from node.gateway import GenerationRequest, Piece, Planned
+from node.gateway import Event, GenerationRequest, Piece, Planned
 from node.http.app import HttpServer
 from node.http.settings import HttpSettings
 from protocol.errors import Conflict
@@ -48,6 +48,40 @@ async def test_leaving_in_mid_stream_stops_the_work(start: Start) -> None:
     await _leave(site, CHAT | {"stream": True}, after=b"Par")
     await asyncio.wait_for(site.gateway.closed.wait(), WITHIN)
     assert b'mf_generations_total{kind="pipeline",outcome="cancelled"} 1.0' in (await site.call("GET", "/metrics"))[1]
+
+
+class Held:
+    """An iterator that isn't a generator: nothing closes it but whoever holds it."""
+
+    def __init__(self, gateway: FakeGateway) -> None:
+        self._gateway = gateway
+        self._planned = False
+
+    def __aiter__(self) -> Held:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._planned:
+            self._planned = True
+            return Planned("mfm1", "here", ROUTE, 1)
+        self._gateway.waiting.set()
+        await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._gateway.closed.set()
+
+
+class Holding(FakeGateway):
+    def generate(self, request: GenerationRequest) -> Held:  # type: ignore[override]
+        return Held(self)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_iterator_is_closed_and_not_left_to_the_collector(start: Start, stream: bool) -> None:
+    site = await start(Holding())
+    await _leave(site, CHAT | {"stream": stream})
+    await asyncio.wait_for(site.gateway.closed.wait(), WITHIN)
 
 
 class Endless(FakeGateway):
@@ -107,6 +141,30 @@ async def test_an_unforeseen_error_is_logged_without_its_text(start: Start, capl
     [first, *_] = [record for record in caplog.records if record.__dict__.get("event") == "http_internal_error"]
     assert first.__dict__["fields"]["kind"] == "RuntimeError"
     assert any("fake_gateway.py" in frame for frame in first.__dict__["fields"]["frames"])
+
+
+async def test_bytes_that_arent_http_arent_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    writer.write(head.encode() + b"{}" + CANARY.encode() + b"\x00 is what I ask\r\n\r\n")
+    replies = await asyncio.wait_for(reader.read(), WITHIN)
+    writer.close()
+    assert replies.startswith(b"HTTP/1.0 400 ")
+    assert "http_connection" in [record.__dict__.get("event") for record in caplog.records]
+    logged = [logging.Formatter().format(record) + str(record.__dict__) for record in caplog.records]
+    assert not [line for line in logged if CANARY in line]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/%ff%fe", "/v1/models/\xff\xfe", "/v1/models/%00", "/v1/models/%ed%a0%80", "/v1/models/a%0d%0ab", "/%2e%2e/x"]
+)
+async def test_hostile_paths_get_a_plain_answer(site: Site, path: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    reply = await asyncio.wait_for(reader.read(), WITHIN)
+    writer.close()
+    assert reply.split(b" ")[1] in (b"400", b"404")
 
 
 async def test_each_request_is_one_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:

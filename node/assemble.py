@@ -1,0 +1,189 @@
+"""A group's plain bytes in a mapping, from any k of its shards, verified against the manifest before anyone may use them.
+
+The transfer process reads, checks leaves, decodes and writes into the descriptor given; here sources are chosen, grants fetched,
+faults noted and the result compared with the manifest's tensor digests. An encoding that passes its own leaves but
+decodes to other tensors was a lie of its signer, who is blamed. Small groups land in a memfd, larger ones in an unlinked
+file of the data directory, which the kernel may write out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.locate import KnownEncoding, Located
+from node.swarm.interface import Swarm
+from node.transfer.jobs import Fetched, FetchGroup, Source
+from node.transfer.remote import Transfer
+from protocol import limits
+from protocol.errors import MfError, PeerFault, Unavailable
+from protocol.grouping import files_group_id, group_id
+from protocol.ids import digest, encoding_text, model_text
+from protocol.manifest import Manifest
+
+log = logging.getLogger(__name__)
+MEMFD_MOST = 256 * limits.MIB
+ATTEMPTS = 3
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class GroupBytes:
+    """`length` verified bytes in descriptor `fd`, which belongs to the holder of this object; `close` it."""
+
+    group: int
+    fd: int
+    length: int
+
+    def read(self) -> bytes:
+        return os.pread(self.fd, self.length, 0)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Assembler:
+    def __init__(self, swarm: Swarm, transfer: Transfer, executor: Executor, scratch: Path) -> None:
+        self._swarm = swarm
+        self._transfer = transfer
+        self._executor = executor
+        self._scratch = scratch
+        self._speeds: dict[str, float] = {}
+
+    async def group(self, located: Located, group: int) -> GroupBytes:
+        """The group, or `Unavailable` naming it, how many shards are missing and who was asked."""
+        entry = located.manifest.groups[group]
+        for _attempt in range(ATTEMPTS):
+            known = self._best_encoding(located, group)
+            fd = self._room(entry.length)
+            try:
+                fetched = await self._fetch(located, group, known, fd)
+                wrong = await self._wrong(located.manifest, group, fd)
+                if wrong is None:
+                    self._learn(fetched)
+                    return GroupBytes(group, fd, entry.length)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            self._blame_signer(located, known, wrong)
+        raise PeerFault(f"group {entry.name} of {model_text(located.model)}: every encoding tried decodes to other bytes")
+
+    def _room(self, length: int) -> int:
+        if length <= MEMFD_MOST:
+            fd = os.memfd_create("group", os.MFD_CLOEXEC)
+        else:
+            fd, path = tempfile.mkstemp(prefix="assemble-", dir=self._scratch)
+            os.unlink(path)
+        os.ftruncate(fd, length)
+        return fd
+
+    def _best_encoding(self, located: Located, group: int) -> KnownEncoding:
+        """The encoding with the most shards to spare among routable holders."""
+        name, model = located.manifest.groups[group].name, model_text(located.model)
+        usable = [known for known in located.encodings.get(group, []) if known.id not in located.blamed]
+        if not usable:
+            raise Unavailable(
+                f"group {name} of {model}: no encoding is known among the reachable holders",
+                hint="its holders may be away",
+                details={"group": name, "missing": None, "asked": [view.peer for view in self._swarm.holdings(located.model)]},
+            )
+        return max(usable, key=lambda known: (len(self._swarm.holders(known.id)) - known.record.k, known.id))
+
+    def _sources(self, known: KnownEncoding) -> list[Source]:
+        """Every (peer, shard) that may be asked: data shards first, quick peers first."""
+        offered = [
+            Source(peer=peer, shard=shard, speed=self._speeds.get(peer))
+            for shard, peers in self._swarm.holders(known.id).items()
+            for peer in peers
+            if not self._swarm.banned(peer) and not self._swarm.set_aside(known.id, shard, peer)
+        ]
+        return sorted(offered, key=lambda source: (source.shard >= known.record.k, -(source.speed or 0.0), source.shard, source.peer))
+
+    async def _fetch(self, located: Located, group: int, known: KnownEncoding, fd: int) -> Fetched:
+        sources = self._sources(known)
+        distinct = len({source.shard for source in sources})
+        if distinct < known.record.k:
+            raise self._too_few(located, group, known, distinct, [source.peer for source in sources])
+        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources)
+        try:
+            return await self._transfer.fetch_group(job, fd)
+        except Unavailable as error:
+            name = located.manifest.groups[group].name
+            details = {**error.details, "group": name, "model": model_text(located.model)}
+            raise Unavailable(f"group {name} of {model_text(located.model)}: {error.message}", hint=error.hint, details=details) from error
+
+    def _too_few(self, located: Located, group: int, known: KnownEncoding, have: int, asked: list[str]) -> MfError:
+        name, k = located.manifest.groups[group].name, known.record.k
+        return Unavailable(
+            f"group {name} of {model_text(located.model)}: {have} of the {k} shards needed can be reached, {k - have} missing",
+            hint="wait for its holders to come back",
+            details={"group": name, "missing": k - have, "needed": k, "asked": sorted(set(asked))},
+        )
+
+    async def _wrong(self, manifest: Manifest, group: int, fd: int) -> str | None:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, mismatch, manifest, group, fd)
+
+    def _blame_signer(self, located: Located, known: KnownEncoding, wrong: str) -> None:
+        located.blamed.add(known.id)
+        self._swarm.blame(known.signer, encoding_text(known.id), f"encoding decodes to other bytes at {wrong}")
+        log.warning(
+            "encoding %s decodes to other bytes than the manifest says (%s); its signer is blamed",
+            encoding_text(known.id),
+            wrong,
+            extra={"event": "encoding_blamed", "fields": {"peer": known.signer, "encoding": encoding_text(known.id)}},
+        )
+
+    def _learn(self, fetched: Fetched) -> None:
+        for peer, speed in fetched.speeds.items():
+            before = self._speeds.get(peer)
+            self._speeds[peer] = speed if before is None else 0.7 * before + 0.3 * speed
+
+
+def mismatch(manifest: Manifest, group: int, fd: int) -> str | None:
+    """Name of the first tensor or file run in the group whose bytes differ from the manifest; None when all agree."""
+    entry = manifest.groups[group]
+    if entry.length == 0:
+        return None
+    with mmap.mmap(fd, entry.length, prot=mmap.PROT_READ) as mapping, memoryview(mapping) as view:
+        if entry.spans is not None:
+            return None if files_group_id(entry.length, digest(view)) == entry.id else entry.name
+        return _wrong_tensor(manifest, group, view) or _wrong_rows(manifest, group, view)
+
+
+def _wrong_tensor(manifest: Manifest, group: int, view: memoryview) -> str | None:
+    """A tensor that lies whole in the group and isn't what the manifest says."""
+    for tensor in manifest.tensors:
+        if len(tensor.cuts) == 1 and tensor.cuts[0].group == group:
+            cut = tensor.cuts[0]
+            if digest(view[cut.at : cut.at + cut.length]) != tensor.digest:
+                return tensor.name
+    return None
+
+
+def _wrong_rows(manifest: Manifest, group: int, view: memoryview) -> str | None:
+    """Rows of a larger tensor have no digest of their own in the table: the group's id holds them."""
+    members: dict[tuple[int, int], tuple[str, list[int], bytes]] = {}
+    cut_up: str | None = None
+    for tensor in manifest.tensors:
+        for cut in tensor.cuts:
+            if cut.group == group:
+                whole = len(tensor.cuts) == 1
+                cut_up = cut_up if whole else tensor.name
+                rows = cut.length * tensor.shape[0] // max(1, tensor.length) if tensor.shape else 0
+                shape = tensor.shape if whole else [rows, *tensor.shape[1:]]
+                found = tensor.digest if whole else digest(view[cut.at : cut.at + cut.length])
+                members[cut.at, cut.length] = (tensor.dtype, shape, found)
+    if cut_up is None or group_id(members[at] for at in sorted(members)) == manifest.groups[group].id:
+        return None
+    return cut_up

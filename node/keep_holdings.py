@@ -1,0 +1,58 @@
+"""Tells the swarm what lies here: one Holding per model, made anew from the store whenever something was stored or dropped.
+
+Changes come in bursts (a publish puts a shard per group), so they are gathered for a moment and told once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from node.locate import Locator
+from node.swarm.interface import Swarm
+from node.transfer.remote import Transfer
+from protocol.errors import MfError
+from protocol.ids import ModelId, model_text
+from protocol.records import Held
+
+log = logging.getLogger(__name__)
+GATHER = 0.2
+
+
+class HoldingKeeper:
+    def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator) -> None:
+        self._swarm = swarm
+        self._transfer = transfer
+        self._locator = locator
+        self._changed: set[ModelId] = set()
+        self._wake = asyncio.Event()
+
+    def changed(self, model: ModelId) -> None:
+        """Something of this model was stored or dropped here."""
+        self._changed.add(model)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tells what lies here at start, then each change; ends when cancelled."""
+        for shard in await self._transfer.list_shards():
+            self.changed(shard.model)
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER)
+            self._wake.clear()
+            models, self._changed = self._changed, set()
+            await self.tell(models)
+
+    async def tell(self, models: Iterable[ModelId]) -> None:
+        for model in models:
+            try:
+                await self._swarm.put_holding(model, await self._held(model), [])
+            except MfError as error:
+                log.warning("the holding of %s was not spread: %s", model_text(model), error)
+
+    async def _held(self, model: ModelId) -> list[Held]:
+        shards: dict[tuple[int, bytes], list[int]] = {}
+        for info in await self._transfer.list_shards(model):
+            shards.setdefault((info.group, info.key.encoding), []).append(info.key.shard)
+        return [Held(group, encoding, sorted(numbers)) for (group, encoding), numbers in sorted(shards.items())]

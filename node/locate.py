@@ -1,0 +1,144 @@
+"""From a model's id to all one needs to read it: its manifest, the encodings of its groups, who holds what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from node.blobs import fetch_blobs_from_any
+from node.network.interface import Network
+from node.swarm.interface import Swarm
+from node.transfer.remote import Transfer
+from protocol.encoding import Encoding, encoding_id, parse_encoding
+from protocol.errors import BadInput, NotFound, Unavailable
+from protocol.ids import EncodingId, ModelId, PeerId, model_text
+from protocol.manifest import Manifest, model_id, parse_manifest
+
+log = logging.getLogger(__name__)
+FIND_TIMEOUT = 3.0
+_KEPT = 64
+"""Located models remembered: manifests are small beside the models."""
+
+
+@dataclass(frozen=True)
+class KnownEncoding:
+    """One encoding of one group: its id, the signed bytes, who signed, the record."""
+
+    id: EncodingId
+    envelope: bytes
+    signer: PeerId
+    record: Encoding
+
+
+@dataclass
+class Located:
+    """A model found: `encodings[group]` lists what is known of each group; `blamed` encodings decoded to other bytes."""
+
+    model: ModelId
+    manifest: Manifest
+    manifest_bytes: bytes
+    encodings: dict[int, list[KnownEncoding]] = field(default_factory=dict)
+    blamed: set[EncodingId] = field(default_factory=set)
+
+    def known_ids(self) -> set[EncodingId]:
+        return {known.id for entries in self.encodings.values() for known in entries}
+
+    def add(self, envelope: bytes) -> KnownEncoding:
+        """Checks the record against the manifest and remembers it; `BadInput` when it codes no group of the model."""
+        signer, record = parse_encoding(envelope)
+        for index, group in enumerate(self.manifest.groups):
+            if group.id == record.group and group.length == record.length:
+                known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
+                if known.id not in self.known_ids():
+                    self.encodings.setdefault(index, []).append(known)
+                return known
+        raise BadInput("the encoding codes a group the model doesn't have")
+
+
+class Locator:
+    def __init__(self, network: Network, swarm: Swarm, transfer: Transfer, executor: Executor) -> None:
+        self._network = network
+        self._swarm = swarm
+        self._transfer = transfer
+        self._executor = executor
+        self._located: OrderedDict[ModelId, Located] = OrderedDict()
+
+    async def locate(self, model: ModelId) -> Located:
+        """The model with every encoding its holders announce; `NotFound` when nobody has heard of it."""
+        located = self._located.get(model)
+        if located is None:
+            located = self.remember(model, *await self._manifest(model))
+        await self.refresh(located)
+        return located
+
+    async def located_here(self, model: ModelId) -> Located | None:
+        """The model if its manifest already lies here; asks nobody."""
+        if model not in self._located:
+            data = await self._transfer.get_blob(model)
+            if data is None:
+                return None
+            self.remember(model, await self._parse(data), data)
+        return self._located[model]
+
+    def remember(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
+        located = self._located.setdefault(model, Located(model, manifest, data))
+        self._located.move_to_end(model)
+        while len(self._located) > _KEPT:
+            self._located.popitem(last=False)
+        return located
+
+    def forget(self, model: ModelId) -> None:
+        self._located.pop(model, None)
+
+    async def _manifest(self, model: ModelId) -> tuple[Manifest, bytes]:
+        data = await self._transfer.get_blob(model)
+        if data is None:
+            data = await self._fetch_manifest(model)
+            await self._transfer.put_blob(data)
+        if model_id(data) != model:
+            raise BadInput(f"the manifest kept for {model_text(model)} doesn't hash to it")
+        return await self._parse(data), data
+
+    async def _parse(self, data: bytes) -> Manifest:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, parse_manifest, data)
+
+    async def _fetch_manifest(self, model: ModelId) -> bytes:
+        holders = self._holders(model)
+        if not holders:
+            await self._swarm.find_model(model, FIND_TIMEOUT)
+            holders = self._holders(model)
+        if not holders:
+            raise NotFound(f"no reachable peer holds {model_text(model)}", hint="its holders may be away; try again later")
+        return (await fetch_blobs_from_any(self._network, holders, [model]))[model]
+
+    def _holders(self, model: ModelId) -> list[PeerId]:
+        return [view.peer for view in self._swarm.holdings(model) if view.peer != self._network.peer_id]
+
+    async def refresh(self, located: Located) -> None:
+        """Fetches the encodings announced that aren't known yet; peers that lack some are no obstacle."""
+        known = located.known_ids()
+        views = self._swarm.holdings(located.model)
+        wanted = {EncodingId(held.encoding) for view in views for held in view.held} - known - located.blamed
+        found: dict[bytes, bytes] = {}
+        for encoding in wanted:
+            envelope = await self._transfer.get_blob(encoding)
+            if envelope is not None:
+                found[encoding] = envelope
+        missing = sorted(wanted - found.keys())
+        if missing:
+            try:
+                found |= await fetch_blobs_from_any(self._network, self._holders(located.model), missing)
+            except Unavailable as error:
+                log.warning("some encodings of %s can't be had: %s", model_text(located.model), error)
+        for envelope in found.values():
+            self._take(located, envelope)
+
+    def _take(self, located: Located, envelope: bytes) -> None:
+        try:
+            located.add(envelope)
+        except BadInput as error:
+            located.blamed.add(encoding_id(envelope))
+            log.warning("an encoding announced for %s is left out: %s", model_text(located.model), error)

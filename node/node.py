@@ -1,0 +1,207 @@
+"""One node: its parts, built without I/O, started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from erasure.placement import Candidate, domain_of
+from node.assemble import Assembler
+from node.blobs import BlobServer
+from node.callbacks import NodeCallbacks
+from node.config import NodeConfig, split_address
+from node.data_dir import DataDir
+from node.fetch import Fetcher
+from node.generate import Generator
+from node.grant_book import GrantBook
+from node.grant_desk import DeskConfig, GrantDesk
+from node.http.app import HttpServer
+from node.http.settings import HttpSettings
+from node.identity import Identity
+from node.keep_holdings import HoldingKeeper
+from node.locate import Locator
+from node.machine import VERSION, advertised_hosts, default_memory, machine_name
+from node.network.certificate import make_certificate
+from node.network.directory import Directory
+from node.network.host import LibP2PNetwork
+from node.node_gateway import NodeGateway
+from node.node_metrics import register_gauges
+from node.owner import OwnerServer
+from node.owner_methods import OwnerMethods
+from node.place import Placer, ip_addresses
+from node.probe import Probe
+from node.publish import Publisher
+from node.report import Reporter
+from node.route import Router
+from node.serve_stage import StageServer
+from node.stage_room import StageRoom
+from node.steps import Steps
+from node.swarm.membership import Membership
+from node.swarm.own import SwarmConfig
+from node.swarm.state import StateFile, fresh_state
+from node.swarm.supervisor import Supervisor
+from node.transfer.jobs import TransferConfig
+from node.transfer.remote import Transfer
+from node.worker import Worker
+from protocol.errors import MfError
+from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+
+log = logging.getLogger(__name__)
+RENEW_SPACE = 30.0
+
+
+class Node:
+    def __init__(self, config: NodeConfig, identity: Identity, data: DataDir, stop: Callable[[], None]) -> None:
+        self._config = config
+        self._identity = identity
+        self._data = data
+        self._executor = ThreadPoolExecutor(2, "hash")
+        self._supervisor = Supervisor()
+        self._network = LibP2PNetwork(identity.key, list(config.listen))
+        self._directory = Directory(self._network)
+        state = StateFile(data.path / "swarm.msgpack")
+        self._swarm = Membership(
+            identity.key,
+            self._network,
+            self._directory,
+            SwarmConfig(config.label, config.lend, VERSION, machine_name(), config.operator),
+            state.load() or fresh_state(secrets.token_bytes(32)),
+            state.save,
+        )
+        tls_key, tls_cert, self._tls = make_certificate(identity.key)
+        self._callbacks = NodeCallbacks(self._swarm)
+        self._transfer = Transfer(
+            TransferConfig(
+                data_dir=str(data.path / "store"),
+                listen=config.transfer,
+                peer_id=identity.peer_id,
+                signing_key=identity.seed,
+                tls_key=tls_key,
+                tls_cert=tls_cert,
+                quota=config.storage,
+            ),
+            self._callbacks,
+        )
+        self._worker = Worker(data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory())
+        self._build_verbs(config, identity, stop)
+
+    def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
+        swarm, transfer, network = self._swarm, self._transfer, self._network
+        self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
+        self._book = GrantBook(network, swarm, desk)
+        self._locator = Locator(network, swarm, transfer, self._executor)
+        assembler = Assembler(swarm, transfer, self._executor, self._data.path)
+        me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
+        placer = Placer(me, swarm, transfer, self._book)
+        self._keeper = HoldingKeeper(swarm, transfer, self._locator)
+        self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
+        room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
+        self._steps = Steps(network)
+        server = StageServer(network, swarm, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
+        router = Router(identity.peer_id, swarm, room, config.privacy)
+        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
+        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
+        publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
+        fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
+        host, port = split_address(config.http)
+        self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
+        register_gauges(self._http.metrics, swarm, room)
+        methods = OwnerMethods(swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, stop)
+        self._owner = OwnerServer(self._data.path, methods.table())
+        network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
+        network.serve(GRANT_PROTOCOL, desk.handle)
+        network.serve(SESSION_PROTOCOL, server.handle)
+        network.serve(STEP_PROTOCOL, self._steps.handle)
+
+    async def start(self) -> None:
+        """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
+        started = time.monotonic()
+        self._clean()
+        await self._transfer.start()
+        await self._network.start()
+        hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
+        places = [f"{host}:{self._transfer.port}" for host in hosts]
+        self._desk_config.urls[:] = [f"https://{place}" for place in places]
+        self._swarm.set_data_plane(places, self._tls)
+        await self._swarm.start()
+        await self._tell_space()
+        self._supervisor.spawn(self._keeper.run(), "holdings")
+        self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._directory.maintain(), "directory")
+        await self._join()
+        await self._owner.start()
+        await self._http.start()
+        outcome = await self._probe.once()
+        if not outcome.passed:
+            raise MfError(f"the node isn't ready: {outcome.fault}")
+        self._supervisor.spawn(self._probe.run(), "probe")
+        fields = {"peer": self._identity.peer_id, "http": self.http_url, "seconds": round(time.monotonic() - started, 3)}
+        log.info("ready", extra={"event": "ready", "fields": fields})
+
+    async def stop(self) -> None:
+        await self._owner.close()
+        await self._http.stop()
+        await self._supervisor.stop()
+        await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
+        await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        log.info("stopped", extra={"event": "stopped"})
+
+    @property
+    def http_url(self) -> str:
+        return self._http.url
+
+    def ticket(self) -> str:
+        return self._swarm.ticket()
+
+    def _transfer_ended(self) -> None:
+        self._supervisor.spawn(self._transfer_again(), "transfer restart")
+
+    async def _transfer_again(self) -> None:
+        """Starts the data plane anew, with growing pauses, until it stands."""
+        pause = 0.1
+        while True:
+            try:
+                await self._transfer.restart()
+                return
+            except MfError as error:
+                log.error("the transfer process doesn't start: %s", error, extra={"event": "transfer_failed"})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 30.0)
+
+    async def _join(self) -> None:
+        """Tickets given at start; one that leads nowhere now is said, not fatal: its peers may come back."""
+        for ticket in self._config.join:
+            try:
+                await self._swarm.join(ticket)
+            except MfError as error:
+                if error.status < 500:
+                    raise
+                log.warning("a ticket's peers can't be reached now: %s", error, extra={"event": "join_failed"})
+
+    async def _tell_space(self) -> None:
+        space = await self._transfer.space()
+        lends_storage = self._config.lend in ("storage", "both")
+        lends_compute = self._config.lend in ("compute", "both")
+        free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
+        memory = (self._config.max_memory or default_memory()) if lends_compute else None
+        await self._swarm.put_node(free, memory)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SPACE)
+            await self._tell_space()
+
+    def _clean(self) -> None:
+        """What a killed run left behind."""
+        shutil.rmtree(self._data.path / "scratch", ignore_errors=True)
+        for left in self._data.path.glob("assemble-*"):
+            left.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""The node behind its HTTP surface: lists from the reporter, replies from the generator, health from probes that really ran."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from node.gateway import Event, GenerationRequest, ModelInfo
+from node.generate import Generator
+from node.probe import Probe
+from node.report import Reporter
+
+
+class NodeGateway:
+    """Implements `node.gateway.Gateway`."""
+
+    def __init__(self, reporter: Reporter, generator: Generator, probe: Probe) -> None:
+        self._reporter = reporter
+        self._generator = generator
+        self._probe = probe
+
+    async def models(self, query: str | None = None) -> list[ModelInfo]:
+        return await self._reporter.models(query)
+
+    async def model(self, name: str) -> ModelInfo:
+        return await self._reporter.model(name)
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        return self._generator.generate(request)
+
+    async def status(self) -> dict[str, Any]:
+        return await self._reporter.status()
+
+    async def health(self) -> dict[str, Any]:
+        """healthy only after a probe in the last minute that went through the store and the network's own parts."""
+        last = self._probe.last
+        fresh = last is not None and last.passed and time.time() - last.at < 60
+        return {
+            "status": "healthy" if fresh else "degraded",
+            "storage_network": await self._probe.storage(),
+            "compute_network": self._probe.compute(),
+            "model_registry": {"models": len(await self._reporter.models())},
+            "last_probe": None if last is None else {"at": last.at, "passed": last.passed, "seconds": last.seconds, "fault": last.fault},
+        }

@@ -1,0 +1,188 @@
+"""What the owner may ask over the socket in the data directory: the command line's other end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from node.fetch import Fetcher
+from node.gateway import Finished, GenerationRequest, Piece, Planned
+from node.generate import Generator
+from node.keep_holdings import HoldingKeeper
+from node.locate import Locator
+from node.owner import Notify, OwnerMethod
+from node.publish import Publisher, PublishRequest
+from node.report import Reporter
+from node.route import Router
+from node.swarm.interface import Swarm
+from node.transfer.remote import Transfer
+from protocol.errors import BadInput, NotFound
+from protocol.ids import PeerId, model_text, public_from_peer
+from protocol.messages import Sampling
+
+PLAN_TOKENS = 2_048
+
+
+class OwnerMethods:
+    def __init__(
+        self,
+        swarm: Swarm,
+        transfer: Transfer,
+        locator: Locator,
+        publisher: Publisher,
+        fetcher: Fetcher,
+        generator: Generator,
+        router: Router,
+        reporter: Reporter,
+        keeper: HoldingKeeper,
+        stop: Callable[[], None],
+    ) -> None:
+        self._swarm = swarm
+        self._transfer = transfer
+        self._locator = locator
+        self._publisher = publisher
+        self._fetcher = fetcher
+        self._generator = generator
+        self._router = router
+        self._reporter = reporter
+        self._keeper = keeper
+        self._stop = stop
+
+    def table(self) -> dict[str, OwnerMethod]:
+        """Method names as the command line calls them."""
+        return {
+            "publish": self.publish,
+            "models": self.models,
+            "fetch": self.fetch,
+            "generate": self.generate,
+            "status": self.status,
+            "ticket": self.ticket,
+            "join": self.join,
+            "trust": self.trust,
+            "holdings": self.holdings,
+            "holders": self.holders,
+            "forget": self.forget,
+            "explain": self.explain,
+            "stop": self.stop,
+        }
+
+    async def publish(self, params: dict[str, Any], notify: Notify) -> Any:
+        request = PublishRequest(
+            path=Path(text(params, "path")),
+            name=optional(params, "name"),
+            version=optional(params, "version") or "1",
+            k=params.get("k"),
+            n=params.get("n"),
+            compression=optional(params, "compression") or "auto",
+        )
+        return await self._publisher.publish(request, notify)
+
+    async def models(self, params: dict[str, Any], notify: Notify) -> Any:
+        found = await self._reporter.models(optional(params, "query"))
+        return {
+            "models": [
+                {
+                    "model_id": info.model_id,
+                    "name": info.name,
+                    "publisher": info.publisher,
+                    "size_bytes": info.size_bytes,
+                    "parameters": info.parameters,
+                    "architecture": info.architecture,
+                    "survives_losses": info.storage.get("survives_losses"),
+                    "holders": info.storage.get("holders"),
+                }
+                for info in found
+            ]
+        }
+
+    async def fetch(self, params: dict[str, Any], notify: Notify) -> Any:
+        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify)
+
+    async def generate(self, params: dict[str, Any], notify: Notify) -> Any:
+        """Text arrives as events; the result is the last event's figures."""
+        request = GenerationRequest(
+            model=text(params, "model"),
+            sampling=Sampling(
+                temperature=float(params.get("temperature") or 0.0),
+                top_p=float(params.get("top_p") or 1.0),
+                seed=params.get("seed"),
+            ),
+            max_tokens=params.get("max_tokens"),
+            messages=params.get("messages"),
+            text=params.get("text"),
+            stop=tuple(params.get("stop") or ()),
+            continue_final=bool(params.get("continue_final")),
+        )
+        async with aclosing(self._generator.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Planned):
+                    await notify({"event": "planned", "kind": event.kind, "route": event.route, "model_id": event.model_id})
+                elif isinstance(event, Piece):
+                    await notify({"event": "text", "text": event.text, "tokens": event.tokens})
+                elif isinstance(event, Finished):
+                    return {
+                        "event": "finished",
+                        "reason": event.reason,
+                        "prompt_tokens": event.prompt_tokens,
+                        "completion_tokens": event.completion_tokens,
+                        "route": event.route,
+                        "timings": event.timings,
+                        "replaced": event.replaced,
+                    }
+        return None
+
+    async def status(self, params: dict[str, Any], notify: Notify) -> Any:
+        return await self._reporter.status()
+
+    async def ticket(self, params: dict[str, Any], notify: Notify) -> Any:
+        return {"ticket": self._swarm.ticket()}
+
+    async def join(self, params: dict[str, Any], notify: Notify) -> Any:
+        return {"peers": await self._swarm.join(text(params, "ticket"))}
+
+    async def trust(self, params: dict[str, Any], notify: Notify) -> Any:
+        peer = text(params, "who")
+        public_from_peer(peer)
+        self._swarm.trust(PeerId(peer))
+        return {"trusted": peer}
+
+    async def holdings(self, params: dict[str, Any], notify: Notify) -> Any:
+        return {"holdings": await self._reporter.holdings()}
+
+    async def holders(self, params: dict[str, Any], notify: Notify) -> Any:
+        return await self._reporter.holders(self._swarm.resolve(text(params, "model")))
+
+    async def forget(self, params: dict[str, Any], notify: Notify) -> Any:
+        model = self._swarm.resolve(text(params, "model"))
+        if not await self._transfer.list_shards(model) and await self._locator.located_here(model) is None:
+            raise NotFound(f"nothing of {model_text(model)} lies here")
+        freed = await self._transfer.forget(model)
+        self._locator.forget(model)
+        await self._keeper.tell([model])
+        return {"model_id": model_text(model), "freed": freed}
+
+    async def explain(self, params: dict[str, Any], notify: Notify) -> Any:
+        located = await self._locator.locate(self._swarm.resolve(text(params, "model")))
+        plan = self._router.plan(located, PLAN_TOKENS, "bf16")
+        stages = [{"peer": stage.peer, "first": stage.first, "end": stage.end} for stage in plan.stages]
+        return {"model_id": model_text(located.model), "kind": plan.kind, "why": plan.why, "stages": stages, "tokens": PLAN_TOKENS}
+
+    async def stop(self, params: dict[str, Any], notify: Notify) -> Any:
+        self._stop()
+        return {"stopping": True}
+
+
+def text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"{name} is missing")
+    return value
+
+
+def optional(params: dict[str, Any], name: str) -> str | None:
+    value = params.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadInput(f"{name} must be text")
+    return value or None

@@ -1,0 +1,213 @@
+"""Publish: files -> manifest -> groups -> shards at peers, durable before we say so.
+
+    read -> name by content -> code each group into n shards -> place -> push -> card -> announce
+
+Coding is deterministic and encodings are signed by this node, so an interrupted publish is resumed by doing it again: the same
+encodings come out, and shards already announced by reachable holders are not sent twice. Returns when n shards of every group
+are durable, or thirty seconds after r = k + ceil((n-k)/2) of each are. With fewer than r reachable: `StorageFull`, and what was
+stored for it is taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erasure.durability import choose_k_n
+from node.locate import Located, Locator
+from node.model_folder import ModelFolder, build_manifest, scan
+from node.owner import Notify
+from node.place import Placer
+from node.source import GroupSource
+from node.swarm.interface import Swarm
+from node.transfer.remote import Transfer
+from protocol import limits
+from protocol.errors import BadInput, StorageFull
+from protocol.ids import ModelId, PeerId, model_text
+from protocol.manifest import Manifest, model_id
+from protocol.records import NAME, Card
+
+log = logging.getLogger(__name__)
+AFTER_R = 30.0
+AT_ONCE = 3
+"""Groups coded and pushed side by side: coding one overlaps with pushing another."""
+
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto or raw."""
+
+    path: Path
+    name: str | None = None
+    version: str = "1"
+    k: int | None = None
+    n: int | None = None
+    compression: str = "auto"
+
+
+@dataclass
+class Tally:
+    """What became durable: `durable[group][shard]` is its holder."""
+
+    k: int
+    n: int
+    durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    stored_bytes: int = 0
+
+    @property
+    def enough(self) -> int:
+        return self.k + -(-(self.n - self.k) // 2)
+
+    def least(self) -> int:
+        return min((len(set(held.values())) for held in self.durable.values()), default=0)
+
+    def shards(self) -> int:
+        return sum(len(held) for held in self.durable.values())
+
+    def holders(self) -> set[PeerId]:
+        return {peer for held in self.durable.values() for peer in held.values()}
+
+
+class Publisher:
+    def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
+        self._swarm = swarm
+        self._transfer = transfer
+        self._locator = locator
+        self._placer = placer
+        self._executor = executor
+        self._label = label
+
+    async def publish(self, request: PublishRequest, notify: Notify) -> dict[str, Any]:
+        """The command's result; see docs/CLI.md for its fields."""
+        started = time.monotonic()
+        name = check_name(request.name or request.path.resolve().name)
+        folder, manifest, data = await self._read(request, notify)
+        model = model_id(data)
+        tally = Tally(*self._choose(request))
+        located = await self._prepare(model, manifest, data)
+        with GroupSource(folder, manifest) as source:
+            await self._spread(located, source, request, tally, notify)
+        await self._finish(located, tally)
+        card = self._card(request, name, model, manifest)
+        await self._swarm.put_card(card)
+        log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
+        return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
+
+    async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
+        loop = asyncio.get_running_loop()
+        folder = await loop.run_in_executor(self._executor, scan, request.path)
+
+        def progress(done: int, total: int) -> None:
+            event = {"event": "progress", "stage": "read", "done": done, "total": total}
+            asyncio.run_coroutine_threadsafe(notify(event), loop)
+
+        manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
+        return folder, manifest, data
+
+    def _choose(self, request: PublishRequest) -> tuple[int, int]:
+        nodes = len(self._placer.candidates())
+        if (request.k is None) != (request.n is None):
+            raise BadInput("give both --k and --n, or neither")
+        if request.k is None or request.n is None:
+            choice = choose_k_n(nodes)
+            return choice.k, choice.n
+        if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
+            raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
+        return request.k, request.n
+
+    async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
+        await self._transfer.put_blob(data)
+        located = self._locator.remember(model, manifest, data)
+        if self._swarm.holdings(model):
+            located = await self._locator.locate(model)
+        return located
+
+    async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
+        limit = asyncio.Semaphore(AT_ONCE)
+        total = len(located.manifest.groups) * tally.n
+
+        async def one(group: int) -> None:
+            async with limit:
+                await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+
+        async def on_shard() -> None:
+            await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
+
+        tasks = [asyncio.create_task(one(group)) for group in range(len(located.manifest.groups))]
+        try:
+            await self._until_durable(tasks, tally, len(tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally, groups: int) -> None:
+        """All tasks done, or AFTER_R seconds after r shards of every group are durable."""
+        pending: set[asyncio.Task[None]] = set(tasks)
+        enough_at: float | None = None
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=0.25)
+            for task in done:
+                task.result()
+            if len(tally.durable) == groups and tally.least() >= tally.enough:
+                enough_at = enough_at or time.monotonic()
+                if time.monotonic() - enough_at > AFTER_R:
+                    return
+
+    async def _finish(self, located: Located, tally: Tally) -> None:
+        short = [
+            located.manifest.groups[group].name
+            for group in range(len(located.manifest.groups))
+            if len(set(tally.durable.get(group, {}).values())) < tally.enough
+        ]
+        if not short:
+            return
+        await self._placer.take_back(located, tally)
+        raise StorageFull(
+            f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
+            hint="let more peers join, or lower --n",
+            details={"groups": short[:16], "refusals": tally.refusals},
+        )
+
+    def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
+        now = time.time()
+        return Card(
+            sequence=time.time_ns(),
+            expires=int(now) + limits.CARD_LIFETIME,
+            label=self._label,
+            name=name,
+            version=check_name(request.version),
+            model=model,
+            size=manifest.size(),
+            parameters=manifest.parameters,
+            created=int(now),
+            summary=manifest.summary,
+        )
+
+    def _result(self, model: ModelId, name: str, manifest: Manifest, tally: Tally, seconds: float) -> dict[str, Any]:
+        return {
+            "model_id": model_text(model),
+            "name": name,
+            "groups": len(manifest.groups),
+            "shards": tally.n * len(manifest.groups),
+            "bytes": manifest.size(),
+            "stored_bytes": tally.stored_bytes,
+            "peers": len(tally.holders()),
+            "seconds": round(seconds, 3),
+            "durable": tally.shards(),
+            "survives_losses": max(0, tally.least() - tally.k),
+        }
+
+
+def check_name(name: str) -> str:
+    """The name, or `BadInput` with the rule."""
+    if not NAME.match(name):
+        raise BadInput(f"{name[:96]!r} can't be a name: letters, digits, '.', '_' and '-', at most 96", hint="give one with --name")
+    return name

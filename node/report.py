@@ -1,0 +1,175 @@
+"""What the node says of itself and of models: `status`, `holdings`, the lists of the HTTP surface. Measured or null, never a guess."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from erasure.durability import survives_losses
+from erasure.placement import merged_domains
+from node.gateway import ModelInfo
+from node.locate import Located, Locator
+from node.place import Placer
+from node.swarm.interface import CardView, Swarm
+from node.transfer.remote import Transfer
+from protocol.ids import ModelId, PeerId, encoding_text, model_text
+from protocol.layout import layer_count
+
+
+class Reporter:
+    def __init__(self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer) -> None:
+        self._me = me
+        self._version = version
+        self._swarm = swarm
+        self._transfer = transfer
+        self._locator = locator
+        self._placer = placer
+
+    async def status(self) -> dict[str, Any]:
+        """As documented for `mf-node status --json`."""
+        space = await self._transfer.space()
+        return {
+            "peer_id": self._me,
+            "version": self._version,
+            "peers": [self._peer(view.peer) for view in self._swarm.peers()],
+            "holdings": await self.holdings(),
+            "space": {"quota": space.quota, "used": space.used, "free": space.free},
+            "models": [await self._model_line(card) for card in self._newest()],
+            "blamed": self._swarm.blamed(),
+        }
+
+    def _peer(self, peer: PeerId) -> dict[str, Any]:
+        view = self._swarm.peer(peer)
+        assert view is not None
+        return {
+            "peer_id": peer,
+            "alive": view.routable,
+            "addresses": view.addresses,
+            "rtt_ms": None if view.rtt is None else round(view.rtt * 1000, 3),
+            "last_seen": view.last_seen,
+        }
+
+    async def holdings(self) -> list[dict[str, Any]]:
+        """What lies here, by model; `owners` whose it is."""
+        lines: dict[ModelId, dict[str, Any]] = {}
+        for info in await self._transfer.list_shards():
+            line = lines.setdefault(
+                info.model,
+                {"model_id": model_text(info.model), "groups": set(), "shards": 0, "bytes": 0, "full_groups": 0, "owners": set()},
+            )
+            line["groups"].add(info.group)
+            line["shards"] += 1
+            line["bytes"] += info.bytes
+            line["owners"].add(info.owner)
+        return [{**line, "groups": len(line["groups"]), "owners": sorted(line["owners"])} for line in lines.values()]
+
+    async def _model_line(self, view: CardView) -> dict[str, Any]:
+        model = ModelId(view.card.model)
+        return {
+            "model_id": model_text(model),
+            "name": view.card.full_name(),
+            "survives_losses": (await self.storage(model)).get("survives_losses"),
+            "holders": len(self._swarm.holdings(model)),
+        }
+
+    def _newest(self) -> list[CardView]:
+        return sorted(self._swarm.cards(), key=lambda view: (view.card.full_name(), view.publisher))
+
+    async def models(self, query: str | None = None) -> list[ModelInfo]:
+        """Cards that match every word of `query` in name, label or description."""
+        words = (query or "").lower().split()
+        cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
+        return [await self._info(view) for view in cards]
+
+    async def model(self, name: str) -> ModelInfo:
+        model = self._swarm.resolve(name)
+        card = next((view for view in self._newest() if view.card.model == model), None)
+        if card is not None:
+            return await self._info(card)
+        located = await self._locator.locate(model)
+        return ModelInfo(
+            model_id=model_text(model),
+            name=None,
+            publisher=None,
+            version=None,
+            size_bytes=located.manifest.size(),
+            parameters=located.manifest.parameters,
+            architecture=located.manifest.summary.architecture,
+            context=located.manifest.summary.context,
+            license=None,
+            description=None,
+            created_at=None,
+            storage=await self.storage(model),
+        )
+
+    async def _info(self, view: CardView) -> ModelInfo:
+        card = view.card
+        return ModelInfo(
+            model_id=model_text(ModelId(card.model)),
+            name=card.full_name(),
+            publisher=view.publisher,
+            version=card.version,
+            size_bytes=card.size,
+            parameters=card.parameters,
+            architecture=card.summary.architecture,
+            context=card.summary.context,
+            license=card.license,
+            description=card.description,
+            created_at=float(card.created),
+            storage=await self.storage(ModelId(card.model)),
+        )
+
+    async def storage(self, model: ModelId) -> dict[str, Any]:
+        """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes; null where this node can't know."""
+        located = await self._locator.located_here(model)
+        holders = self._swarm.holdings(model)
+        if located is None:
+            return {"groups": None, "shards": None, "k": None, "n": None, "holders": len(holders), "redundancy_factor": None,
+                    "survives_losses": None, "stored_bytes": None}  # fmt: skip
+        await self._locator.refresh(located)
+        return self._storage_of(located, len(holders))
+
+    def _storage_of(self, located: Located, holders: int) -> dict[str, Any]:
+        domains = merged_domains(self._placer.candidates())
+        durable: list[set[int]] = []
+        needed: list[int] = []
+        shards = stored = 0
+        for group in range(len(located.manifest.groups)):
+            best: set[int] = set()
+            k = 1
+            for known in located.encodings.get(group, []):
+                by_shard = self._swarm.holders(known.id)
+                apart = {domains.get(peer, peer): shard for shard, peers in by_shard.items() for peer in peers}
+                shards += sum(len(peers) for peers in by_shard.values())
+                stored += known.record.shard_length() * sum(len(peers) for peers in by_shard.values())
+                if len(set(apart.values())) - known.record.k >= len(best) - k:
+                    best, k = set(apart.values()), known.record.k
+            durable.append(best)
+            needed.append(k)
+        records = [known.record for entries in located.encodings.values() for known in entries]
+        size = located.manifest.size()
+        return {
+            "groups": len(located.manifest.groups),
+            "shards": shards,
+            "k": max((record.k for record in records), default=None),
+            "n": max((record.n for record in records), default=None),
+            "holders": holders,
+            "redundancy_factor": round(stored / size, 3) if size else None,
+            "survives_losses": survives_losses(durable, needed),
+            "stored_bytes": stored,
+        }
+
+    async def holders(self, model: ModelId) -> dict[str, Any]:
+        """Who holds which shards of each group, for people and the demonstration."""
+        located = await self._locator.locate(model)
+        groups = []
+        for number, group in enumerate(located.manifest.groups):
+            for known in located.encodings.get(number, []):
+                shards = {str(shard): peers for shard, peers in sorted(self._swarm.holders(known.id).items())}
+                groups.append(
+                    {"group": group.name, "encoding": encoding_text(known.id), "k": known.record.k, "n": known.record.n, "shards": shards}
+                )
+        return {"model_id": model_text(model), "layers": layer_count(located.manifest), "groups": groups}
+
+
+def _searched(view: CardView) -> str:
+    return f"{view.card.full_name()} {view.card.description or ''} {model_text(ModelId(view.card.model))}".lower()

@@ -1,0 +1,54 @@
+"""Gathers what the planner needs: who may run layers of this model, with how much memory, under the asker's privacy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from node.locate import Located
+from node.model_cost import StageCost
+from node.stage_room import StageRoom
+from node.swarm.interface import PeerView, Swarm
+from protocol.errors import BadInput
+from protocol.ids import PeerId
+from protocol.layout import layer_count
+from runtime.routing import Offer, Plan, Shape, plan_route
+
+
+class Router:
+    """`privacy` local|trusted|swarm is the owner's choice for what this node asks of others."""
+
+    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str) -> None:
+        self._me = me
+        self._swarm = swarm
+        self._room = room
+        self._privacy = privacy
+
+    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+        """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
+        layers = layer_count(located.manifest)
+        if layers < 1:
+            raise BadInput("this model has no layers to run; it can be fetched, not run")
+        cost = StageCost(located.manifest, precision)
+        shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
+        return plan_route(shape, self.offers(located, set(avoid)))
+
+    def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
+        held = {
+            view.peer: sum(len(entry.shards) for entry in view.held) + 1_000 * len(view.full)
+            for view in self._swarm.holdings(located.model)
+        }
+        mine = Offer(self._me, self._room.memory, 0.0, held.get(self._me, 0), here=True)
+        others = [
+            Offer(view.peer, view.record.memory or 0, view.rtt or 0.1, held.get(view.peer, 0))
+            for view in self._swarm.peers()
+            if view.record is not None and self._may_run(view) and view.peer not in avoid
+        ]
+        return [mine, *others] if self._me not in avoid else others
+
+    def _may_run(self, view: PeerView) -> bool:
+        record = view.record
+        if record is None or not view.routable or record.lend not in ("compute", "both") or not record.memory:
+            return False
+        if view.peer == self._me or self._swarm.banned(view.peer) or self._privacy == "local":
+            return False
+        return self._privacy == "swarm" or self._swarm.trusted(view.peer)

@@ -1,0 +1,203 @@
+"""Stages loaded in the worker: built on demand, shared by sessions, let go least recently used when room is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from node.assemble import Assembler, GroupBytes
+from node.locate import Located
+from node.model_cost import StageCost
+from node.worker import Worker
+from protocol.errors import BadInput, MfError, Unavailable
+from protocol.ids import model_text
+from protocol.layout import layer_count, small_files, stage_groups, text_files
+from protocol.manifest import Manifest
+from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
+
+log = logging.getLogger(__name__)
+AT_ONCE = 4
+"""Groups assembled side by side."""
+
+
+@dataclass
+class LoadedStage:
+    """`key` names it to the worker; `bytes` of weights; `users` sessions on it now; `timings` of its making, seconds."""
+
+    key: str
+    bytes: int
+    users: int = 0
+    used_at: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class StageRoom:
+    """All that is loaded in this node's worker. `memory` is the owner's bound in bytes."""
+
+    def __init__(self, worker: Worker, assembler: Assembler, memory: int) -> None:
+        self._worker = worker
+        self._assembler = assembler
+        self.memory = memory
+        self._stages: dict[str, LoadedStage] = {}
+        self._texts: dict[str, TextLoaded] = {}
+        self._reserved: dict[str, int] = {}
+        self._lock = asyncio.Lock()
+        self._text_lock = asyncio.Lock()
+        self._generation = worker.generation
+
+    def loaded(self) -> list[LoadedStage]:
+        return list(self._stages.values())
+
+    def free(self) -> int:
+        """Bytes that could be had for a new stage: what running sessions don't hold."""
+        busy = sum(stage.bytes for stage in self._stages.values() if stage.users)
+        return max(0, self.memory - busy - sum(self._reserved.values()))
+
+    async def text(self, located: Located) -> TextLoaded:
+        """The model's tokenizer and template in the worker."""
+        model = model_text(located.model)
+        async with self._text_lock:
+            await self._worker_up()
+            if model not in self._texts:
+                files = await self._text_files(located)
+                self._texts[model] = await self._worker.load_text(LoadText(model=model, files=files))
+            return self._texts[model]
+
+    @asynccontextmanager
+    async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
+        """The stage, loaded, with room for one session on it; both are given back on leaving."""
+        kv = self._kv_bytes(located.manifest, first, end, opening.tokens_max, precision)
+        async with self._lock:
+            stage = await self._stage(located, first, end, precision, kv)
+            stage.users += 1
+            self._reserved[opening.session] = kv
+        try:
+            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling)
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+            self._reserved.pop(opening.session, None)
+            await self._close(opening.session)
+
+    def _kv_bytes(self, manifest: Manifest, first: int, end: int, tokens_max: int, precision: str) -> int:
+        cost = StageCost(manifest, precision)
+        return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
+
+    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int) -> LoadedStage:
+        key = f"{model_text(located.model)}[{first}:{end}]{precision}"
+        await self._worker_up()
+        if key in self._stages:
+            self._stages[key].timings = {}
+            await self._make_room(kv, keep=key)
+            return self._stages[key]
+        needed = StageCost(located.manifest, precision).total(first, end, 0)
+        await self._make_room(needed + kv)
+        started = time.monotonic()
+        numbers = stage_groups(located.manifest, first, end)
+        groups = await self._assemble(located, numbers)
+        assembled = time.monotonic()
+        try:
+            places, lengths = tensor_places(located.manifest, numbers), [group.length for group in groups]
+            load = LoadStage(
+                stage=key,
+                model=model_text(located.model),
+                first=first,
+                end=end,
+                layers=layer_count(located.manifest),
+                tensors=places,
+                lengths=lengths,
+                precision=precision,
+            )
+            await self.text(located)
+            loaded = await self._worker.load_stage(load, [group.fd for group in groups])
+        finally:
+            for group in groups:
+                group.close()
+        timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
+        self._stages[key] = LoadedStage(key, loaded.bytes, timings=timings)
+        fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
+        log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
+        return self._stages[key]
+
+    async def _make_room(self, needed: int, keep: str | None = None) -> None:
+        """Lets idle stages go, the longest unused first, until `needed` bytes fit."""
+
+        def used() -> int:
+            return sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
+
+        idle = sorted((stage for stage in self._stages.values() if not stage.users and stage.key != keep), key=lambda stage: stage.used_at)
+        while used() + needed > self.memory and idle:
+            stage = idle.pop(0)
+            del self._stages[stage.key]
+            await self._worker.unload(stage.key)
+        if used() + needed > self.memory:
+            raise Unavailable(
+                f"this stage takes {needed} bytes, {max(0, self.memory - used())} of {self.memory} are free",
+                hint="raise --max-memory or wait for running sessions",
+                details={"needed": needed, "free": max(0, self.memory - used())},
+            )
+
+    async def _assemble(self, located: Located, numbers: list[int]) -> list[GroupBytes]:
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int) -> GroupBytes:
+            async with limit:
+                return await self._assembler.group(located, number)
+
+        tasks = [asyncio.create_task(one(number)) for number in numbers]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for done in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(done, GroupBytes):
+                    done.close()
+            raise
+
+    async def _text_files(self, located: Located) -> dict[str, bytes]:
+        wanted = small_files(located.manifest, text_files(located.manifest))
+        if "config.json" not in wanted:
+            raise BadInput(f"{model_text(located.model)} has no config.json: it can be fetched, not run")
+        files: dict[str, bytes] = {}
+        groups: dict[int, bytes] = {}
+        for name, places in wanted.items():
+            for place in places:
+                if place.group not in groups:
+                    group = await self._assembler.group(located, place.group)
+                    groups[place.group] = group.read()
+                    group.close()
+            files[name] = b"".join(groups[place.group][place.at : place.at + place.length] for place in places)
+        return files
+
+    async def _close(self, session: str) -> None:
+        try:
+            await self._worker.close_sequence(session)
+        except MfError as error:
+            log.debug("a sequence wasn't closed: %s", error)
+
+    async def _worker_up(self) -> None:
+        """Starts the worker; in a new life nothing is loaded any more."""
+        await self._worker.start()
+        if self._worker.generation != self._generation:
+            self._generation = self._worker.generation
+            self._stages.clear()
+            self._texts.clear()
+
+
+def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:
+    """Where each tensor of these groups lies, `group` indexing `numbers`."""
+    index = {number: at for at, number in enumerate(numbers)}
+    return [
+        TensorPlace(
+            name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, group=index[cut.group], at=cut.at, length=cut.length, part=part
+        )
+        for tensor in manifest.tensors
+        for part, cut in enumerate(tensor.cuts)
+        if cut.group in index
+    ]

@@ -1,0 +1,270 @@
+"""What the transfer process does for its node: one method for each call on the channel.
+
+Everything that touches files runs in the named executors: `files` for the store and the server, `coding` for compressing,
+coding and hashing, so that a long group never keeps a peer's read waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.channel import Channel, Method
+from node.store.disk import DiskStore
+from node.store.interface import ShardInfo
+from node.store.leaf_check import first_bad_leaf
+from node.transfer import calls
+from node.transfer.admission import ExpectedPut, ExpectedPuts
+from node.transfer.encode import encode_group
+from node.transfer.fetch import fetch_group
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.push import push_shard
+from node.transfer.server import TransferServer, tls_context
+from node.transfer.sources import Access, Callbacks, Connections, Evidence
+from node.transfer.staging import Staging
+from protocol import limits
+from protocol.errors import BadInput, Conflict, MfError
+from protocol.ids import ModelId
+
+T = TypeVar("T")
+CALLBACK_WITHIN = 10.0
+
+
+class Desk:
+    """Unconfigured until `configure`; every other call before it is refused."""
+
+    def __init__(self) -> None:
+        self._channel: Channel | None = None
+        self._started = False
+        self._files = ThreadPoolExecutor(4, thread_name_prefix="shard-files")
+        self._coding = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="coding")
+        self._connections = Connections()
+        self._expected = ExpectedPuts(time.monotonic)
+
+    def attach(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def methods(self) -> dict[str, Method]:
+        """What the channel serves."""
+        asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
+            (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
+            (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
+            (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
+            (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
+            (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
+            (self.drop_staged, calls.EncodingRef),
+        ]  # fmt: skip
+        table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
+        table["configure"] = self._configure
+        table["encode_group"] = self._with_files(self._encode)
+        table["fetch_group"] = self._with_files(self._fetch)
+        return table
+
+    def _method(self, method: Callable[[Any], Awaitable[Any]], kind: type[Any]) -> Method:
+        async def serve(params: Any, fds: list[int]) -> Any:
+            for fd in fds:
+                os.close(fd)
+            self._check_started()
+            return await method(_convert(params, kind))
+
+        return serve
+
+    def _with_files(self, method: Callable[[Any, list[int]], Awaitable[Any]]) -> Method:
+        async def serve(params: Any, fds: list[int]) -> Any:
+            try:
+                self._check_started()
+                return await method(params, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+        return serve
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise MfError("the transfer process isn't configured yet")
+
+    async def _configure(self, params: Any, fds: list[int]) -> calls.Started:
+        config = _convert(params, TransferConfig)
+        host, _, port = config.listen.rpartition(":")
+        if not (host and port.isdigit() and int(port) < 65536):
+            raise BadInput(f"the transfer address is HOST:PORT, not {config.listen!r}")
+        self._key = Ed25519PrivateKey.from_private_bytes(config.signing_key)
+        self._staging = Staging(Path(config.data_dir) / "staging")
+        self._store = DiskStore(Path(config.data_dir), config.quota)
+        await self._in_files(self._store.open)
+        await self._in_files(self._staging.clean)
+        self._server = TransferServer(self._store, self._key, self._files, self._expected, self._shard_stored)
+        context = await self._in_files(tls_context, config.tls_key, config.tls_cert)
+        try:
+            bound = await self._server.start(host.strip("[]"), int(port), context)
+        except OSError as error:
+            raise Conflict(
+                f"can't listen for transfers on {config.listen}: {error.strerror}", hint="choose another with --transfer"
+            ) from error
+        self._started = True
+        return calls.Started(port=bound)
+
+    async def stop(self) -> None:
+        """Ends the server and closes the store; what was acknowledged is durable already."""
+        if self._started:
+            await self._server.stop()
+            await self._connections.close()
+            self._store.close()
+
+    async def _in_files(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
+
+    # The node is told.
+
+    async def _call(self, method: str, params: Any, kind: type[T]) -> T:
+        if self._channel is None:
+            raise MfError("the transfer process has no channel to its node")
+        return await self._channel.call(method, params, kind, timeout=CALLBACK_WITHIN)
+
+    async def _tell(self, method: str, params: Any) -> None:
+        if self._channel is not None:
+            await self._channel.notify(method, params)
+
+    async def _shard_stored(self, info: ShardInfo) -> None:
+        await self._tell("shard_stored", calls.entry_of(info))
+
+    async def _need_grant(self, peer: str, encoding: bytes, shards: list[int]) -> Access:
+        return await self._call("need_grant", calls.NeedGrant(peer=peer, encoding=encoding, shards=shards), Access)
+
+    async def _leaf_fault(self, peer: str, encoding: bytes, shard: int, reason: str, evidence: Evidence | None) -> None:
+        await self._tell("leaf_fault", calls.LeafFault(peer=peer, encoding=encoding, shard=shard, reason=reason, evidence=evidence))
+
+    async def _progress(self, job: str, done: int, total: int) -> None:
+        await self._tell("progress", calls.Progress(job=job, done=done, total=total))
+
+    # The store.
+
+    async def put_blob(self, blob: calls.Blob) -> calls.Blob:
+        return calls.Blob(id=await self._in_files(self._store.put_blob, blob.data or b""))
+
+    async def get_blob(self, blob: calls.Blob) -> calls.Blob:
+        return calls.Blob(data=await self._in_files(self._store.get_blob, _id(blob.id)))
+
+    async def has_blob(self, blob: calls.Blob) -> bool:
+        return await self._in_files(self._store.get_blob, _id(blob.id)) is not None
+
+    async def add_model(self, model: calls.ModelBlobs) -> None:
+        await self._in_files(self._store.add_model, ModelId(_id(model.model)), [_id(blob) for blob in model.blobs])
+
+    async def models(self, _: calls.ModelRef) -> list[calls.ModelBlobs]:
+        return [calls.ModelBlobs(model=model, blobs=blobs) for model, blobs in (await self._in_files(self._store.models)).items()]
+
+    async def list_shards(self, model: calls.ModelRef) -> list[calls.ShardEntry]:
+        infos = await self._in_files(self._store.list_shards, ModelId(model.model) if model.model else None)
+        return [calls.entry_of(info) for info in infos]
+
+    async def has_shard(self, shard: calls.ShardRef) -> bool:
+        return await self._in_files(self._store.has, shard.key())
+
+    async def drop_shard(self, shard: calls.ShardRef) -> None:
+        await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
+
+    async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
+        return await self._in_files(self._scrub, shard)
+
+    def _scrub(self, shard: calls.ShardRef) -> calls.Verified:
+        reader = self._store.open_shard(shard.key())
+        if reader is None:
+            return calls.Verified(ok=False, reason="not held")
+        try:
+            bad = first_bad_leaf(reader)
+            reason = None if bad is None else f"leaf {bad} has wrong bytes on the disk"
+        except MfError as error:
+            reason = str(error)
+        finally:
+            reader.close()
+        if reason:
+            self._store.drop_shard(shard.key(), reason)
+        return calls.Verified(ok=reason is None, reason=reason)
+
+    async def forget(self, model: calls.ModelRef) -> int:
+        return await self._in_files(self._store.forget, ModelId(_id(model.model)))
+
+    async def space(self, _: calls.ModelRef) -> calls.SpaceEntry:
+        space = await self._in_files(self._store.space)
+        return calls.SpaceEntry(quota=space.quota, used=space.used, free=space.free)
+
+    async def stat(self, _: calls.ModelRef) -> calls.Stat:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        shards = len(await self._in_files(self._store.list_shards))
+        return calls.Stat(
+            requests=self._server.requests, shards=shards, cpu_seconds=used.ru_utime + used.ru_stime, peak_bytes=used.ru_maxrss * 1024
+        )
+
+    async def expect_put(self, entry: calls.ShardEntry) -> None:
+        info = entry.info()
+        self._expected.expect(ExpectedPut(info.key, info.model, info.group, info.owner))
+
+    # Coding, fetching, pushing.
+
+    async def _encode(self, params: Any, fds: list[int]) -> Encoded:
+        return await encode_group(_convert(params, EncodeGroup), fds, self._staging, self._key, self._coding)
+
+    async def _fetch(self, params: Any, fds: list[int]) -> Fetched:
+        if len(fds) != 1:
+            raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
+        callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
+        return await fetch_group(_convert(params, FetchGroup), fds[0], self._connections, callbacks, self._coding)
+
+    async def push_shard(self, job: PushShard) -> None:
+        await push_shard(job, self._staging, self._connections, self._coding)
+
+    async def keep_shard(self, job: KeepShard) -> None:
+        info = await self._in_files(self._keep, job)
+        await self._shard_stored(info)
+
+    def _keep(self, job: KeepShard) -> ShardInfo:
+        envelope, record = self._staging.envelope(job.encoding), self._staging.record(job.encoding)
+        staged = self._staging.open(job.encoding, job.shard)
+        key = calls.ShardRef(encoding=job.encoding, shard=job.shard).key()
+        info = ShardInfo(key, ModelId(_id(job.model)), job.group, staged.length, time.time(), "self")
+        if job.shard >= len(record.roots):
+            raise BadInput(f"the encoding commits to {len(record.roots)} shards, there is no shard {job.shard}")
+        self._store.put_blob(envelope)
+        writer = self._store.put_shard(info, staged.leaves, record.roots[job.shard])
+        try:
+            with staged.path.open("rb", buffering=0) as file:
+                while data := file.read(limits.MIB):
+                    writer.write(data)
+            writer.commit()
+        finally:
+            writer.abort()
+        self._staging.drop_shard(job.encoding, job.shard)
+        return info
+
+    async def list_staged(self, _: calls.ModelRef) -> list[calls.Staged]:
+        return await self._in_files(self._staged)
+
+    def _staged(self) -> list[calls.Staged]:
+        return [calls.Staged(encoding=encoding, shards=self._staging.shards(encoding)) for encoding in self._staging.list()]
+
+    async def drop_staged(self, ref: calls.EncodingRef) -> None:
+        await self._in_files(self._staging.drop, ref.encoding)
+
+
+def _convert(params: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(params if params is not None else {}, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise BadInput(f"a call to the transfer process: {error}") from error
+
+
+def _id(value: bytes | None) -> bytes:
+    if value is None or len(value) != 32:
+        raise BadInput("an id has 32 bytes")
+    return value

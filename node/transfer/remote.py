@@ -1,0 +1,251 @@
+"""The transfer process as the node sees it: started, called, watched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from node.channel import Channel, Method
+from node.store.interface import ShardInfo, ShardKey, Space
+from node.transfer import calls
+from node.transfer.calls import Stat, Verified
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.sources import Access, Evidence
+from protocol.errors import MfError, Unavailable
+from protocol.ids import EncodingId, ModelId
+
+T = TypeVar("T")
+START_WITHIN = 10.0
+STOP_WITHIN = 2.0
+CALL_WITHIN = 60.0
+"""A call that only touches the own disk. Coding, fetching and pushing bound themselves."""
+
+log = logging.getLogger(__name__)
+
+
+class TransferCallbacks(Protocol):
+    """What the transfer process asks and tells. An error raised in `need_grant` goes to the fetch that asked."""
+
+    async def need_grant(self, peer: str, encoding: EncodingId, shards: list[int]) -> Access: ...
+
+    async def leaf_fault(self, peer: str, encoding: EncodingId, shard: int, reason: str, evidence: Evidence | None) -> None: ...
+
+    async def progress(self, job: str, done: int, total: int) -> None: ...
+
+    async def shard_stored(self, info: ShardInfo) -> None:
+        """After a durable put by a peer, or by `keep_shard`."""
+
+    def ended(self, error: MfError) -> None:
+        """The process died without being told to; every call pending has failed. `restart` it."""
+
+
+def child_environment() -> dict[str, str]:
+    """What the process needs to run Python, and no secret of the node's."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONUNBUFFERED": "1"}
+
+
+class Transfer:
+    """The process, its lives and its calls: `start`, after a death `restart`, at the end `stop`. Methods raise the process's own errors, or `ChannelClosed` when it is gone."""
+
+    def __init__(self, config: TransferConfig, callbacks: TransferCallbacks) -> None:
+        self._config, self._callbacks = config, callbacks
+        self._channel: Channel | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.closed = asyncio.Event()
+        self.port = 0
+        """Where the server listens, once started."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self) -> None:
+        """Spawns and configures; `DeadlineExceeded` after 10 s, or the process's own error (format, port, place)."""
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "node.transfer.process", str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
+                pass_fds=[theirs.fileno()], env=child_environment(),
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._channel = Channel(ours, self._methods(), "transfer process")
+        self._channel.start()
+        self._watcher = asyncio.create_task(self._watch(), name="transfer process watch")
+        try:
+            self.port = (await self._channel.call("configure", self._config, calls.Started, timeout=START_WITHIN)).port
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def restart(self) -> None:
+        """A new process after the old one died, on the port that peers were told."""
+        host = self._config.listen.rpartition(":")[0]
+        self._config = msgspec.structs.replace(self._config, listen=f"{host}:{self.port}")
+        self.closed.clear()
+        await self.start()
+
+    async def stop(self) -> None:
+        """Ends it within 2 s, by force if need be."""
+        self._stopping = True
+        if self._channel is not None:
+            await self._channel.close()
+        if self._process is not None and self._watcher is not None:
+            try:
+                async with asyncio.timeout(STOP_WITHIN):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+            await self._watcher
+
+    async def _watch(self) -> None:
+        if self._process is None or self._channel is None:
+            return
+        code = await self._process.wait()
+        await self._channel.close()
+        self.closed.set()
+        if not self._stopping:
+            error = Unavailable(f"the transfer process ended by itself (exit status {code})", hint="it is started again; its log is above")
+            log.error("%s", error.message, extra={"event": "transfer_ended", "fields": {"status": code}})
+            self._callbacks.ended(error)
+
+    async def _call(self, method: str, params: Any, kind: Any, fds: Sequence[int] = (), timeout: float | None = CALL_WITHIN) -> Any:
+        if self._channel is None:
+            raise Unavailable("the transfer process isn't started")
+        return await self._channel.call(method, params, kind, fds=fds, timeout=timeout)
+
+    # What the process asks of the node.
+
+    def _methods(self) -> dict[str, Method]:
+        return {
+            "need_grant": self._need_grant,
+            "leaf_fault": self._leaf_fault,
+            "progress": self._progress,
+            "shard_stored": self._shard_stored,
+        }
+
+    async def _need_grant(self, params: Any, fds: list[int]) -> Access:
+        ask = _plain(params, calls.NeedGrant)
+        return await self._callbacks.need_grant(ask.peer, EncodingId(ask.encoding), ask.shards)
+
+    async def _leaf_fault(self, params: Any, fds: list[int]) -> None:
+        fault = _plain(params, calls.LeafFault)
+        await self._callbacks.leaf_fault(fault.peer, EncodingId(fault.encoding), fault.shard, fault.reason, fault.evidence)
+
+    async def _progress(self, params: Any, fds: list[int]) -> None:
+        told = _plain(params, calls.Progress)
+        await self._callbacks.progress(told.job, told.done, told.total)
+
+    async def _shard_stored(self, params: Any, fds: list[int]) -> None:
+        await self._callbacks.shard_stored(_plain(params, calls.ShardEntry).info())
+
+    # The store.
+
+    async def put_blob(self, data: bytes) -> bytes:
+        """Durable; its id."""
+        return bytes((await self._call("put_blob", calls.Blob(data=data), calls.Blob)).id)
+
+    async def get_blob(self, blob: bytes) -> bytes | None:
+        found: calls.Blob = await self._call("get_blob", calls.Blob(id=blob), calls.Blob)
+        return found.data
+
+    async def has_blob(self, blob: bytes) -> bool:
+        return bool(await self._call("has_blob", calls.Blob(id=blob), bool))
+
+    async def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
+        await self._call("add_model", calls.ModelBlobs(model=model, blobs=list(blobs)), None)
+
+    async def models(self) -> dict[ModelId, list[bytes]]:
+        found: list[calls.ModelBlobs] = await self._call("models", None, list[calls.ModelBlobs])
+        return {ModelId(entry.model): entry.blobs for entry in found}
+
+    async def list_shards(self, model: ModelId | None = None) -> list[ShardInfo]:
+        found: list[calls.ShardEntry] = await self._call("list_shards", calls.ModelRef(model=model), list[calls.ShardEntry])
+        return [entry.info() for entry in found]
+
+    async def has_shard(self, key: ShardKey) -> bool:
+        return bool(await self._call("has_shard", _ref(key), bool))
+
+    async def drop_shard(self, key: ShardKey, reason: str) -> None:
+        await self._call("drop_shard", _ref(key, reason), None)
+
+    async def verify_shard(self, key: ShardKey) -> Verified:
+        """Reads it and checks every leaf now; a bad one is dropped."""
+        found: Verified = await self._call("verify_shard", _ref(key), Verified, timeout=600)
+        return found
+
+    async def forget(self, model: ModelId) -> int:
+        """Bytes freed."""
+        return int(await self._call("forget", calls.ModelRef(model=model), int))
+
+    async def space(self) -> Space:
+        found: calls.SpaceEntry = await self._call("space", None, calls.SpaceEntry)
+        return found.space()
+
+    async def stat(self) -> Stat:
+        found: Stat = await self._call("stat", None, Stat)
+        return found
+
+    async def expect_put(self, key: ShardKey, model: ModelId, group: int, owner: str) -> None:
+        """Before a put grant is given out; the encoding's envelope must be in the store as a blob. Holds for 10 minutes."""
+        await self._call(
+            "expect_put", calls.ShardEntry(encoding=key.encoding, shard=key.shard, model=model, group=group, owner=owner), None
+        )
+
+    # Coding, fetching, pushing.
+
+    async def encode_group(self, job: EncodeGroup, fds: Sequence[int]) -> Encoded:
+        """`fds` stay the caller's. Cancelling it stops the work and leaves nothing staged."""
+        done: Encoded = await self._call("encode_group", job, Encoded, fds, timeout=None)
+        return done
+
+    async def fetch_group(self, job: FetchGroup, fd: int) -> Fetched:
+        """Writes the group at `job.offset` of `fd`, which stays the caller's."""
+        done: Fetched = await self._call("fetch_group", job, Fetched, [fd], timeout=None)
+        return done
+
+    async def push_shard(self, job: PushShard) -> None:
+        """Returns when the peer has it durably; the staged shard stays."""
+        await self._call("push_shard", job, None, timeout=None)
+
+    async def keep_shard(self, job: KeepShard) -> None:
+        """Moves a staged shard into the own store, durably; `shard_stored` is called too, its owner "self"."""
+        await self._call("keep_shard", job, None, timeout=600)
+
+    async def list_staged(self) -> dict[EncodingId, list[int]]:
+        found: list[calls.Staged] = await self._call("list_staged", None, list[calls.Staged])
+        return {EncodingId(entry.encoding): entry.shards for entry in found}
+
+    async def drop_staged(self, encoding: EncodingId) -> None:
+        await self._call("drop_staged", calls.EncodingRef(encoding=encoding), None)
+
+
+def _plain(params: Any, kind: type[T]) -> T:
+    return msgspec.convert(params, kind, builtin_types=(bytes,))
+
+
+def _ref(key: ShardKey, reason: str | None = None) -> calls.ShardRef:
+    return calls.ShardRef(encoding=key.encoding, shard=key.shard, reason=reason)
+
+
+def _has_fileno(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, AttributeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,251 @@
+"""The worker process seen from the node: started on first use, restarted after a crash, each message a typed method.
+
+The worker owns torch; a crash or out-of-memory there ends nothing here. What was loaded in it is gone then, so
+`generation` counts its lives: whoever loaded a stage compares it and loads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from node.channel import Channel, ChannelClosed
+from protocol.errors import BadInput, DeadlineExceeded, Unavailable
+from protocol.messages import Sampling
+from runtime import interface as api
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_TOP = Path(__file__).resolve().parent.parent
+START_SECONDS = 120.0
+LOAD_SECONDS = 600.0
+CALL_SECONDS = 30.0
+STEP_SECONDS = 120.0
+_STOP_SECONDS = 2.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_STEADY_SECONDS = 60.0
+"""A worker that lived so long starts again without a pause."""
+MAX_GROUPS_PER_STAGE = 250
+
+
+class Worker:
+    """One worker process. Errors of every method: the worker's own, `Unavailable` when it ended, `DeadlineExceeded`."""
+
+    def __init__(self, scratch: Path, *, threads: int, memory: int) -> None:
+        """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations."""
+        self._parent = scratch
+        self._threads = threads
+        self._memory = memory
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._scratch: Path | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._begun = 0.0
+        self._ended = "the worker isn't running"
+        self.generation = 0
+        self.sandbox: dict[str, str] = {}
+        self.stages: dict[str, api.StageLoaded] = {}
+        """Loaded stages by name, emptied when the worker ends."""
+
+    @property
+    def running(self) -> bool:
+        return self._channel is not None and not self._channel.closed.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Starts the process unless it runs; `Unavailable` while it is held back after crashes."""
+        async with self._lock:
+            if self.running:
+                return
+            if self._watcher is not None:
+                await self._watcher
+            wait = self._not_before - time.monotonic()
+            if wait > 0:
+                raise Unavailable(self._ended, hint=f"it starts again in {wait:.0f} s")
+            await self._spawn()
+
+    async def stop(self) -> None:
+        """Ends the process and removes its scratch folder."""
+        async with self._lock:
+            if self._channel is not None:
+                await self._channel.close()
+            if self._watcher is not None:
+                await self._watcher
+
+    async def load_text(self, params: api.LoadText) -> api.TextLoaded:
+        return await self._call("load_text", params, api.TextLoaded, LOAD_SECONDS)
+
+    async def load_stage(self, params: api.LoadStage, fds: Sequence[int]) -> api.StageLoaded:
+        """`fds` one per group, in the order of `lengths`; they stay the caller's to close."""
+        if len(fds) > MAX_GROUPS_PER_STAGE:
+            raise BadInput(f"a stage of {len(fds)} groups, at most {MAX_GROUPS_PER_STAGE} can be passed at once")
+        loaded = await self._call("load_stage", params, api.StageLoaded, LOAD_SECONDS, fds)
+        self.stages[params.stage] = loaded
+        return loaded
+
+    async def unload(self, stage: str) -> None:
+        self.stages.pop(stage, None)
+        if self.running:
+            await self._call("unload", api.Unload(stage=stage), type(None))
+
+    async def encode_chat(self, model: str, messages: list[dict[str, str]], *, continue_final: bool = False) -> list[int]:
+        params = api.EncodeChat(model=model, messages=messages, continue_final=continue_final)
+        return (await self._call("encode_chat", params, api.Tokens)).tokens
+
+    async def encode_text(self, model: str, text: str) -> list[int]:
+        return (await self._call("encode_text", api.EncodeText(model=model, text=text), api.Tokens)).tokens
+
+    async def open_text(self, model: str, stream: str) -> None:
+        await self._call("open_text", api.OpenText(model=model, stream=stream), type(None))
+
+    async def decode_text(self, stream: str, tokens: list[int], *, last: bool = False) -> str:
+        return (await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, last=last), api.Text)).text
+
+    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
+        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling)
+        await self._call("open_sequence", params, type(None))
+
+    async def step(self, params: api.Step) -> api.Stepped:
+        return await self._call("step", params, api.Stepped, STEP_SECONDS)
+
+    async def close_sequence(self, session: str) -> None:
+        if self.running:
+            await self._call("close_sequence", api.CloseSequence(session=session), type(None))
+
+    async def usage(self) -> api.Usage:
+        return await self._call("usage", None, api.Usage)
+
+    async def ping(self) -> None:
+        await self._call("ping", None, type(None))
+
+    async def _call(self, method: str, params: Any, kind: type[T], seconds: float = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
+        if not self.running:
+            await self.start()
+        channel = self._channel
+        if channel is None:
+            raise Unavailable(self._ended)
+        try:
+            return await channel.call(method, params, kind, fds=fds, timeout=seconds)
+        except ChannelClosed:
+            if self._watcher is not None:
+                await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
+            raise Unavailable(self._ended, hint="ask again: it starts anew") from None
+
+    async def _spawn(self) -> None:
+        here, there = socket.socketpair()
+        self._parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=self._parent))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "runtime.worker",
+                str(there.fileno()),
+                pass_fds=[there.fileno()],
+                env=self._environment(self._scratch),
+                cwd=self._scratch,
+                stdin=asyncio.subprocess.DEVNULL,
+                preexec_fn=_be_nice,
+            )
+        except OSError as error:
+            here.close()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise Unavailable(f"the worker can't be started: {error.strerror}") from error
+        finally:
+            there.close()
+        self._begun = time.monotonic()
+        self.generation += 1
+        self._channel = Channel(here, {}, "worker")
+        self._channel.start()
+        self._watcher = asyncio.create_task(self._watch(self._process, self._channel, self._scratch), name="worker watcher")
+        await self._configure(self._channel, self._scratch)
+
+    async def _configure(self, channel: Channel, scratch: Path) -> None:
+        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory)
+        try:
+            answer = await channel.call("configure", config, dict[str, dict[str, str]], timeout=START_SECONDS)
+        except (ChannelClosed, DeadlineExceeded):
+            await channel.close()
+            if self._watcher is not None:
+                await self._watcher
+            raise Unavailable(self._ended, hint="is torch installed in this environment?") from None
+        self.sandbox = answer.get("sandbox", {})
+        seconds = time.monotonic() - self._begun
+        log.info("worker started in %.1f s", seconds, extra={"event": "worker_started", "fields": {"pid": self.pid, "seconds": seconds}})
+
+    def _environment(self, scratch: Path) -> dict[str, str]:
+        """Nothing of the node's but what finds the code: no keys, no proxies, no tokens."""
+        search = os.pathsep.join(filter(None, [str(_TOP), os.environ.get("PYTHONPATH")]))
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": search,
+            "HOME": str(scratch),
+            "TMPDIR": str(scratch),
+            "LANG": "C.UTF-8",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HOME": str(scratch / "hf"),
+            "TOKENIZERS_PARALLELISM": "false",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(self._threads),
+            "MKL_NUM_THREADS": str(self._threads),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    async def _watch(self, process: asyncio.subprocess.Process, channel: Channel, scratch: Path) -> None:
+        """Waits for the end of one worker process and tidies up behind it."""
+        await channel.closed.wait()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            code = await process.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.stages.clear()
+        self._ended = f"the worker ended ({_how(code)})"
+        if code == 0:
+            self._failures = 0
+            return
+        self._hold_back()
+        log.warning(self._ended, extra={"event": "worker_ended", "fields": {"code": code}})
+
+    def _hold_back(self) -> None:
+        """After a crash, pauses that double; the first start after a steady life comes at once."""
+        steady = time.monotonic() - self._begun >= _STEADY_SECONDS
+        self._failures = 1 if steady else self._failures + 1
+        if self._failures > 1:
+            pause = min(_FIRST_PAUSE * 2 ** (self._failures - 2), _LONGEST_PAUSE)
+            self._not_before = time.monotonic() + pause
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _be_nice() -> None:
+    """The network of this node comes before its arithmetic."""
+    os.nice(5)

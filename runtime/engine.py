@@ -1,0 +1,176 @@
+"""Everything that is loaded in this worker, and the methods the node calls on it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence as List
+from pathlib import Path
+
+import torch
+
+from protocol.errors import BadInput, Busy, NotFound
+from runtime import interface as api
+from runtime.memory import DTYPE_WIDTH, activation_bytes, kv_bytes
+from runtime.sequence import Sequence
+from runtime.stage import Stage, build_stage, read_config, self_test
+from runtime.text import ModelText, TextStream, write_files
+from runtime.weights import build_tensors, check_finite, map_groups
+
+MAX_SEQUENCES = 256
+
+
+class _Loaded:
+    """A stage with what it takes of the memory budget."""
+
+    def __init__(self, stage: Stage, weights: int, activations: int) -> None:
+        self.stage = stage
+        self.weights = weights
+        self.activations = activations
+
+
+class Engine:
+    """Models' texts, stages and sequences under one memory budget. Errors: `NotFound` for unknown names, else as each says."""
+
+    def __init__(self, config: api.WorkerConfig) -> None:
+        self._scratch = Path(config.scratch)
+        self._memory = config.memory
+        self._folders: dict[str, Path] = {}
+        self._texts: dict[str, ModelText] = {}
+        self._stages: dict[str, _Loaded] = {}
+        self._sequences: dict[str, tuple[str, Sequence]] = {}
+        self._kv: dict[str, int] = {}
+        self._streams: dict[str, TextStream] = {}
+
+    def load_text(self, params: api.LoadText) -> api.TextLoaded:
+        if params.model not in self._texts:
+            folder = self._scratch / f"model-{len(self._folders)}"
+            write_files(folder, params.files)
+            text = ModelText(folder)
+            self._folders[params.model], self._texts[params.model] = folder, text
+        return self._texts[params.model].describe()
+
+    def encode_chat(self, params: api.EncodeChat) -> api.Tokens:
+        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final))
+
+    def encode_text(self, params: api.EncodeText) -> api.Tokens:
+        return api.Tokens(tokens=self._text(params.model).encode_text(params.text))
+
+    def open_text(self, params: api.OpenText) -> None:
+        self._streams[params.stream] = TextStream(self._text(params.model))
+
+    def decode_text(self, params: api.DecodeText) -> api.Text:
+        stream = self._streams.get(params.stream)
+        if stream is None:
+            raise NotFound("decode_text: this stream isn't open")
+        if params.last:
+            del self._streams[params.stream]
+        return api.Text(text=stream.feed(params.tokens, params.last))
+
+    def load_stage(self, params: api.LoadStage, fds: List[int]) -> api.StageLoaded:
+        """Refused with `Busy` before anything is loaded when the budget has no room."""
+        begun = time.perf_counter()
+        if params.stage in self._stages:
+            raise BadInput("load_stage: a stage of this name is loaded already")
+        folder = self._folders.get(params.model)
+        if folder is None:
+            raise NotFound("load_stage: the model's config isn't here; load_text comes first")
+        weights, activations = self._price(folder, params)
+        self._admit(weights + activations, f"layers {params.first}..{params.end}")
+        groups = map_groups(fds, params.lengths)
+        tensors = build_tensors(groups, params.tensors)
+        check_finite(tensors)
+        stage = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
+        checked = self_test(stage)
+        self._stages[params.stage] = _Loaded(stage, weights, activations)
+        return api.StageLoaded(bytes=weights, seconds=time.perf_counter() - begun, self_test=checked)
+
+    def unload(self, params: api.Unload) -> None:
+        self._stages.pop(params.stage, None)
+        for session in [name for name, (stage, _sequence) in self._sequences.items() if stage == params.stage]:
+            self._forget(session)
+
+    def open_sequence(self, params: api.OpenSequence) -> None:
+        loaded = self._stages.get(params.stage)
+        if loaded is None:
+            raise NotFound("open_sequence: this stage isn't loaded")
+        if params.session in self._sequences:
+            raise BadInput("open_sequence: this session is open already")
+        if params.tokens_max <= 0:
+            raise BadInput("open_sequence: tokens_max must be at least 1")
+        if len(self._sequences) >= MAX_SEQUENCES:
+            raise Busy(f"{MAX_SEQUENCES} sequences are open here, the most allowed")
+        room = _kv_room(loaded.stage, params.tokens_max)
+        self._admit(room, f"{params.tokens_max} positions")
+        self._sequences[params.session] = params.stage, Sequence(loaded.stage, params.tokens_max, params.sampling)
+        self._kv[params.session] = room
+
+    def step(self, params: api.Step) -> api.Stepped:
+        found = self._sequences.get(params.session)
+        if found is None:
+            raise NotFound("step: this session isn't open")
+        return found[1].step(params)
+
+    def close_sequence(self, params: api.CloseSequence) -> None:
+        self._forget(params.session)
+
+    def usage(self) -> api.Usage:
+        weights = sum(loaded.weights for loaded in self._stages.values())
+        kv = sum(self._kv.values())
+        activations = max((loaded.activations for loaded in self._stages.values()), default=0)
+        base = max(0, _pss() - weights)
+        return api.Usage(weights=weights, kv=kv, activations=activations, base=base, sequences=len(self._sequences))
+
+    def _text(self, model: str) -> ModelText:
+        text = self._texts.get(model)
+        if text is None:
+            raise NotFound("this model's text files aren't loaded")
+        return text
+
+    def _forget(self, session: str) -> None:
+        self._sequences.pop(session, None)
+        self._kv.pop(session, None)
+
+    def _price(self, folder: Path, params: api.LoadStage) -> tuple[int, int]:
+        width = DTYPE_WIDTH.get(params.precision)
+        if width is None:
+            raise BadInput(f"precision {params.precision[:16]!r} isn't bf16 or fp32")
+        text = read_config(folder).get_text_config(decoder=True)
+        head = text.vocab_size if params.end == params.layers else 0
+        weights = sum(max(place.length, 0) // _STORED_WIDTH.get(place.dtype, width) * width for place in params.tensors)
+        return weights, activation_bytes(text.hidden_size, head, width)
+
+    def _admit(self, asked: int, what: str) -> None:
+        used = self.usage()
+        free = self._memory - used.weights - used.kv - used.activations
+        if asked > free:
+            raise Busy(
+                f"no room for {what}: {asked / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f} MB of {self._memory / 1e6:.0f} MB free",
+                hint="fewer layers, a shorter context, or a greater --max-memory would do",
+            )
+
+
+_STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def _kv_room(stage: Stage, tokens: int) -> int:
+    config = stage.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return kv_bytes(stage.end - stage.first, heads, width, tokens, stage.dtype.itemsize)
+
+
+def _pss() -> int:
+    """The process's proportional set size in bytes, 0 where the kernel doesn't tell."""
+    try:
+        with open(f"/proc/{os.getpid()}/smaps_rollup") as rollup:
+            for line in rollup:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return 0
+
+
+def set_threads(threads: int) -> None:
+    torch.set_num_threads(max(1, threads))

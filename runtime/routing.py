@@ -1,0 +1,113 @@
+"""Where a request runs: here, whole at one peer, or as a pipeline. Pure: offers in, plan out.
+
+Here if it fits; else whole at the peer that holds the most of it and answers quickest; else the fewest stages that hold
+all layers. Within a count of stages the nodes with the most memory are taken, this node first among equals (its prompt
+then never leaves as text), and layers are dealt in proportion to the room each has, so that no stage is full to the brim
+while another idles. The first stage also embeds, the last also carries the head (and the tied embedding). Rejected for
+now: measured throughput per stage (the max-min chooser), which needs measurements nobody has on a first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from protocol.errors import Unavailable
+from protocol.messages import StageSpec
+
+MAX_STAGES = 16
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A node that may run layers. `memory` bytes it lends, `rtt` seconds (0 here), `held` bytes of the model it has."""
+
+    peer: str
+    memory: int
+    rtt: float = 0.0
+    held: int = 0
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as the planner sees it: `layers` count and `cost(first, end)`, the bytes a stage of these layers takes."""
+
+    layers: int
+    cost: Callable[[int, int], int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`kind` here|peer|pipeline; `why` a sentence for people."""
+
+    kind: str
+    stages: list[StageSpec]
+    why: str
+    excluded: list[str] = field(default_factory=list)
+
+
+def plan_route(shape: Shape, offers: Sequence[Offer]) -> Plan:
+    """The route, or `Unavailable` saying how much room was asked for and offered."""
+    whole = shape.cost(0, shape.layers)
+    fitting = [offer for offer in offers if offer.memory >= whole]
+    if fitting:
+        best = min(fitting, key=lambda offer: (not offer.here, -offer.held, offer.rtt, offer.peer))
+        kind, place = ("here", "this node") if best.here else ("peer", "one peer")
+        return Plan(kind, [StageSpec(best.peer, 0, shape.layers)], f"the whole model ({_mib(whole)}) fits {place}")
+    ordered = sorted(offers, key=lambda offer: (-offer.memory, not offer.here, -offer.held, offer.rtt, offer.peer))
+    for count in range(2, min(len(ordered), MAX_STAGES, shape.layers) + 1):
+        stages = _deal(shape, ordered[:count])
+        if stages is not None:
+            return Plan("pipeline", stages, f"the whole model ({_mib(whole)}) fits no node that may run it; {count} together hold it")
+    raise Unavailable(
+        f"no route: the model takes {_mib(whole)} and the {len(offers)} nodes that may run it lend "
+        f"{_mib(sum(offer.memory for offer in offers))} between them",
+        hint="raise --max-memory, or let more peers in (--privacy, mf-node trust)",
+        details={"needed": whole, "offered": {offer.peer: offer.memory for offer in offers}},
+    )
+
+
+def _deal(shape: Shape, chosen: Sequence[Offer]) -> list[StageSpec] | None:
+    """Contiguous ranges over `chosen`, this node first; None when they can't hold all layers."""
+    order = sorted(chosen, key=lambda offer: not offer.here)
+    room = [_most_layers(shape, offer, index, len(order)) for index, offer in enumerate(order)]
+    if min(room) < 1 or sum(room) < shape.layers:
+        return None
+    counts = _share(shape.layers, room)
+    stages, first = [], 0
+    for offer, count in zip(order, counts, strict=True):
+        stages.append(StageSpec(offer.peer, first, first + count))
+        first += count
+    if any(shape.cost(stage.first, stage.end) > offer.memory for stage, offer in zip(stages, order, strict=True)):
+        return None
+    return stages
+
+
+def _most_layers(shape: Shape, offer: Offer, index: int, count: int) -> int:
+    """Most layers this node can hold as stage `index` of `count`; layers of a model are taken as alike."""
+    if index == 0:
+        fits = [end for end in range(1, shape.layers) if shape.cost(0, end) <= offer.memory]
+        return max(fits, default=0)
+    if index == count - 1:
+        fits = [first for first in range(1, shape.layers) if shape.cost(first, shape.layers) <= offer.memory]
+        return shape.layers - min(fits, default=shape.layers)
+    fits = [size for size in range(1, shape.layers) if shape.cost(1, min(1 + size, shape.layers - 1)) <= offer.memory]
+    return max(fits, default=0)
+
+
+def _share(layers: int, room: Sequence[int]) -> list[int]:
+    """`layers` dealt in proportion to `room`, at least one each, none over its room."""
+    total = sum(room)
+    counts = [max(1, layers * space // total) for space in room]
+    while sum(counts) > layers:
+        index = max(range(len(counts)), key=lambda at: counts[at] / room[at])
+        counts[index] -= 1
+    while sum(counts) < layers:
+        index = min((at for at in range(len(counts)) if counts[at] < room[at]), key=lambda at: counts[at] / room[at])
+        counts[index] += 1
+    return counts
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"

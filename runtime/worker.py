@@ -1,0 +1,125 @@
+"""The worker process: `python -m runtime.worker FD`, FD its end of a socketpair with the node.
+
+Imports torch and transformers, shuts itself into the sandbox at the first message ("configure"), then answers one
+message after the other. It ends when the node is gone: by the closed channel, or by the kernel's parent-death signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from protocol.errors import BadInput, MfError
+from runtime import interface as api
+from runtime.worker_channel import Request, WorkerChannel, close_all
+
+log = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serves the channel until the node closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
+    channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))
+    server = Server(channel)
+    while (request := channel.receive()) is not None:
+        server.serve(request)
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == 1:
+            os._exit(0)
+
+
+class Server:
+    """Turns requests into calls of the engine."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
+        self._kinds: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+
+    def serve(self, request: Request) -> None:
+        """Answers one request; a method's fault goes to the caller and the process lives on."""
+        try:
+            try:
+                result = self._call(request)
+            finally:
+                close_all(request.fds)
+        except MfError as error:
+            self._refuse(request, error)
+        except Exception as error:  # boundary: a call's fault goes to the caller; its text may hold a prompt, so only its kind is told
+            log.error("%s failed: %s", request.method, type(error).__name__)
+            self._refuse(request, MfError(f"the worker failed in {request.method}: {type(error).__name__}"))
+        else:
+            if request.number:
+                self._channel.answer(request.number, result)
+
+    def _refuse(self, request: Request, error: MfError) -> None:
+        if request.number:
+            self._channel.refuse(request.number, error)
+
+    def _call(self, request: Request) -> Any:
+        if request.method == "ping":
+            return None
+        if request.method == "configure":
+            return self._configure(_params(request, api.WorkerConfig))
+        entry = self._kinds.get(request.method)
+        if entry is None:
+            raise BadInput(f"the worker doesn't know {request.method[:64]!r}, or wasn't configured yet")
+        kind, method = entry
+        if request.method == "load_stage":
+            return self._engine.load_stage(_params(request, api.LoadStage), request.fds)
+        return method(_params(request, kind) if kind is not None else None)
+
+    def _configure(self, config: api.WorkerConfig) -> dict[str, Any]:
+        if self._kinds:
+            raise BadInput("configure: the worker is configured already")
+        import transformers
+
+        from runtime import engine, sandbox
+
+        transformers.logging.set_verbosity_error()
+        engine.set_threads(config.threads)
+        report = sandbox.enter(config.scratch, config.memory)
+        self._engine = engine.Engine(config)
+        self._kinds = self._methods(self._engine)
+        return {"sandbox": report}
+
+    def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+        return {
+            "load_text": (api.LoadText, engine.load_text),
+            "load_stage": (api.LoadStage, engine.load_stage),
+            "unload": (api.Unload, engine.unload),
+            "encode_chat": (api.EncodeChat, engine.encode_chat),
+            "encode_text": (api.EncodeText, engine.encode_text),
+            "open_text": (api.OpenText, engine.open_text),
+            "decode_text": (api.DecodeText, engine.decode_text),
+            "open_sequence": (api.OpenSequence, engine.open_sequence),
+            "step": (api.Step, engine.step),
+            "close_sequence": (api.CloseSequence, engine.close_sequence),
+            "usage": (None, lambda _params: engine.usage()),
+        }
+
+
+def _params(request: Request, kind: Any) -> Any:
+    try:
+        return msgspec.convert(request.params, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{request.method}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""A pipeline over the in-memory network: right tokens over any route, and every way a stage can be lost is named in time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import pytest
+
+from node.network.memory import MemoryHub
+from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
+from protocol.errors import BadInput, Busy, MfError
+from protocol.framing import pack, unpack
+from protocol.ids import ModelId
+from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from tests.node.pipeline_fakes import LAYERS, Member, expected, members, route
+from tests.support.wait import until
+
+PROMPT = [3, 14, 15, 92]
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[tuple[MemoryHub, list[Member]]]:
+    hub = MemoryHub(7, delay=(0.001, 0.003), stall=0.0)
+    made = await members(hub, 4)
+    yield hub, made
+    for member in made:
+        await member.network.stop()
+
+
+def request(stages: list[StageSpec], new_max: int = 8, stop_tokens: list[int] | None = None) -> PipelineRequest:
+    model = ModelId(bytes(32))
+    return PipelineRequest(model, stages, PROMPT, new_max, stop_tokens or [], Sampling(), "bf16", epoch=0)
+
+
+async def run(entry: Member, wanted: PipelineRequest) -> list[Sampled]:
+    async with Pipeline(entry.network, entry.steps, entry.server, wanted) as pipeline:
+        return [sampled async for sampled in pipeline.run()]
+
+
+@pytest.mark.parametrize("places", [[0], [1], [0, 1, 2], [1, 2, 3], [1, 0, 2], [1, 2, 0]])
+async def test_the_same_tokens_over_any_route(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
+    _hub, nodes = swarm
+    made = await run(nodes[0], request(route(*(nodes[place].peer for place in places))))
+    assert [sampled.token for sampled in made] == expected(PROMPT, 8)
+    assert [sampled.finish for sampled in made] == [None] * 7 + ["length"]
+
+
+async def test_a_stop_token_ends_the_reply(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    stop = expected(PROMPT, 3)[2]
+    made = await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer), stop_tokens=[stop]))
+    assert (len(made), made[-1].finish) == (3, "stop")
+
+
+async def test_several_sessions_at_once_dont_mix(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    wanted = request(route(nodes[1].peer, nodes[2].peer, nodes[3].peer))
+    replies = await asyncio.gather(*(run(nodes[0], wanted) for _ in range(6)))
+    assert all([sampled.token for sampled in reply] == expected(PROMPT, 8) for reply in replies)
+
+
+async def test_the_prompt_leaves_once_and_each_token_comes_back_once(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer)))
+    assert nodes[1].worker.steps == [(0, 4), *((4 + at, 1) for at in range(7))]
+
+
+async def test_a_killed_stage_is_lost_and_named(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    hub, nodes = swarm
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(route(nodes[1].peer, nodes[2].peer), 500)) as pipeline:
+        with pytest.raises(StageLost) as caught:
+            async for sampled in pipeline.run():
+                if sampled.token is not None:
+                    hub.kill(nodes[2].peer)
+    assert caught.value.peer in (nodes[1].peer, nodes[2].peer)
+
+
+async def test_a_frozen_stage_is_lost_within_two_seconds(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    hub, nodes = swarm
+    frozen_at = None
+    loop = asyncio.get_running_loop()
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(route(nodes[1].peer, nodes[2].peer), 500)) as pipeline:
+        with pytest.raises(StageLost) as caught:
+            async for _sampled in pipeline.run():
+                if frozen_at is None:
+                    frozen_at = loop.time()
+                    hub.freeze(nodes[2].peer)
+    assert caught.value.peer == nodes[2].peer
+    assert frozen_at is not None
+    assert loop.time() - frozen_at < 3 * 2
+
+
+@pytest.mark.parametrize("fault", [Busy("full"), BadInput("NaN weights")])
+async def test_a_refusal_at_opening_reaches_the_entry_with_its_reason(swarm: tuple[MemoryHub, list[Member]], fault: MfError) -> None:
+    _hub, nodes = swarm
+    nodes[2].room.fault = fault
+    with pytest.raises(StageLost, match=fault.message) as caught:
+        await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer)))
+    assert isinstance(caught.value.cause, type(fault))
+
+
+async def test_a_fault_in_the_middle_names_the_stage_and_frees_all_rooms(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    nodes[1].worker.break_at = 6
+    with pytest.raises(StageLost) as caught:
+        await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer)))
+    assert caught.value.peer == nodes[1].peer
+    await until(lambda: not any(node.room.open for node in nodes), 3.0, "rooms given back")
+
+
+async def test_leaving_early_frees_every_stage(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(route(nodes[1].peer, nodes[2].peer), 500)) as pipeline:
+        async for _sampled in pipeline.run():
+            break
+    await until(lambda: not any(node.room.open for node in nodes), 3.0, "rooms given back")
+
+
+async def test_a_stranger_cannot_slip_a_step_into_a_session(swarm: tuple[MemoryHub, list[Member]], caplog: pytest.LogCaptureFixture) -> None:
+    _hub, nodes = swarm
+    wanted = request(route(nodes[1].peer, nodes[2].peer), 30)
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+        head = StepHead(session=pipeline._session, epoch=0, position=4, kind="hidden", dtype="bf16", shape=[1, 2])
+        made = []
+        async for sampled in pipeline.run():
+            made.append(sampled.token)
+            await nodes[3].steps.send(nodes[2].peer, head, bytes(4))
+    assert made == expected(PROMPT, 30)
+    assert any(getattr(record, "event", None) == "step_refused" for record in caplog.records)
+
+
+def _opening(nodes: list[Member], **changes: object) -> OpenSession:
+    fields: dict[str, object] = {
+        "session": secrets.token_bytes(16),
+        "epoch": 0,
+        "model": bytes(32),
+        "stages": route(nodes[1].peer, nodes[2].peer),
+        "index": 0,
+        "entry": nodes[0].peer,
+        "tokens_max": 16,
+        "new_max": 8,
+        "stop_tokens": [],
+        "sampling": Sampling(),
+    }
+    return OpenSession(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": 1},
+        {"index": 7},
+        {"stages": []},
+        {"session": b"short"},
+        {"tokens_max": 0},
+        {"new_max": 17},
+        {"precision": "int1"},
+        {"entry": "someone else"},
+        {"stages": [StageSpec("x", 0, 3), StageSpec("y", 4, LAYERS)]},
+    ],
+)
+async def test_a_session_that_makes_no_sense_is_refused(swarm: tuple[MemoryHub, list[Member]], changes: dict[str, object]) -> None:
+    _hub, nodes = swarm
+    stream = await nodes[0].network.open(nodes[1].peer, SESSION_PROTOCOL)
+    await stream.send(pack(_opening(nodes, **changes)))
+    kinds = []
+    while not kinds or kinds[-1] != "failed":
+        event = unpack(await stream.receive(3.0), SessionEvent, "event")
+        kinds.append(event.kind)
+    assert "ready" not in kinds
+    assert nodes[1].room.open == 0

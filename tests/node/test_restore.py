@@ -1,0 +1,168 @@
+"""Files put together from groups: bit-identical, or nothing at all."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from node.model_folder import build_manifest, scan
+from node.restore import WORK, FileWriter
+from protocol.errors import BadInput, Conflict, StorageFull
+from protocol.layout import all_group_spans
+from protocol.manifest import Manifest
+from tests.support.synthetic import tiny_llama
+
+
+@pytest.fixture(params=["untied", "tied"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Manifest]:
+    folder = tiny_llama(tmp_path / "model", tied=request.param == "tied", files=2)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "empty.txt").touch()
+    return folder, build_manifest(scan(folder), lambda done, total: None)[0]
+
+
+def group_bytes(folder: Path, manifest: Manifest, group: int) -> bytes:
+    plain = bytearray(manifest.groups[group].length)
+    for span in all_group_spans(manifest)[group]:
+        data = (folder / manifest.files[span.file].name).read_bytes()
+        plain[span.at : span.at + span.length] = data[span.offset : span.offset + span.length]
+    return bytes(plain)
+
+
+def restore(folder: Path, manifest: Manifest, target: Path) -> None:
+    writer = FileWriter(manifest, target)
+    writer.open()
+    for group in reversed(writer.wanted()):
+        writer.write_group(group, group_bytes(folder, manifest, group))
+    writer.finish()
+
+
+def assert_equal(folder: Path, manifest: Manifest, target: Path) -> None:
+    assert not (target / WORK).exists()
+    assert {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()} == {entry.name for entry in manifest.files}
+    assert all(filecmp.cmp(folder / entry.name, target / entry.name, shallow=False) for entry in manifest.files)
+
+
+def test_bit_identical_into_a_new_folder(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    restore(*made, tmp_path / "new" / "deep")
+    assert_equal(*made, tmp_path / "new" / "deep")
+
+
+def test_groups_from_a_descriptor(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    writer = FileWriter(manifest, tmp_path / "out")
+    writer.open()
+    for group in writer.wanted():
+        with tempfile.TemporaryFile() as file:
+            file.write(b"pad" + group_bytes(folder, manifest, group))
+            file.flush()
+            with pytest.raises(BadInput, match="fewer bytes"):
+                writer.write_group(group, file.fileno(), 4)
+            writer.write_group(group, file.fileno(), 3)
+    assert [path.name for path in writer.finish()] == [Path(entry.name).name for entry in manifest.files]
+    assert_equal(folder, manifest, tmp_path / "out")
+
+
+def test_own_files_are_kept_and_the_rest_fetched(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    target = tmp_path / "out"
+    restore(folder, manifest, target)
+    (target / "config.json").unlink()
+    writer = FileWriter(manifest, target)
+    writer.open()
+    assert [manifest.groups[group].name for group in writer.wanted()] == ["files/0"]
+    writer.abort()
+    restore(folder, manifest, target)
+    assert_equal(folder, manifest, target)
+
+
+def test_files_of_others_are_left_alone(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    manifest = made[1]
+    for name in ("mine.txt", "config.json"):
+        target = tmp_path / f"out-{name}"
+        target.mkdir()
+        (target / name).write_text("mine")
+        with pytest.raises(Conflict, match=name):
+            FileWriter(manifest, target).open()
+        assert [path.name for path in target.iterdir()] == [name]
+
+
+def test_links_in_the_target_are_not_followed(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    for name in ("config.json", "sub", WORK):
+        target, elsewhere = tmp_path / f"out-{name}", tmp_path / f"elsewhere-{name}"
+        target.mkdir()
+        elsewhere.mkdir()
+        (target / name).symlink_to(elsewhere)
+        with pytest.raises(Conflict):
+            restore(folder, manifest, target)
+        assert list(elsewhere.iterdir()) == []
+
+
+def test_wrong_bytes_leave_nothing(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    writer = FileWriter(manifest, tmp_path / "a" / "b")
+    writer.open()
+    for group in writer.wanted():
+        plain = bytearray(group_bytes(folder, manifest, group))
+        if group == 1:
+            plain[0] ^= 1
+        writer.write_group(group, plain)
+    with pytest.raises(BadInput, match="not the file's"):
+        writer.finish()
+    assert not (tmp_path / "a").exists()
+
+
+def test_abort_leaves_nothing_and_may_be_repeated(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    writer = FileWriter(made[1], tmp_path / "out")
+    writer.abort()
+    writer.open()
+    writer.write_group(0, group_bytes(*made, 0))
+    writer.abort()
+    writer.abort()
+    assert not (tmp_path / "out").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    target = tmp_path / "out"
+    writer = FileWriter(manifest, target)
+    writer.open()
+    for group in writer.wanted():
+        writer.write_group(group, group_bytes(folder, manifest, group))
+    (target / "tokenizer.json").write_text("mine")
+    with pytest.raises(Conflict, match="appeared"):
+        writer.finish()
+    assert [path.name for path in target.iterdir()] == ["tokenizer.json"]
+
+
+def test_two_fetches_and_what_a_killed_one_left(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    target = tmp_path / "out"
+    first = FileWriter(manifest, target)
+    first.open()
+    with pytest.raises(Conflict, match="another fetch"):
+        FileWriter(manifest, target).open()
+    assert (target / WORK).exists()
+    first.abort()
+    (target / WORK).mkdir(parents=True)
+    (target / WORK / "0").write_text("left")
+    restore(folder, manifest, target)
+    assert_equal(folder, manifest, target)
+
+
+def test_too_little_room_and_no_folder(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    huge = made[1]
+    huge.files[0].length = 1 << 62
+    with pytest.raises(StorageFull, match="are free"):
+        FileWriter(huge, tmp_path / "out").open()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(Conflict, match="not a folder"):
+        FileWriter(huge, tmp_path / "file" / "x").open()

@@ -1,0 +1,181 @@
+"""One example of everything that has bytes on the wire, made from the key whose seed is bytes 0 to 31.
+
+`python -m tests.protocol.vector_cases` writes tests/vectors/*.json again: do so only when a format is meant to change.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.model_folder import build_manifest, scan
+from protocol import encoding, grants, messages, records, ticket
+from protocol.errors import NotFound
+from protocol.framing import encode_varint, frame, pack
+from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
+from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public
+from protocol.manifest import Summary, model_id
+from protocol.signing import peer_of, sign_bytes
+
+VECTORS = Path(__file__).parent.parent / "vectors"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PEER = peer_of(KEY)
+NOW = 1_800_000_000
+ID = bytes(range(32, 64))
+NONCE = bytes(range(16))
+
+SUMMARY = Summary(
+    model_type="llama", architecture="LlamaForCausalLM", layers=2, hidden=8, heads=2, vocabulary=16, dtype="bfloat16", tied=False
+)
+NODE = records.NodeRecord(
+    sequence=7, expires=NOW + 3600, boot=NONCE, version="0.1.0", addresses=["/ip4/127.0.0.1/tcp/4840"], transfer=["127.0.0.1:4841"],
+    tls=ID, lend="both", storage_free=20_000_000_000, memory=1 << 31,
+)  # fmt: skip
+HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
+CARD = records.Card(
+    sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
+    summary=SUMMARY, license="apache-2.0",
+)  # fmt: skip
+GRANT = grants.Grant(verb="get", client=PEER, server=PEER, encoding=ID, shards=[0, 255], max_bytes=1 << 20, nonce=NONCE, issued=NOW)
+TICKET = ticket.Ticket(
+    peers=[ticket.TicketPeer(peer=PEER, addresses=["/ip4/127.0.0.1/tcp/4840"])], trusts=[PEER], expires=NOW + 86_400, swarm=ID
+)
+ENCODING = encoding.Encoding(
+    group=ID, scheme="s1", compression="planes2-zstd", k=2, n=3, length=524_324,
+    segments=[encoding.Segment(524_224, 400_001, ID), encoding.Segment(100, 116, ID)], roots=[ID, ID, ID],
+)  # fmt: skip
+SAMPLING = messages.Sampling(temperature=0.5, seed=3)
+MESSAGES: dict[str, messages.Record] = {
+    "GrantRequest": messages.GrantRequest(verb="put", encoding=ID, shards=[1], model=ID, envelope=b"e", bytes=65_536),
+    "GrantReply": messages.GrantReply(grant=b"g", urls=["https://127.0.0.1:4841"], tls=ID, held=[0]),
+    "BlobRequest": messages.BlobRequest(ids=[ID]),
+    "BlobHead": messages.BlobHead(id=ID, length=12),
+    "OpenSession": messages.OpenSession(
+        session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
+        stop_tokens=[2], sampling=SAMPLING,
+    ),
+    "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
+}  # fmt: skip
+HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4])
+TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens")
+
+
+def records_vectors() -> dict[str, Any]:
+    sealed_encoding = encoding.seal_encoding(KEY, ENCODING)
+    leaves = encoding.leaf_digests(bytes(70_000))
+    window = ID + struct.pack(">HIH", 3, 16, 2) + digest(b"".join(leaves))
+    return {
+        "peer": PEER,
+        "fingerprint": fingerprint(bytes(32)),
+        "model text": model_text(ModelId(ID)),
+        "NodeRecord": records.seal_record(KEY, NODE).hex(),
+        "Holding": records.seal_record(KEY, HOLDING).hex(),
+        "Card": records.seal_record(KEY, CARD).hex(),
+        "Grant": grants.seal_grant(KEY, GRANT).hex(),
+        "Ticket": ticket.seal_ticket(KEY, TICKET),
+        "Encoding": sealed_encoding.hex(),
+        "encoding text": encoding_text(encoding.encoding_id(sealed_encoding)),
+        "root of 70,000 zeros": encoding.shard_root(70_000, leaves).hex(),
+        "window signature": sign_bytes(KEY, "mf/window/1", window).hex(),
+        "peer of key zero": peer_from_public(bytes(32)),
+    }
+
+
+def frames_vectors() -> dict[str, Any]:
+    bodies = {name: pack(message).hex() for name, message in MESSAGES.items()}
+    return bodies | {
+        "reply": messages.reply_frame(MESSAGES["BlobHead"]).hex(),
+        "refusal": messages.refusal_frame(NotFound("no such model", hint="try another")).hex(),
+        "step hidden": messages.step_frame(HIDDEN, bytes(range(16))).hex(),
+        "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
+        "frame of 3 bytes": frame(b"abc").hex(),
+        "varint 300": encode_varint(300).hex(),
+    }
+
+
+_REAL_NAMES = """
+lm_head.weight model.embed_tokens.weight model.layers.0.self_attn.q_proj.weight model.layers.10.mlp.up_proj.weight
+model.layers.2.mlp.experts.7.w1.weight model.norm.weight model.rotary_emb.inv_freq
+transformer.wte.weight transformer.wpe.weight transformer.h.0.attn.c_attn.weight transformer.ln_f.weight
+gpt_neox.embed_in.weight gpt_neox.layers.1.attention.dense.weight gpt_neox.final_layer_norm.weight embed_out.weight
+transformer.word_embeddings_layernorm.weight embeddings.LayerNorm.weight encoder.layer.3.output.dense.weight pooler.dense.weight
+encoder.block.2.layer.0.SelfAttention.q.weight decoder.block.1.layer.2.DenseReluDense.wi.weight shared.weight
+model.decoder.layers.4.fc1.weight model.vision_tower.encoder.layers.5.mlp.fc1.weight model.vision_tower.post_layernorm.weight
+model.visual.blocks.6.attn.proj.weight model.language_model.layers.7.mlp.gate.weight backbone.blocks.0.norm.weight
+model.embedding_norm.weight
+"""
+NAMES = _REAL_NAMES.split()
+
+
+def rows(name: str, offset: int, count: int, content: bytes) -> SourceTensor:
+    return SourceTensor(name, "U8", (count, 100), 0, offset, count * 100, digest(content))
+
+
+TABLE = [
+    rows("lm_head.weight", 64, 25, b"e"),
+    rows("model.embed_tokens.weight", 2564, 25, b"e"),
+    rows("model.layers.0.a.weight", 5064, 6, b"a"),
+    rows("model.layers.0.b.weight", 5664, 5, b"b"),
+    rows("model.norm.weight", 6200, 1, b"n"),
+]
+"""Tied weights, a gap of 36 bytes, a layer over the limit, a tensor over the limit."""
+
+
+def grouping_vectors() -> dict[str, Any]:
+    """Groups by name; and a small model cut at 1,000 bytes, with tied weights and a gap."""
+    tensors = [SourceTensor(name, "U8", (1,), 0, 100 + at, 1, digest(name.encode())) for at, name in enumerate(NAMES)]
+    grouping = group_model([100 + len(NAMES)], tensors)
+    cut = group_model([7600, 3], TABLE, limit=1000)
+    return {
+        "names": {name: grouping.groups[cuts[0].group].name for name, cuts in zip(NAMES, grouping.cuts, strict=True)},
+        "order": [group.name for group in grouping.groups],
+        "cut": [
+            {
+                "name": group.name,
+                "length": group.length,
+                "id": known.hex() if (known := group.known_id()) else None,
+                "spans": [[s.file, s.offset, s.length, s.at] for s in group.spans or ()],
+            }
+            for group in cut.groups
+        ],
+        "cuts": {t.name: [[c.group, c.at, c.length] for c in cuts] for t, cuts in zip(TABLE, cut.cuts, strict=True)},
+        "group id": group_id([("BF16", (2, 3), ID)]).hex(),
+        "files group id": files_group_id(10, ID).hex(),
+    }
+
+
+def write_small_model(path: Path) -> None:
+    """Two layers of one small tensor each, every byte by formula, and a gap at the end."""
+    names = ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.norm.weight"]
+    header: dict[str, Any] = {}
+    for at, name in enumerate(names):
+        header[name] = {"dtype": "BF16", "shape": [4, 5], "data_offsets": [40 * at, 40 * at + 40]}
+    text = json.dumps(header).encode()
+    data = bytes((at * 7 + 1) % 256 for at in range(200))
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data + b"gap")
+    (path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 5, "vocab_size": 4}')
+
+
+def manifest_vectors() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_small_model(Path(folder))
+        manifest, data = build_manifest(scan(folder), lambda done, total: None)
+    return {"manifest": data.hex(), "model text": model_text(model_id(data)), "groups": [[g.name, g.id.hex()] for g in manifest.groups]}
+
+
+ALL = {
+    "records.json": records_vectors,
+    "frames.json": frames_vectors,
+    "grouping.json": grouping_vectors,
+    "manifest.json": manifest_vectors,
+}
+
+if __name__ == "__main__":
+    VECTORS.mkdir(exist_ok=True)
+    for name, make in ALL.items():
+        (VECTORS / name).write_text(json.dumps(make(), indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""Where a request runs: properties of the plan for any offers, and the cases people meet."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import Unavailable
+from runtime.routing import Offer, Shape, plan_route
+
+EMBED, LAYER = 56, 7
+
+
+def cost(layers: int, head: int = EMBED):
+    def bytes_of(first: int, end: int) -> int:
+        return (end - first) * LAYER + (EMBED if first == 0 else 0) + (head if end == layers and first != 0 else 0)
+
+    return bytes_of
+
+
+def shape(layers: int) -> Shape:
+    return Shape(layers, cost(layers))
+
+
+def test_runs_here_when_it_fits_even_if_a_peer_holds_more() -> None:
+    plan = plan_route(shape(30), [Offer("peer", 10_000, 0.01, held=99), Offer("me", 300, here=True)])
+    assert (plan.kind, [stage.peer for stage in plan.stages]) == ("here", ["me"])
+
+
+def test_goes_whole_to_the_peer_that_holds_most() -> None:
+    offers = [Offer("me", 100, here=True), Offer("near", 400, 0.001, held=1), Offer("holder", 400, 0.05, held=9)]
+    plan = plan_route(shape(30), offers)
+    assert (plan.kind, plan.stages[0].peer, plan.stages[0].end) == ("peer", "holder", 30)
+
+
+def test_three_stages_when_no_two_nodes_hold_it() -> None:
+    offers = [Offer("me", 120, here=True), *(Offer(f"p{number}", 120, 0.01) for number in range(4))]
+    plan = plan_route(shape(30), offers)
+    assert plan.kind == "pipeline"
+    assert len(plan.stages) == 3
+    assert plan.stages[0].peer == "me"
+
+
+def test_no_route_names_what_is_needed_and_offered() -> None:
+    with pytest.raises(Unavailable) as caught:
+        plan_route(shape(30), [Offer("me", 60, here=True), Offer("peer", 60)])
+    assert caught.value.details["offered"] == {"me": 60, "peer": 60}
+
+
+def test_no_offers_at_all() -> None:
+    with pytest.raises(Unavailable, match="0 nodes"):
+        plan_route(shape(4), [])
+
+
+@given(
+    layers=st.integers(2, 96),
+    memories=st.lists(st.integers(0, 900), min_size=1, max_size=20),
+    here=st.booleans(),
+)
+def test_every_plan_covers_all_layers_once_within_each_nodes_memory(layers: int, memories: list[int], here: bool) -> None:
+    offers = [Offer(f"n{index}", memory, index / 100, here=here and index == 0) for index, memory in enumerate(memories)]
+    wanted = shape(layers)
+    try:
+        plan = plan_route(wanted, offers)
+    except Unavailable:
+        assert all(memory < wanted.cost(0, layers) for memory in memories)
+        return
+    room = {offer.peer: offer.memory for offer in offers}
+    assert [stage.first for stage in plan.stages] == [0, *[stage.end for stage in plan.stages[:-1]]]
+    assert plan.stages[-1].end == layers
+    assert len({stage.peer for stage in plan.stages}) == len(plan.stages)
+    assert all(wanted.cost(stage.first, stage.end) <= room[stage.peer] for stage in plan.stages)
