@@ -39,6 +39,7 @@ class Demo:
     size: int
     nodes: list[DemoNode] = field(default_factory=list)
     model: str = ""
+    model_id: str = ""
     told: dict[str, Any] = field(default_factory=dict)
     _step: int = 0
 
@@ -116,7 +117,7 @@ def _make_model(demo: Demo) -> Path:
 
     demo.step("The model: SmolLM2-135M-Instruct (made once, about half a minute)")
     began = time.monotonic()
-    folder = demo_model()
+    folder: Path = demo_model()
     size = sum(path.stat().st_size for path in folder.iterdir())
     demo.done(f"{folder} · {size / 1e6:.0f} MB · {time.monotonic() - began:.1f} s")
     return folder
@@ -167,7 +168,7 @@ def _publish(demo: Demo, folder: Path) -> None:
     publisher = demo.nodes[0]
     demo.step(f"Publish from {publisher.name}")
     done = publisher.cli("publish", str(folder), "--name", NAME, timeout=PUBLISH_WITHIN, on_progress=lambda line: demo.say(f"     {line}"))
-    demo.model = done["name"]
+    demo.model, demo.model_id = done["name"], done["model_id"]
     demo.told["published"] = done
     demo.done(
         f"{done['name']} · {done['bytes'] / 1e6:.0f} MB in {done['groups']} groups · "
@@ -182,15 +183,15 @@ def _show_holders(demo: Demo) -> None:
     enough: dict[str, Any] = {}
 
     def safe() -> bool:
-        lines = [line for line in node.cli("status")["models"] if line["name"] == demo.model]
+        lines = [line for line in node.cli("status")["models"] if line["model_id"] == demo.model_id]
         enough.update(lines[0] if lines else {})
         return (enough.get("survives_losses") or 0) >= 2
 
     _wait(safe, MEET_WITHIN, node, "to see the model survive two losses")
-    held = node.cli("holdings", demo.model)
+    held = node.cli("holdings", demo.model_id)
     table = {group["group"]: group["shards"] for group in held["groups"]}
     names = {each.peer_id: each.number for each in demo.nodes}
-    shown = list(table)[:2] + ["…"] + list(table)[-1:] if len(table) > 4 else list(table)
+    shown = [*list(table)[:2], "…", *list(table)[-1:]] if len(table) > 4 else list(table)
     for group in shown:
         shards = table.get(group, {})
         line = "  ".join(f"shard {j} on node {'+'.join(str(names.get(p, '?')) for p in who)}" for j, who in shards.items())
@@ -234,7 +235,10 @@ def _ask(demo: Demo, node: DemoNode, title: str) -> dict[str, Any]:
             return _answer(demo, node)
         except MfError as error:
             # The swarm may still be learning who is gone; what is wrong for good ends here.
-            if error.details.get("status") not in _MAY_PASS or time.monotonic() > end:
+            status = error.details.get("status")
+            if status not in _MAY_PASS:
+                raise
+            if time.monotonic() > end:
                 raise node.failure(error.message) from error
             time.sleep(1.0)
 
@@ -250,7 +254,9 @@ def _answer(demo: Demo, node: DemoNode) -> dict[str, Any]:
     }
     began = time.monotonic()
     first = last = 0.0
-    text, usage, trace = "", {}, {}
+    text = ""
+    usage: dict[str, Any] = {}
+    trace: dict[str, Any] = {}
     for event in node.post_stream("/v1/chat/completions", body, ANSWER_WITHIN):
         if "error" in event:
             raise MfError(str(event["error"]), details={"status": 503})

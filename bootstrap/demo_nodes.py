@@ -55,7 +55,8 @@ class DemoNode:
 
     def wait_ready(self) -> None:
         """Reads the one ready line; `Unavailable` with the log's end when none comes."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         lines: queue.Queue[str] = queue.Queue()
         stdout = self._process.stdout
         threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()

@@ -1,0 +1,239 @@
+"""Commands against a real owner's socket that answers as the node does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import node.channel  # the error tree is whole only with it
+from node.cli.app import cli, run_command_line
+from node.owner import Notify, OwnerServer
+from protocol.errors import MfError, NotFound, NotRunning, _tree
+from tests.support.documents import GUIDE, check_document, schemas
+
+PEER = "12D3KooWMPviAYmX2YYLEQt3aNS8wDVa5SxpzZc9RW51GnJLxbN7"
+HELD = {"model_id": "mfm1x", "groups": 2, "shards": 2, "bytes": 10, "full_groups": 0, "owners": [PEER]}
+ANSWERS: dict[str, Any] = {
+    "publish": {
+        "model_id": "mfm1x",
+        "name": "a/b",
+        "groups": 2,
+        "shards": 12,
+        "bytes": 100,
+        "stored_bytes": 300,
+        "peers": 6,
+        "seconds": 1.5,
+        "durable": 12,
+        "survives_losses": 4,
+    },
+    "models": {
+        "models": [
+            {
+                "model_id": "mfm1x",
+                "name": "a/b[x]",
+                "publisher": PEER,
+                "size_bytes": 5_000_000,
+                "parameters": 7,
+                "architecture": None,
+                "survives_losses": None,
+                "holders": 3,
+            }
+        ]
+    },
+    "fetch": {"files": 3},
+    "generate": {
+        "event": "finished",
+        "reason": "stop",
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "route": [{"peer": PEER}],
+        "timings": {"first_token": 0.1, "total": 0.2},
+        "replaced": 0,
+    },
+    "ticket": {"ticket": "mft1abc"},
+    "join": {"peers": 2},
+    "trust": {"trusted": PEER},
+    "holdings": {"holdings": [HELD]},
+    "holders": {
+        "model_id": "mfm1x",
+        "layers": 30,
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "shards": {"0": [PEER]}}],
+    },
+    "forget": {"model_id": "mfm1x", "freed": 10},
+    "status": {
+        "peer_id": PEER,
+        "version": "0.1.0",
+        "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
+        "holdings": [HELD],
+        "space": {"quota": 9, "used": 1, "free": 99},
+        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
+        "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
+    },
+    "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
+    "stop": {"stopping": True},
+}
+LINES = {
+    "publish": ["publish", "."],
+    "models": ["models"],
+    "fetch": ["fetch", "a/b", "out"],
+    "chat": ["chat", "a/b", "hello"],
+    "ticket": ["ticket"],
+    "join": ["join", "mft1abc"],
+    "trust": ["trust", PEER],
+    "holdings": ["holdings"],
+    "holders": ["holdings", "a/b"],
+    "forget": ["forget", "a/b"],
+    "status": ["status"],
+    "explain": ["explain", "a/b"],
+    "stop": ["stop"],
+}
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def methods(self) -> dict[str, Any]:
+        return {name: self._method(name) for name in ANSWERS}
+
+    def _method(self, name: str) -> Any:
+        async def answer(params: dict[str, Any], notify: Notify) -> Any:
+            self.asked.append((name, params))
+            if params.get("model") == "nope":
+                raise NotFound("no model nope", hint="mf-node models", details={"candidates": ["a/b"]})
+            if name == "generate":
+                await notify({"event": "planned", "kind": "here", "route": [], "model_id": "mfm1x"})
+                await notify({"event": "text", "text": "Hel", "tokens": 1})
+                await notify({"event": "text", "text": "lo", "tokens": 2})
+            if name == "publish":
+                await notify({"event": "progress", "stage": "store", "done": 5, "total": 10})
+            return ANSWERS[name]
+
+        return answer
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeNode]:
+    fake, up, down = FakeNode(), threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        server = OwnerServer(tmp_path, fake.methods())
+        await server.start()
+        up.set()
+        await asyncio.get_running_loop().run_in_executor(None, down.wait)
+        await server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert up.wait(10)
+    yield fake
+    down.set()
+    thread.join(10)
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+@pytest.mark.parametrize("before", [True, False])
+def test_documents_are_as_the_guide_says(
+    fake: FakeNode, tmp_path: Path, name: str, before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data-dir", str(tmp_path), "--json"]
+    line = [*options, *LINES[name]] if before else [*LINES[name], *options]
+    assert run_command_line(line) == 0
+    check_document(name, json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_people_get_no_json(fake: FakeNode, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--data-dir", str(tmp_path), *LINES[name]]) == 0
+    out = capsys.readouterr().out
+    assert out.strip()
+    assert not out.startswith("{")
+
+
+def test_brackets_in_names_are_shown(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command_line(["--data-dir", str(tmp_path), "models"])
+    assert "a/b[x]" in capsys.readouterr().out
+
+
+def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
+    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None})]
+
+
+def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--data-dir", str(tmp_path), "chat", "a/b", "hello", "--system", "be brief"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+    assert fake.asked[0][1]["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+
+
+def test_progress_is_not_on_standard_output(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "."])
+    captured = capsys.readouterr()
+    assert "5 of 10" in captured.err
+    assert json.loads(captured.out)
+
+
+def test_an_error_is_a_document_with_json_and_a_sentence_without(
+    fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--data-dir", str(tmp_path), "explain", "nope"]
+    assert run_command_line([*line, "--json"]) == NotFound.exit_code
+    assert json.loads(capsys.readouterr().out)["error"] == {
+        "code": "not_found", "message": "no model nope", "hint": "mf-node models", "details": {"candidates": ["a/b"]},
+    }  # fmt: skip
+    assert run_command_line(line) == NotFound.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "near: a/b" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_nobody_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--json", "--data-dir", str(tmp_path), "status"]) == NotRunning.exit_code
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "not_running"
+
+
+@pytest.mark.parametrize("line", [["nope"], ["status", "--nope"], ["fetch", "a"], ["run", "--lend", "all"], ["publish", "x", "--k", "0"]])
+def test_wrong_lines_are_bad_input(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line([*line, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "bad_request"
+
+
+def test_the_conversation_survives_an_error(fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from node.cli import chat
+    from node.cli.session import Session
+
+    messages: list[dict[str, str]] = []
+    session = Session(tmp_path)
+    chat._turn(session, "nope", messages, "one", {})
+    assert messages == []
+    chat._turn(session, "a/b", messages, "two", {})
+    assert messages == [{"role": "user", "content": "two"}, {"role": "assistant", "content": "Hello"}]
+
+
+def test_every_command_is_in_the_guide() -> None:
+    assert set(cli.commands) | {"holders"} == set(schemas())
+
+
+def test_the_guide_has_every_exit_code() -> None:
+    assert node.channel
+    rows = [row.split("|") for row in GUIDE.read_text().splitlines() if row.startswith("| ") and row.split("|")[1].strip().isdigit()]
+    told = {code.strip().strip("`"): int(row[1]) for row in rows for code in row[2].split(",") if code.strip()}
+    product = [kind for kind in _tree(MfError) if not kind.__module__.startswith("tests")]
+    for kind in product:
+        assert told.get(kind.code) == kind.exit_code, f"{kind.__name__}: {kind.code} exits {kind.exit_code}"
+
+
+def test_doctor_says_what_it_sees(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["--json", "--data-dir", str(tmp_path), "doctor"], standalone_mode=False)
+    document = json.loads(done.stdout)
+    check_document("doctor", document)
+    assert {check["name"] for check in document["checks"]} >= {"python", "packages", "sandbox", "disk", "clock", "memory"}
