@@ -129,7 +129,7 @@ class LibP2PNetwork:
         self._handlers: dict[str, Handler] = {}
         self._listeners: list[PeerListener] = []
         self._known: OrderedDict[PeerId, list[str]] = OrderedDict()
-        self._dials: dict[PeerId, asyncio.Future[list[str]]] = {}
+        self._dials: dict[tuple[PeerId, tuple[str, ...]], asyncio.Future[list[str]]] = {}
         self._connected: set[PeerId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._inbound: dict[PeerId, int] = {}
@@ -294,15 +294,17 @@ class LibP2PNetwork:
         tried = self._known.get(peer, [])
         if not tried:
             raise Unavailable(f"no address of {peer} is known")
-        attempt = self._dials.get(peer)
+        # one dial per peer and set of addresses: whoever brings a new address must not be told that old ones failed
+        name = (peer, tuple(tried))
+        attempt = self._dials.get(name)
         if attempt is None or attempt.done():
-            attempt = self._dials[peer] = self._submit(self._dial, peer, list(tried), max(timeout, 3.0))
-            attempt.add_done_callback(lambda _: self._dials.pop(peer, None))
+            attempt = self._dials[name] = self._submit(self._dial, peer, list(tried), max(timeout, 3.0))
+            attempt.add_done_callback(lambda _: self._dials.pop(name, None))
         done, _ = await asyncio.wait([attempt], timeout=timeout)
         if not done:
             raise Unavailable(f"{peer} didn't answer within {timeout} s", hint=f"tried {', '.join(tried)}", details={"tried": tried})
         failures = attempt.result()
-        if failures:
+        if failures and peer not in self._connected:
             raise Unavailable(f"{peer} can't be reached: {'; '.join(failures)}", details={"tried": tried})
 
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
