@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 COMPARE = 20.0
 _ROUND = 1.0
 _REACH = 8.0
-_MESH_WAIT = 1.5
+_MESH_WAIT = 1.0
 _FOUND_AT_ONCE = 8
 
 Listener = Callable[[str, PeerId], None]
