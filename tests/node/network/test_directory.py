@@ -175,7 +175,7 @@ async def _real_swarm(count: int, models: int) -> None:
     for network in networks:
         await network.start()
     for directory in directories[1:]:
-        assert await directory.join([(networks[0].peer_id, networks[0].addresses())]) == 1
+        assert await directory.join([(networks[0].peer_id, networks[0].addresses())], timeout=20) == 1
     await directories[0].close()
     await networks[0].stop()
     await until(lambda: all(networks[0].peer_id not in network.connected() for network in networks[1:]), 10, "the ticket's node is gone")
