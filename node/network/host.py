@@ -1,49 +1,25 @@
-"""The network over libp2p: TCP, Noise and yamux. The traps of py-libp2p 0.8.1 that shape this file:
-
-* its default host also takes plaintext, where anyone can claim any PeerID: the security options are Noise alone;
-* `dial_peer` tries one TCP address, prefers non-loopback ones and refuses a peer for 60 s after a failure:
-  addresses are dialled here, side by side, through `dial_addr`;
-* a listener binds with SO_REUSEPORT, so a taken port goes unnoticed: it is tried once without;
-* the inbound limiter is held until the host ends and so counts connections ever made: replaced by a count of living ones;
-* a close writes GO_AWAY behind whatever is stuck: a connection that doesn't end in time loses its socket;
-* the auto-connector dials whoever the peer store knows, whatever its marks say: it is switched off.
-
-The private names used are checked at start, so that another version of libp2p fails with a sentence.
-"""
+"""`Network` over libp2p: dialling, streams and their handlers. What is special about this libp2p lies in `libp2p_host`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import libp2p.network.swarm as libp2p_swarm
-import libp2p.stream_muxer.yamux.yamux as libp2p_yamux
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from libp2p import new_host
-from libp2p.abc import INotifee
-from libp2p.crypto.ed25519 import Ed25519PrivateKey as HostKey
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as new_noise_pair
-from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient, MultiselectClientError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from node.network.addresses import expand_listen, parse_address
 from node.network.bridge import Bridge, BridgeStopped
 from node.network.interface import Handler, PeerListener, StreamClosed
+from node.network.libp2p_host import Watch, abort, build_host, cause, try_port, tune_libp2p
 from node.network.streams import FrameStream, serve_stream
 from node.network.wire import TrioWire
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, Unavailable
@@ -57,65 +33,6 @@ _STAGGER = 0.1
 _NEVER = 86_400
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def _tune_libp2p() -> None:
-    """Sets the constants facts were measured with; names what this version of libp2p lacks."""
-    wanted = (
-        (libp2p_yamux, "MAX_MESSAGE_SIZE"),
-        (libp2p_swarm, "_HAPPY_EYEBALLS_DELAY"),
-        (libp2p_swarm.Swarm, "dial_addr"),
-        (libp2p_swarm.AutoConnector, "maybe_connect"),
-        (libp2p_swarm.Swarm, "_dial_with_retry"),
-        (Yamux, "_write_frame"),
-    )
-    for owner, name in wanted:
-        if not hasattr(owner, name):
-            raise RuntimeError(f"this libp2p has no {getattr(owner, '__name__', owner)}.{name}: install libp2p 0.8.1")
-    libp2p_yamux.MAX_MESSAGE_SIZE = 65_519
-    libp2p_swarm._HAPPY_EYEBALLS_DELAY = 0
-
-
-async def _dial_nobody() -> None:
-    """Instead of the auto-connector's own idea whom to know."""
-
-
-def _abort(connection: Any) -> None:
-    """Takes the socket away from a connection, whatever is stuck in it."""
-    inner = getattr(connection.muxed_conn, "secured_conn", None)
-    seen: set[int] = set()
-    layers = [inner]
-    while layers:
-        layer = layers.pop()
-        if layer is None or id(layer) in seen or len(seen) > 16:
-            continue
-        seen.add(id(layer))
-        if isinstance(layer, trio.SocketStream):
-            layer.socket.close()
-            return
-        layers += [getattr(layer, name, None) for name in ("conn", "read_writer", "read_write_closer", "stream")]
-    log.warning("a connection's socket wasn't found, it can't be aborted")
-
-
-class _Watch(INotifee):  # type: ignore[misc]
-    """Tells the network of connections; runs in trio, which shares asyncio's thread."""
-
-    def __init__(self, changed: Callable[[Any], None]) -> None:
-        self._changed = changed
-
-    async def connected(self, network: Any, conn: Any) -> None:
-        self._changed(conn)
-
-    async def disconnected(self, network: Any, conn: Any) -> None:
-        self._changed(conn)
-
-    async def opened_stream(self, network: Any, stream: Any) -> None: ...
-
-    async def closed_stream(self, network: Any, stream: Any) -> None: ...
-
-    async def listen(self, network: Any, multiaddr: Any) -> None: ...
-
-    async def listen_close(self, network: Any, multiaddr: Any) -> None: ...
 
 
 class LibP2PNetwork:
@@ -161,10 +78,10 @@ class LibP2PNetwork:
     # Starting and stopping
 
     async def start(self) -> None:
-        _tune_libp2p()
+        tune_libp2p()
         wanted = [parse_address(address) for address in self._listen]
         for (ip, port), address in zip(wanted, self._listen, strict=True):
-            _try_port(ip, port, address)
+            try_port(ip, port, address)
         self._bridge = await Bridge.acquire()
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._served = self._bridge.submit(self._serve, ready)
@@ -172,8 +89,8 @@ class LibP2PNetwork:
         if not ready.done():
             served, self._served = self._served, None
             await self._bridge.release()
-            cause = served.exception() if served.done() and not served.cancelled() else None
-            raise cause if isinstance(cause, MfError) else Conflict(f"libp2p didn't start on {', '.join(self._listen)}: {cause}")
+            fault = served.exception() if served.done() and not served.cancelled() else None
+            raise fault if isinstance(fault, MfError) else Conflict(f"libp2p didn't start on {', '.join(self._listen)}: {fault}")
         log.info("listening", extra={"event": "network_listening", "fields": {"peer": self._peer_id, "addresses": self._addresses}})
 
     async def stop(self) -> None:
@@ -197,34 +114,14 @@ class LibP2PNetwork:
         """In trio: sockets first, so that nothing that ends can wait for a peer."""
         for connections in list(self._swarm.connections.values()):
             for connection in list(connections):
-                _abort(connection)
+                abort(connection)
         if self._stopping is not None:
             self._stopping.set()
 
     def _build(self) -> None:
-        raw = HostKey.from_bytes(self._key.private_bytes_raw())
-        pair = KeyPair(raw, raw.get_public_key())
-        noise = NoiseTransport(pair, noise_privkey=new_noise_pair().private_key)
-        config = ConnectionConfig(
-            max_connections=100_000, min_connections=0, low_watermark=0, high_watermark=100_000, auto_connect_interval=_NEVER
-        )
-        self._host = new_host(
-            key_pair=pair,
-            sec_opt={NOISE_ID: noise},
-            muxer_opt={YAMUX_ID: Yamux},
-            connection_config=config,
-            disable_identify_address_discovery=True,
-        )
+        self._host = build_host(self._key)
         self._swarm = self._host.get_network()
-        for name in ("_inbound_limiter", "_resource_manager", "_stream_semaphore", "retry_config", "connections", "auto_connector"):
-            if not hasattr(self._swarm, name):
-                raise RuntimeError(f"this libp2p's swarm has no {name}: install libp2p 0.8.1")
-        self._swarm._inbound_limiter = trio.CapacityLimiter(math.inf)
-        self._swarm._resource_manager = None
-        self._swarm._stream_semaphore = None
-        self._swarm.retry_config = RetryConfig(max_retries=0)
-        self._swarm.auto_connector.maybe_connect = _dial_nobody
-        self._swarm.register_notifee(_Watch(self._changed))
+        self._swarm.register_notifee(Watch(self._changed))
         for protocol in self._handlers:
             self._host.set_stream_handler(protocol, self._accept)
 
@@ -284,7 +181,7 @@ class LibP2PNetwork:
             with trio.move_on_after(0.5):
                 await finished.wait()
             if not finished.is_set():
-                _abort(connection)
+                abort(connection)
 
     async def dial(self, peer: PeerId, addresses: Sequence[str], timeout: float = 3.0) -> None:
         if addresses:
@@ -336,7 +233,7 @@ class LibP2PNetwork:
                         won.append(await self._swarm.dial_addr(Multiaddr(address), target))
                         nursery.cancel_scope.cancel()
                     except Exception as error:  # boundary: whatever libp2p raises means that this address didn't do
-                        failures.append(f"{address}: {_cause(error)}")
+                        failures.append(f"{address}: {cause(error)}")
 
                 for number, address in enumerate(addresses):
                     nursery.start_soon(attempt, address, number * _STAGGER)
@@ -363,17 +260,17 @@ class LibP2PNetwork:
         try:
             raw = await living[0].new_stream()
         except Exception as error:  # boundary: libp2p's many errors here all mean that the connection is no good
-            raise StreamClosed(f"the connection to {peer} took no stream: {_cause(error)}") from error
+            raise StreamClosed(f"the connection to {peer} took no stream: {cause(error)}") from error
         try:
             await MultiselectClient().select_one_of([protocol], MultiselectCommunicator(raw), _NEVER)
         except MultiselectClientError as error:
             await raw.reset()
             if "not supported" in str(error) or "unsupported" in str(error).lower():
                 raise Unavailable(f"{peer} doesn't serve {protocol}") from error
-            raise StreamClosed(f"{peer} ended the opening of {protocol}: {_cause(error)}") from error
+            raise StreamClosed(f"{peer} ended the opening of {protocol}: {cause(error)}") from error
         except Exception as error:  # boundary: the same
             await raw.reset()
-            raise StreamClosed(f"{peer} ended the opening of {protocol}: {_cause(error)}") from error
+            raise StreamClosed(f"{peer} ended the opening of {protocol}: {cause(error)}") from error
         return raw
 
     def _drop_stream(self, raw: Any) -> None:
@@ -383,7 +280,7 @@ class LibP2PNetwork:
     def _wrap(self, peer: PeerId, protocol: str, raw: Any) -> FrameStream:
         if self._bridge is None:
             raise StreamClosed("this node is stopping")
-        wire = TrioWire(self._bridge, raw, lambda: _abort(raw.swarm_conn))
+        wire = TrioWire(self._bridge, raw, lambda: abort(raw.swarm_conn))
         stream = FrameStream(peer, protocol, wire)
         wire.start(stream)
         return stream
@@ -432,24 +329,3 @@ class LibP2PNetwork:
             raise DeadlineExceeded(f"{what} took over {timeout:.2f} s") from None
         except BridgeStopped as error:
             raise StreamClosed(f"{what}: {error}") from error
-
-
-def _try_port(ip: str, port: int, address: str) -> None:
-    """libp2p's own listener shares a port with others silently; this one doesn't."""
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((ip, port))
-            probe.listen(1)
-    except OSError as error:
-        if error.errno in (98, 48):
-            raise Conflict(f"port {port} is in use ({address})", hint="stop the other program or choose another --listen") from error
-        raise BadInput(f"can't listen on {address}: {error.strerror}", hint="--listen takes an address of this machine") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason libp2p gives, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -79,7 +79,7 @@ def test_frozen_and_killed_peers_dont_hold_a_lookup_up() -> None:
         keys = [crowd.key() for _ in range(6)]
         for key in keys:
             assert await owner.announce(key) >= 15
-        for number in range(3, 30, 3):
+        for number in [number for number in range(3, 30) if number % 4]:
             peer = crowd.networks[number].peer_id
             crowd.hub.freeze(peer) if number % 2 else crowd.hub.kill(peer)
         loop = asyncio.get_running_loop()
@@ -133,9 +133,9 @@ def test_nobody_announces_for_another_and_forbidden_addresses_are_not_kept() -> 
         sender, victim, keeper = (network.peer_id for network in crowd.networks)
         key = crowd.key()
         stream = await crowd.networks[0].open(keeper, KAD_PROTOCOL)
-        await stream.send(encode(KadMessage(ADD_PROVIDER, key, providers=[Found(victim, ["/ip4/8.8.8.8/tcp/1"])])))
         mixed = ["/ip4/10.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1"]
         await stream.send(encode(KadMessage(ADD_PROVIDER, key, providers=[Found(sender, mixed)])))
+        await stream.send(encode(KadMessage(ADD_PROVIDER, key, providers=[Found(victim, ["/ip4/8.8.8.8/tcp/1"])])))
         await stream.send(encode(KadMessage(GET_PROVIDERS, key)))
         assert decode(await stream.receive(5)).providers == [Found(sender, ["/ip4/127.0.0.1/tcp/1"])]
         await crowd.stop()
@@ -175,7 +175,7 @@ async def _real_swarm(count: int, models: int) -> None:
     for network in networks:
         await network.start()
     for directory in directories[1:]:
-        assert await directory.join([(networks[0].peer_id, networks[0].addresses())]) == 1
+        assert await directory.join([(networks[0].peer_id, networks[0].addresses())], timeout=20) == 1
     await directories[0].close()
     await networks[0].stop()
     await until(lambda: all(networks[0].peer_id not in network.connected() for network in networks[1:]), 10, "the ticket's node is gone")

@@ -19,7 +19,7 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTr
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from node.network import host as host_module
+from node.network import libp2p_host
 from node.network.bridge import Bridge
 from node.network.host import LibP2PNetwork
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
@@ -96,7 +96,7 @@ async def test_plaintext_libp2p_is_refused() -> None:
 
 
 async def test_another_version_of_libp2p_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(host_module.libp2p_yamux, "MAX_MESSAGE_SIZE")
+    monkeypatch.delattr(libp2p_host.libp2p_yamux, "MAX_MESSAGE_SIZE")
     with pytest.raises(RuntimeError, match="MAX_MESSAGE_SIZE"):
         await _network().start()
 
