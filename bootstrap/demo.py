@@ -195,7 +195,7 @@ def _show_holders(demo: Demo) -> None:
     for group in shown:
         shards = table.get(group, {})
         line = "  ".join(f"shard {j} on node {'+'.join(str(names.get(p, '?')) for p in who)}" for j, who in shards.items())
-        demo.say(f"     {group:<10} {line}")
+        demo.say(f"     {group:<10} {line}".rstrip())
     most = max((count for shards in table.values() for count in Counter(p for who in shards.values() for p in who).values()), default=0)
     if most > 1:
         raise node.failure("a node holds two shards of one group")
