@@ -285,7 +285,6 @@ def _how(code: int) -> str:
         return f"signal {-code}"
 
 
-
 async def _tell(channel: Channel, method: str, params: Any) -> None:
     try:
         await channel.notify(method, params)

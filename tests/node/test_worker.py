@@ -45,32 +45,43 @@ async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
     return message.stage
 
 
+async def leave_while_loading(worker: Worker) -> None:
+    """An asker who leaves leaves no stage behind."""
+    fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
+    load = asyncio.create_task(worker.load_stage(load_message(places, length, 0, 6, 6), [fd]))
+    await until(lambda: worker._loading == 1, 5)
+    await asyncio.sleep(0.02)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    os.close(fd)
+    assert (await worker.usage()).weights == 0
+
+
 def kill(worker: Worker) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
 
 
-async def test_starts_on_first_use_and_leaves_nothing(worker: Worker, tmp_path: Path) -> None:
+async def test_starts_on_first_use_without_secrets_and_leaves_nothing(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-91")
+    monkeypatch.setenv("HF_TOKEN", "canary-92")
     assert worker.pid is None
     await asyncio.gather(*[worker.ping() for _ in range(20)])
     assert worker.generation == 1
     assert set(worker.sandbox) == {"limits", "no_new_privs", "landlock", "seccomp"}
     assert len(list((tmp_path / "scratch").iterdir())) == 1
+    environment = await asyncio.to_thread(Path(f"/proc/{worker.pid}/environ").read_bytes)
+    assert b"canary" not in environment
+    assert b"HF_HUB_OFFLINE=1" in environment
     await worker.stop()
     assert not worker.running
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-async def test_no_secret_of_the_environment_reaches_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-91")
-    monkeypatch.setenv("HF_TOKEN", "canary-92")
-    await worker.ping()
-    environment = Path(f"/proc/{worker.pid}/environ").read_bytes()
-    assert b"canary" not in environment
-    assert b"HF_HUB_OFFLINE=1" in environment
-
-
-async def test_a_tiny_model_steps(worker: Worker) -> None:
+async def test_a_tiny_model_steps_within_its_budget(worker: Worker) -> None:
     stage = await load_tiny(worker)
     assert worker.stages[stage].bytes > 0
     await worker.open_sequence(stage, "s", 16, Sampling())
@@ -79,13 +90,16 @@ async def test_a_tiny_model_steps(worker: Worker) -> None:
     used = await worker.usage()
     assert (used.weights, used.sequences) == (worker.stages[stage].bytes, 1)
     assert used.kv == 2 * 6 * 2 * 16 * 16 * 2
+    with pytest.raises(Busy, match="no room for 1000000 positions"):
+        await worker.open_sequence(stage, "greedy", 1_000_000, Sampling())
     await worker.close_sequence("s")
     await worker.unload(stage)
     freed = await worker.usage()
     assert (freed.weights, freed.kv, freed.sequences) == (0, 0, 0)
+    await leave_while_loading(worker)
 
 
-async def test_a_killed_worker_fails_clearly_and_comes_back(worker: Worker) -> None:
+async def test_a_killed_worker_fails_clearly_comes_back_and_is_held_back_if_it_dies_again(worker: Worker) -> None:
     stage = await load_tiny(worker)
     await worker.open_sequence(stage, "s", 4096, Sampling())
     step = asyncio.create_task(worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1] * 4000, count=4000)))
@@ -98,18 +112,10 @@ async def test_a_killed_worker_fails_clearly_and_comes_back(worker: Worker) -> N
     assert worker.generation == 2
     with pytest.raises(NotFound, match="this session isn't open"):
         await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1], count=1))
-
-
-async def test_repeated_crashes_are_held_back(worker: Worker) -> None:
-    for _ in range(3):
-        await until(lambda: worker._not_before <= asyncio.get_running_loop().time(), 10)
+    kill(worker)
+    await until(lambda: not worker.running, 5)
+    with pytest.raises(Unavailable, match=r"signal 9.*starts again in"):
         await worker.ping()
-        kill(worker)
-        await until(lambda: not worker.running, 5)
-        await asyncio.wait([worker._watcher] if worker._watcher else [])
-    with pytest.raises(Unavailable, match="signal 9") as refused:
-        await worker.ping()
-    assert "starts again in" in str(refused.value)
 
 
 async def test_a_load_beyond_the_budget_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -122,22 +128,13 @@ async def test_a_load_beyond_the_budget_is_refused_before_it_is_loaded(tmp_path:
         await worker.stop()
 
 
-async def test_a_sequence_beyond_the_budget_is_refused(worker: Worker) -> None:
-    stage = await load_tiny(worker)
-    with pytest.raises(Busy, match="no room for 1000000 positions"):
-        await worker.open_sequence(stage, "s", 1_000_000, Sampling())
-
-
-async def test_unknown_names_are_refused(worker: Worker) -> None:
+async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
     with pytest.raises(NotFound, match="stage isn't loaded"):
         await worker.open_sequence("none", "s", 4, Sampling())
     with pytest.raises(NotFound, match="text files aren't loaded"):
         await worker.encode_text("none", "x")
     with pytest.raises(NotFound, match="stream isn't open"):
         await worker.decode_text("none", [1])
-
-
-async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
     await worker.ping()
     before = worker.pid
     with pytest.raises(BadInput, match="doesn't know 'dance'"):
@@ -150,19 +147,6 @@ async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
         await worker._call("decode_text", None, api.Text)
     await worker.ping()
     assert worker.pid == before
-
-
-async def test_an_asker_who_leaves_while_loading_leaves_no_stage(worker: Worker) -> None:
-    await worker.load_text(text_message())
-    fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
-    load = asyncio.create_task(worker.load_stage(load_message(places, length, 0, 6, 6), [fd]))
-    await until(lambda: worker._loading == 1, 5)
-    await asyncio.sleep(0.02)
-    load.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await load
-    os.close(fd)
-    assert (await worker.usage()).weights == 0
 
 
 PARENT = """
