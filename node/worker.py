@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from node.channel import Channel, ChannelClosed
-from protocol.errors import BadInput, DeadlineExceeded, Unavailable
+from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.messages import Sampling
 from runtime import interface as api
 
@@ -55,6 +55,9 @@ class Worker:
         self._failures = 0
         self._not_before = 0.0
         self._begun = 0.0
+        self._answered = 0.0
+        self._loading = 0
+        self._undoing: set[asyncio.Task[None]] = set()
         self._ended = "the worker isn't running"
         self.generation = 0
         self.sandbox: dict[str, str] = {}
@@ -96,7 +99,14 @@ class Worker:
         """`fds` one per group, in the order of `lengths`; they stay the caller's to close."""
         if len(fds) > MAX_GROUPS_PER_STAGE:
             raise BadInput(f"a stage of {len(fds)} groups, at most {MAX_GROUPS_PER_STAGE} can be passed at once")
-        loaded = await self._call("load_stage", params, api.StageLoaded, LOAD_SECONDS, fds)
+        self._loading += 1
+        try:
+            loaded = await self._call("load_stage", params, api.StageLoaded, LOAD_SECONDS, fds)
+        except asyncio.CancelledError:
+            self._undo("unload", api.Unload(stage=params.stage))
+            raise
+        finally:
+            self._loading -= 1
         self.stages[params.stage] = loaded
         return loaded
 
@@ -120,7 +130,11 @@ class Worker:
 
     async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
         params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling)
-        await self._call("open_sequence", params, type(None))
+        try:
+            await self._call("open_sequence", params, type(None))
+        except asyncio.CancelledError:
+            self._undo("close_sequence", api.CloseSequence(session=session))
+            raise
 
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
@@ -142,11 +156,32 @@ class Worker:
         if channel is None:
             raise Unavailable(self._ended)
         try:
-            return await channel.call(method, params, kind, fds=fds, timeout=seconds)
+            answer = await channel.call(method, params, kind, fds=fds, timeout=seconds)
         except ChannelClosed:
             if self._watcher is not None:
                 await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
             raise Unavailable(self._ended, hint="ask again: it starts anew") from None
+        except DeadlineExceeded:
+            self._end_if_stuck(seconds)
+            raise
+        except MfError:
+            self._answered = time.monotonic()
+            raise
+        self._answered = time.monotonic()
+        return answer
+
+    def _end_if_stuck(self, seconds: float) -> None:
+        """A call may wait behind others' work; a worker that answered nobody for so long, and isn't loading, is stuck."""
+        patience = LOAD_SECONDS if self._loading else seconds
+        if self._process is not None and time.monotonic() - self._answered >= patience:
+            self._process.kill()
+
+    def _undo(self, method: str, params: Any) -> None:
+        """What was asked for is done though its asker left: taken back in the same order, without waiting."""
+        if self._channel is not None and self.running:
+            task = asyncio.create_task(_tell(self._channel, method, params))
+            self._undoing.add(task)
+            task.add_done_callback(self._undoing.discard)
 
     async def _spawn(self) -> None:
         here, there = socket.socketpair()
@@ -162,7 +197,6 @@ class Worker:
                 env=self._environment(self._scratch),
                 cwd=self._scratch,
                 stdin=asyncio.subprocess.DEVNULL,
-                preexec_fn=_be_nice,
             )
         except OSError as error:
             here.close()
@@ -172,10 +206,15 @@ class Worker:
             there.close()
         self._begun = time.monotonic()
         self.generation += 1
-        self._channel = Channel(here, {}, "worker")
-        self._channel.start()
-        self._watcher = asyncio.create_task(self._watch(self._process, self._channel, self._scratch), name="worker watcher")
-        await self._configure(self._channel, self._scratch)
+        channel = Channel(here, {}, "worker")
+        channel.start()
+        self._watcher = asyncio.create_task(self._watch(self._process, channel, self._scratch), name="worker watcher")
+        try:
+            await self._configure(channel, self._scratch)
+        except BaseException:
+            await channel.close()
+            raise
+        self._channel, self._answered = channel, time.monotonic()
 
     async def _configure(self, channel: Channel, scratch: Path) -> None:
         config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory)
@@ -246,6 +285,8 @@ def _how(code: int) -> str:
         return f"signal {-code}"
 
 
-def _be_nice() -> None:
-    """The network of this node comes before its arithmetic."""
-    os.nice(5)
+async def _tell(channel: Channel, method: str, params: Any) -> None:
+    try:
+        await channel.notify(method, params)
+    except ChannelClosed:
+        log.debug("the worker left before %s", method)

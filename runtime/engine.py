@@ -58,6 +58,8 @@ class Engine:
 
     def open_text(self, params: api.OpenText) -> None:
         self._streams[params.stream] = TextStream(self._text(params.model))
+        if len(self._streams) > MAX_SEQUENCES:
+            del self._streams[next(iter(self._streams))]
 
     def decode_text(self, params: api.DecodeText) -> api.Text:
         stream = self._streams.get(params.stream)
@@ -76,7 +78,8 @@ class Engine:
         if folder is None:
             raise NotFound("load_stage: the model's config isn't here; load_text comes first")
         weights, activations = self._price(folder, params)
-        self._admit(weights + activations, f"layers {params.first}..{params.end}")
+        more = max(0, activations - self._taken()[2])
+        self._admit(weights + more, f"layers {params.first}..{params.end} at {params.precision}")
         groups = map_groups(fds, params.lengths)
         tensors = build_tensors(groups, params.tensors)
         check_finite(tensors)
@@ -115,11 +118,14 @@ class Engine:
         self._forget(params.session)
 
     def usage(self) -> api.Usage:
-        weights = sum(loaded.weights for loaded in self._stages.values())
-        kv = sum(self._kv.values())
-        activations = max((loaded.activations for loaded in self._stages.values()), default=0)
+        weights, kv, activations = self._taken()
         base = max(0, _pss() - weights)
         return api.Usage(weights=weights, kv=kv, activations=activations, base=base, sequences=len(self._sequences))
+
+    def _taken(self) -> tuple[int, int, int]:
+        """Weights and KV add up; activations are those of one step, since steps run one after the other."""
+        activations = max((loaded.activations for loaded in self._stages.values()), default=0)
+        return sum(loaded.weights for loaded in self._stages.values()), sum(self._kv.values()), activations
 
     def _text(self, model: str) -> ModelText:
         text = self._texts.get(model)
@@ -141,8 +147,7 @@ class Engine:
         return weights, activation_bytes(text.hidden_size, head, width)
 
     def _admit(self, asked: int, what: str) -> None:
-        used = self.usage()
-        free = self._memory - used.weights - used.kv - used.activations
+        free = self._memory - sum(self._taken())
         if asked > free:
             raise Busy(
                 f"no room for {what}: {asked / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f} MB of {self._memory / 1e6:.0f} MB free",

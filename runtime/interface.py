@@ -14,7 +14,10 @@ from protocol.messages import Sampling
 
 
 class WorkerConfig(Record):
-    """First message ("configure"). `scratch`: the one folder it may write; `memory`: bytes for weights, KV and activations."""
+    """First message ("configure"), answered with {"sandbox": {feature: "on" or why not}}.
+
+    `scratch` is the one folder it may write; `threads` for torch; `memory` bytes for weights, KV and activations.
+    """
 
     scratch: str
     threads: int

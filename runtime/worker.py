@@ -23,12 +23,15 @@ from runtime.worker_channel import Request, WorkerChannel, close_all
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
+_NICE = 5
+"""The network of this node comes before its arithmetic."""
 
 
 def main() -> None:
     """Serves the channel until the node closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    os.nice(_NICE)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))
     server = Server(channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def for_stage(tensors: dict[str, torch.Tensor], list_name: str, first: int, end: int, layers: int) -> dict[str, torch.Tensor]:
-    """The tensors a planner would give layers [first, end): its layers, what lies before them, what lies after, the embedding for a tied head."""
+    """What a planner gives layers [first, end): those layers, and all that lies outside of layers at either end (a head may be tied)."""
     out = {}
     for name, tensor in tensors.items():
         if name.startswith(list_name):
@@ -106,4 +107,4 @@ def config_bytes(config: dict[str, Any]) -> bytes:
 
 def cuts(layers: int, stages: int) -> Iterable[tuple[int, int]]:
     edges = [round(layers * index / stages) for index in range(stages + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from protocol.errors import BadInput, Conflict
@@ -78,7 +76,7 @@ def test_room_is_kept(whole: Stage) -> None:
 
 @pytest.mark.parametrize("tokens", [[], [-1], [128], [1 << 70]])
 def test_hostile_token_ids_are_refused(tokens: list[int], whole: Stage) -> None:
-    with pytest.raises(BadInput, match="token ids must lie in 0..127"):
+    with pytest.raises(BadInput, match=r"token ids must lie in 0\.\.127"):
         Sequence(whole, 32, Sampling()).step(step(0, tokens))
 
 

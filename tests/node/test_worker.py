@@ -1,0 +1,177 @@
+"""The worker's supervisor against a real worker process with a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bootstrap.demo_model import demo_model
+from node.worker import Worker
+from protocol.errors import BadInput, Busy, MfError, NotFound, Unavailable
+from protocol.messages import Sampling
+from runtime import interface as api
+from tests.runtime.support import config_bytes, lay_out, load_message, model_files, stored_tensors, tiny_config, tiny_model
+from tests.support.wait import until, wait_until
+
+MEMORY = 4_000_000
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
+    made = Worker(tmp_path / "scratch", threads=1, memory=MEMORY)
+    yield made
+    await made.stop()
+
+
+def text_message() -> api.LoadText:
+    return api.LoadText(model="m", files=model_files(demo_model()) | {"config.json": config_bytes(tiny_config())})
+
+
+async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
+    await worker.load_text(text_message())
+    fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
+    message = load_message(places, length, first, end, 6)
+    try:
+        await worker.load_stage(message, [fd])
+    finally:
+        os.close(fd)
+    return message.stage
+
+
+async def leave_while_loading(worker: Worker) -> None:
+    """An asker who leaves leaves no stage behind."""
+    fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
+    load = asyncio.create_task(worker.load_stage(load_message(places, length, 0, 6, 6), [fd]))
+    await until(lambda: worker._loading == 1, 5)
+    await asyncio.sleep(0.02)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    os.close(fd)
+    assert (await worker.usage()).weights == 0
+
+
+def kill(worker: Worker) -> None:
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+async def test_starts_on_first_use_without_secrets_and_leaves_nothing(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-91")
+    monkeypatch.setenv("HF_TOKEN", "canary-92")
+    assert worker.pid is None
+    await asyncio.gather(*[worker.ping() for _ in range(20)])
+    assert worker.generation == 1
+    assert set(worker.sandbox) == {"limits", "no_new_privs", "landlock", "seccomp"}
+    assert len(list((tmp_path / "scratch").iterdir())) == 1
+    environment = await asyncio.to_thread(Path(f"/proc/{worker.pid}/environ").read_bytes)
+    assert b"canary" not in environment
+    assert b"HF_HUB_OFFLINE=1" in environment
+    await worker.stop()
+    assert not worker.running
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_a_tiny_model_steps_within_its_budget(worker: Worker) -> None:
+    stage = await load_tiny(worker)
+    assert worker.stages[stage].bytes > 0
+    await worker.open_sequence(stage, "s", 16, Sampling())
+    answer = await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1, 2, 3], count=3))
+    assert answer.token is not None
+    used = await worker.usage()
+    assert (used.weights, used.sequences) == (worker.stages[stage].bytes, 1)
+    assert used.kv == 2 * 6 * 2 * 16 * 16 * 2
+    with pytest.raises(Busy, match="no room for 1000000 positions"):
+        await worker.open_sequence(stage, "greedy", 1_000_000, Sampling())
+    await worker.close_sequence("s")
+    await worker.unload(stage)
+    freed = await worker.usage()
+    assert (freed.weights, freed.kv, freed.sequences) == (0, 0, 0)
+    await leave_while_loading(worker)
+
+
+async def test_a_killed_worker_fails_clearly_comes_back_and_is_held_back_if_it_dies_again(worker: Worker) -> None:
+    stage = await load_tiny(worker)
+    await worker.open_sequence(stage, "s", 4096, Sampling())
+    step = asyncio.create_task(worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1] * 4000, count=4000)))
+    await asyncio.sleep(0)
+    kill(worker)
+    with pytest.raises(Unavailable, match=r"the worker ended \(signal 9, SIGKILL\)"):
+        await step
+    assert worker.stages == {}
+    await worker.ping()
+    assert worker.generation == 2
+    with pytest.raises(NotFound, match="this session isn't open"):
+        await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1], count=1))
+    kill(worker)
+    await until(lambda: not worker.running, 5)
+    with pytest.raises(Unavailable, match=r"signal 9.*starts again in"):
+        await worker.ping()
+
+
+async def test_a_load_beyond_the_budget_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, threads=1, memory=100_000)
+    try:
+        with pytest.raises(Busy, match=r"no room for layers 0\.\.6 at bf16: .* MB needed, 0\.1 MB of 0 MB free|no room"):
+            await load_tiny(worker)
+        assert (await worker.usage()).weights == 0
+    finally:
+        await worker.stop()
+
+
+async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
+    with pytest.raises(NotFound, match="stage isn't loaded"):
+        await worker.open_sequence("none", "s", 4, Sampling())
+    with pytest.raises(NotFound, match="text files aren't loaded"):
+        await worker.encode_text("none", "x")
+    with pytest.raises(NotFound, match="stream isn't open"):
+        await worker.decode_text("none", [1])
+    await worker.ping()
+    before = worker.pid
+    with pytest.raises(BadInput, match="doesn't know 'dance'"):
+        await worker._call("dance", {}, type(None))
+    with pytest.raises(BadInput, match=r"step: .*position"):
+        await worker._call("step", {"session": "s", "epoch": 0, "position": "x"}, api.Stepped)
+    with pytest.raises(BadInput, match="configured already"):
+        await worker._call("configure", api.WorkerConfig(scratch="/", threads=1, memory=1), type(None))
+    with pytest.raises(MfError):
+        await worker._call("decode_text", None, api.Text)
+    await worker.ping()
+    assert worker.pid == before
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from node.worker import Worker
+
+async def main():
+    worker = Worker(Path(sys.argv[1]), threads=1, memory=1 << 20)
+    await worker.ping()
+    print(worker.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_it_dies_with_its_node(tmp_path: Path) -> None:
+    top = str(Path(__file__).resolve().parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], env={**os.environ, "PYTHONPATH": top}, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z" in Path(f"/proc/{pid}/stat").read_text(), 5)
