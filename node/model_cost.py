@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from runtime.memory import DTYPE_WIDTH, stage_bytes
-
 from protocol.layout import layer_bytes
 from protocol.manifest import Manifest
+from runtime.memory import DTYPE_WIDTH, stage_bytes
 
 _STORED_WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 

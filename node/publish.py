@@ -38,7 +38,6 @@ AT_ONCE = 3
 """Groups coded and pushed side by side: coding one overlaps with pushing another."""
 
 
-
 @dataclass(frozen=True)
 class PublishRequest:
     """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto or raw."""
