@@ -48,12 +48,14 @@ async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
 async def leave_while_loading(worker: Worker) -> None:
     """An asker who leaves leaves no stage behind."""
     fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
     load = asyncio.create_task(worker.load_stage(load_message(places, length, 0, 6, 6), [fd]))
     await until(lambda: worker._loading == 1, 5)
-    await asyncio.sleep(0.02)
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
+    os.kill(worker.pid, signal.SIGCONT)
     os.close(fd)
     assert (await worker.usage()).weights == 0
 
