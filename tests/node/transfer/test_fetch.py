@@ -169,7 +169,7 @@ async def test_another_certificate_isnt_trusted(swarm: Swarm) -> None:
 
 async def test_too_few_says_how_many_and_who_was_asked(swarm: Swarm) -> None:
     node = await swarm.hold("honest", "refuses", "lies", "no grant")
-    with pytest.raises(Unavailable, match="[12] of the 3 shards needed are missing") as caught:
+    with pytest.raises(Unavailable, match=r"[12] of the 3 shards needed are missing") as caught:
         await swarm.fetch(node)
     # two refuse and one lies: it ends as soon as that many are known to be of no use that k can't be had
     assert caught.value.details["missing"] in (1, 2)
