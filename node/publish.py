@@ -28,7 +28,7 @@ from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import ModelId, PeerId, model_text
+from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.manifest import Manifest, model_id
 from protocol.records import NAME, Card
 
@@ -52,17 +52,27 @@ class PublishRequest:
 
 @dataclass
 class Tally:
-    """What became durable: `durable[group][shard]` is its holder."""
+    """What became durable: `durable[group][shard]` is its holder; `asked` whom this publish gave which shard of which encoding, or tried
+    to; `ended` the groups that are as durable as they get now."""
 
     k: int
     n: int
     durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
+    asked: set[tuple[PeerId, EncodingId, int]] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     refusals: dict[str, str] = field(default_factory=dict)
     stored_bytes: int = 0
 
     @property
     def enough(self) -> int:
         return self.k + -(-(self.n - self.k) // 2)
+
+    def nodes(self, group: int) -> int:
+        return len(set(self.durable.get(group, {}).values()))
+
+    def short(self) -> list[int]:
+        """Groups for which too few nodes were found."""
+        return sorted(group for group in self.ended if self.nodes(group) < self.enough)
 
     def least(self) -> int:
         return min((len(set(held.values())) for held in self.durable.values()), default=0)
@@ -134,7 +144,10 @@ class Publisher:
 
         async def one(group: int) -> None:
             async with limit:
+                if tally.short():
+                    return  # a group has no home: the others needn't be coded and sent to be taken back
                 await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+                tally.ended.add(group)
 
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
@@ -161,18 +174,16 @@ class Publisher:
                     return
 
     async def _finish(self, located: Located, tally: Tally) -> None:
-        short = [
-            located.manifest.groups[group].name
-            for group in range(len(located.manifest.groups))
-            if len(set(tally.durable.get(group, {}).values())) < tally.enough
-        ]
+        short = tally.short()
         if not short:
             return
-        await self._placer.take_back(located, tally)
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
+        name, found = located.manifest.groups[short[0]].name, tally.nodes(short[0])
         raise StorageFull(
-            f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
-            hint="let more peers join, or lower --n",
-            details={"groups": short[:16], "refusals": tally.refusals},
+            f"{found} of {len(self._placer.candidates())} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
+            hint="give nodes more --storage, let more peers join, or lower --n",
+            details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
