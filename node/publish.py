@@ -98,9 +98,9 @@ class Publisher:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
+        tally = Tally(*self._choose(request))
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
-        tally = Tally(*self._choose(request))
         self._running += 1
         try:
             located = await self._prepare(model, manifest, data)
@@ -141,6 +141,10 @@ class Publisher:
             return choice.k, choice.n
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
+        enough = Tally(request.k, request.n).enough
+        if nodes < enough:
+            said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
+            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
         return request.k, request.n
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
@@ -191,9 +195,9 @@ class Publisher:
             return
         published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
         await self._placer.take_back(located, tally, published)
-        name, found = located.manifest.groups[short[0]].name, tally.nodes(short[0])
+        name, nodes = located.manifest.groups[short[0]].name, len(self._placer.candidates())
         raise StorageFull(
-            f"{found} of {len(self._placer.candidates())} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
+            f"{tally.nodes(short[0])} of {nodes} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
             hint="give nodes more --storage, let more peers join, or lower --n",
             details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )

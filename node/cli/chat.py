@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from node.cli.session import Session, common
+from node.cli.tables import plain
 from protocol.errors import Cancelled, MfError
 
 
@@ -44,7 +45,7 @@ def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling:
         if event.get("event") == "text":
             made.append(str(event["text"]))
             if not session.json:
-                sys.stdout.write(made[-1])
+                sys.stdout.write(plain(made[-1]))
                 sys.stdout.flush()
         elif event.get("event") == "planned":
             planned.update(event)

@@ -49,7 +49,7 @@ ANSWERS: dict[str, Any] = {
             }
         ]
     },
-    "fetch": {"files": 3},
+    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1},
     "generate": {
         "event": "finished",
         "reason": "stop",
