@@ -23,5 +23,5 @@ def test_every_path_named_exists(document: Path) -> None:
 
 def test_make_targets_named_in_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z]+)", "".join(path.read_text() for path in DOCS)))
+    named = set(re.findall(r"(?:`| {4})make ([a-z]+)", "".join(path.read_text() for path in DOCS)))
     assert named <= targets
