@@ -37,6 +37,7 @@ class OwnerMethods:
         router: Router,
         reporter: Reporter,
         keeper: HoldingKeeper,
+        compression: str,
         stop: Callable[[], None],
     ) -> None:
         self._swarm = swarm
@@ -48,6 +49,7 @@ class OwnerMethods:
         self._router = router
         self._reporter = reporter
         self._keeper = keeper
+        self._compression = compression
         self._stop = stop
 
     def table(self) -> dict[str, OwnerMethod]:
@@ -75,7 +77,7 @@ class OwnerMethods:
             version=optional(params, "version") or "1",
             k=params.get("k"),
             n=params.get("n"),
-            compression=optional(params, "compression") or "auto",
+            compression=optional(params, "compression") or self._compression,
         )
         return await self._publisher.publish(request, notify)
 

@@ -243,6 +243,7 @@ class Worker:
             "HF_HOME": str(scratch / "hf"),
             "TOKENIZERS_PARALLELISM": "false",
             "OPENBLAS_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where the cores are shared
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
             # Threads that wait by spinning for one that isn't scheduled: on a busy machine a step takes ten times as long.

@@ -128,7 +128,8 @@ class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
     `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
-    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one).
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
+    index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
     """
 
     session: bytes
@@ -138,6 +139,7 @@ class StepHead(Record):
     dtype: str | None = None
     shape: list[int] | None = None
     finish: str | None = None
+    stage: int | None = None
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:

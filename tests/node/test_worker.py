@@ -48,12 +48,14 @@ async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
 async def leave_while_loading(worker: Worker) -> None:
     """An asker who leaves leaves no stage behind."""
     fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
     load = asyncio.create_task(worker.load_stage(load_message(places, length, 0, 6, 6), [fd]))
-    await until(lambda: worker._loading == 1, 5)
-    await asyncio.sleep(0.02)
+    await until(lambda: worker._loading == 1, 5, "the load to begin")
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
+    os.kill(worker.pid, signal.SIGCONT)
     os.close(fd)
     assert (await worker.usage()).weights == 0
 
@@ -113,7 +115,7 @@ async def test_a_killed_worker_fails_clearly_comes_back_and_is_held_back_if_it_d
     with pytest.raises(NotFound, match="this session isn't open"):
         await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1], count=1))
     kill(worker)
-    await until(lambda: not worker.running, 5)
+    await until(lambda: not worker.running, 5, "the end of the worker")
     with pytest.raises(Unavailable, match=r"signal 9.*starts again in"):
         await worker.ping()
 
@@ -174,4 +176,4 @@ def test_it_dies_with_its_node(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z" in Path(f"/proc/{pid}/stat").read_text(), 5)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z" in Path(f"/proc/{pid}/stat").read_text(), 5, "the worker gone")

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import node.channel  # the error tree is whole only with it
+import node.channel  # the error tree is whole only with these
+import node.http.errors
+import node.pipeline
 from node.cli.app import cli, run_command_line
 from node.owner import Notify, OwnerServer
 from protocol.errors import MfError, NotFound, NotRunning, _tree
@@ -225,6 +227,8 @@ def test_every_command_is_in_the_guide() -> None:
 
 def test_the_guide_has_every_exit_code() -> None:
     assert node.channel
+    assert node.http.errors
+    assert node.pipeline
     rows = [row.split("|") for row in GUIDE.read_text().splitlines() if row.startswith("| ") and row.split("|")[1].strip().isdigit()]
     told = {code.strip().strip("`"): int(row[1]) for row in rows for code in row[2].split(",") if code.strip()}
     product = [kind for kind in _tree(MfError) if not kind.__module__.startswith("tests")]

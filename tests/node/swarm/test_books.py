@@ -142,7 +142,7 @@ def hostile() -> dict[str, bytes]:
         "a flipped bit": good[:-1] + bytes([good[-1] ^ 1]),
         "expired": expired,
         "expires too late": eternal,
-        "an oversized card": seal_record(key_of(1), big_card),
+        "an oversized card": seal(key_of(1), "mf/card/1", big_card),
         "an oversized holding": seal_record(key_of(1), many),
         "a card's body as a node's": seal(key_of(1), "mf/node/1", card()),
         "not msgpack": b"\xc1" * 40,
