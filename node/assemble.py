@@ -13,6 +13,7 @@ import logging
 import mmap
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -32,6 +33,9 @@ from protocol.manifest import Manifest
 log = logging.getLogger(__name__)
 MEMFD_MOST = 256 * limits.MIB
 ATTEMPTS = 3
+SILENT_FOR = 10.0
+SLOWEST = 1.0
+"""Bytes a second."""
 Progress = Callable[[int, int], None]
 
 
@@ -59,6 +63,7 @@ class Assembler:
         self._executor = executor
         self._scratch = scratch
         self._speeds: dict[str, float] = {}
+        self._silent: dict[str, float] = {}
 
     async def group(self, located: Located, group: int) -> GroupBytes:
         """The group, or `Unavailable` naming it, how many shards are missing and who was asked."""
@@ -101,14 +106,19 @@ class Assembler:
         return max(usable, key=lambda known: (len(self._swarm.holders(known.id)) - known.record.k, known.id))
 
     def _sources(self, known: KnownEncoding) -> list[Source]:
-        """Every (peer, shard) that may be asked: data shards first, quick peers first."""
+        """Every (peer, shard) that may be asked: data shards first, quick peers first, the lately silent last."""
         offered = [
-            Source(peer=peer, shard=shard, speed=self._speeds.get(peer))
+            Source(peer=peer, shard=shard, speed=self._speed(peer))
             for shard, peers in self._swarm.holders(known.id).items()
             for peer in peers
             if not self._swarm.banned(peer) and not self._swarm.set_aside(known.id, shard, peer)
         ]
         return sorted(offered, key=lambda source: (source.shard >= known.record.k, -(source.speed or 0.0), source.shard, source.peer))
+
+    def _speed(self, peer: str) -> float | None:
+        """As measured. One that gave nothing a moment ago counts as the slowest: else each group would wait for it anew."""
+        silent = time.monotonic() - self._silent.get(peer, -SILENT_FOR) < SILENT_FOR
+        return SLOWEST if silent else self._speeds.get(peer)
 
     async def _fetch(self, located: Located, group: int, known: KnownEncoding, fd: int) -> Fetched:
         sources = self._sources(known)
@@ -145,8 +155,10 @@ class Assembler:
         )
 
     def _learn(self, fetched: Fetched) -> None:
+        self._silent.update(dict.fromkeys(set(fetched.asked) - set(fetched.speeds), time.monotonic()))
         for peer, speed in fetched.speeds.items():
             before = self._speeds.get(peer)
+            self._silent.pop(peer, None)
             self._speeds[peer] = speed if before is None else 0.7 * before + 0.3 * speed
 
 

@@ -32,7 +32,7 @@ from node.transfer.server import TransferServer, tls_context
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from protocol import limits
-from protocol.errors import BadInput, Conflict, MfError
+from protocol.errors import BadInput, Conflict, MfError, Unavailable
 from protocol.ids import ModelId
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Desk:
 
     def _check_started(self) -> None:
         if not self._started:
-            raise MfError("the transfer process isn't configured yet")
+            raise Unavailable("the transfer process isn't configured yet", hint="ask again in a moment")
 
     async def _configure(self, params: Any, fds: list[int]) -> calls.Started:
         config = _convert(params, TransferConfig)

@@ -7,15 +7,18 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from node.cli.owner_client import call
 from node.model_cost import StageCost
 from node.model_folder import build_manifest, scan
 from node.store.shard_file import key_of, read_info
+from protocol.errors import MfError
 from protocol.ids import encoding_text
 from tests.support.processes import Node
 
@@ -84,10 +87,10 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def memory_for_stages(folder: Path, layers: int, tokens: int) -> str:
-    """A `--max-memory` that holds `layers` layers of this model with the embedding or head, and not one more."""
+def memory_for_stages(folder: Path, layers: int, tokens: int, precision: str = "fp32") -> str:
+    """A `--max-memory` that holds `layers` layers of this model with the embedding or head, and not two more."""
     manifest, _ = build_manifest(scan(folder), lambda done, total: None)
-    cost = StageCost(manifest, "bf16")
+    cost = StageCost(manifest, precision)
     end = manifest.summary.layers or 0
     enough = max(cost.total(0, layers, tokens), cost.total(end - layers, end, tokens))
     assert enough < cost.total(1, layers + 2, tokens), "one layer more fits too"
@@ -135,22 +138,58 @@ def gauge(node: Node, name: str) -> float:
 
 
 @dataclass
-class Streamed:
-    """What came of a stream: text, seconds since the request at which each piece came, the trace under `mf`, an error."""
+class Reply:
+    """What came of a reply: text, the seconds at which each piece came, the planned and the final route, the error it ended with."""
 
     text: str = ""
     at: list[float] = field(default_factory=list)
-    trace: dict[str, Any] = field(default_factory=dict)
-    error: dict[str, Any] | None = None
-    finish: str | None = None
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    route: list[dict[str, Any]] = field(default_factory=list)
+    replaced: int = 0
+    error: MfError | None = None
 
     @property
     def longest_pause(self) -> float:
-        return max((after - before for before, after in zip(self.at, self.at[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in pairwise(self.at)), default=0.0)
+
+
+def ask(
+    node: Node,
+    model: str,
+    prompt: str,
+    tokens: int,
+    *,
+    precision: str = "fp32",
+    meanwhile: Callable[[Reply], None] | None = None,
+    after: int = 3,
+) -> Reply:
+    """A greedy reply over the owner's socket, as `mf-node chat` asks. `meanwhile` is called once `after` pieces have come.
+
+    The default is the reference precision: there a reply doesn't depend on where it was cut and taken up again.
+    """
+    reply, began = Reply(), time.monotonic()
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "planned":
+            reply.planned = event["route"]
+        elif event["event"] == "text" and event["text"]:
+            reply.text += event["text"]
+            reply.at.append(time.monotonic() - began)
+            if meanwhile is not None and len(reply.at) == after:
+                meanwhile(reply)
+
+    wanted = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "precision": precision}
+    try:
+        end = call(node.data_dir, "generate", wanted, on_event, timeout=120.0)
+    except MfError as error:
+        reply.error = error
+    else:
+        reply.route, reply.replaced = end["route"], end["replaced"]
+    return reply
 
 
 class ChatStream:
-    """A greedy streamed chat, read piece by piece: `with ChatStream(node, model, "hi", 64) as chat: chat.read(5); ...; chat.rest()`."""
+    """A greedy streamed chat over HTTP that can be left: `with ChatStream(node, model, "hi", 64) as chat: chat.read(5)`."""
 
     def __init__(self, node: Node, model: str, prompt: str, max_tokens: int, timeout: float = 120.0) -> None:
         url = urlsplit(node.url)
@@ -162,12 +201,11 @@ class ChatStream:
             "temperature": 0,
             "stream": True,
         }
-        self.got = Streamed()
+        self.text = ""
         self.planned = ""
-        self._began = 0.0
+        self.trace: dict[str, Any] = {}
 
     def __enter__(self) -> ChatStream:
-        self._began = time.monotonic()
         self._connection.request("POST", "/v1/chat/completions", json.dumps(self._body), {"Content-Type": "application/json"})
         self._response = self._connection.getresponse()
         assert self._response.status == 200, f"{self._response.status}: {self._response.read()[:2000]!r}"
@@ -176,47 +214,28 @@ class ChatStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Closes the connection, whatever is still to come."""
         self._response.close()
         self._connection.close()
 
-    def _each(self) -> Iterator[dict[str, Any]]:
+    def _each(self) -> Iterator[str]:
+        """Pieces of text."""
         for line in self._response:
-            text = line.decode().strip()
-            if text == "data: [DONE]":
-                return
-            if text.startswith("data:"):
-                yield json.loads(text[5:])
+            data = line.decode().strip().removeprefix("data:").strip()
+            if data and data != "[DONE]":
+                event = json.loads(data)
+                assert "error" not in event, event
+                self.trace = event.get("mf") or self.trace
+                yield from (choice["delta"].get("content") or "" for choice in event["choices"])
 
-    def _take(self, event: dict[str, Any]) -> None:
-        self.got.error = event.get("error") or self.got.error
-        self.got.trace = event.get("mf") or self.got.trace
-        for choice in event.get("choices", []):
-            self.got.finish = choice.get("finish_reason") or self.got.finish
-            if piece := (choice.get("delta") or {}).get("content"):
-                self.got.text += piece
-                self.got.at.append(time.monotonic() - self._began)
+    def read(self, pieces: int) -> None:
+        """So many pieces of text."""
+        for _ in range(pieces):
+            self.text += next(piece for piece in self._events if piece)
 
-    def read(self, pieces: int) -> Streamed:
-        """Until so many pieces of text have come."""
-        while len(self.got.at) < pieces:
-            event = next(self._events, None)
-            assert event is not None, f"the stream ended after {len(self.got.at)} pieces: {self.got}"
-            self._take(event)
-        return self.got
-
-    def rest(self) -> Streamed:
-        for event in self._events:
-            self._take(event)
-        return self.got
-
-
-def chat(node: Node, model: str, prompt: str, max_tokens: int) -> Streamed:
-    with ChatStream(node, model, prompt, max_tokens) as stream:
-        return stream.rest()
+    def rest(self) -> str:
+        """All the text, at its end."""
+        self.text += "".join(self._events)
+        return self.text
 
 
 def stages_of(planned: str) -> list[tuple[str, int, int]]:
