@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from node.owner import Notify
 from node.place import Placer
 from node.source import GroupSource
 from node.swarm.interface import Swarm
+from node.tally import Tally
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import ModelId, PeerId, model_text
+from protocol.ids import ModelId, model_text
 from protocol.manifest import Manifest, model_id
 from protocol.records import NAME, Card
 
@@ -50,30 +51,6 @@ class PublishRequest:
     compression: str = "auto"
 
 
-@dataclass
-class Tally:
-    """What became durable: `durable[group][shard]` is its holder."""
-
-    k: int
-    n: int
-    durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
-    stored_bytes: int = 0
-
-    @property
-    def enough(self) -> int:
-        return self.k + -(-(self.n - self.k) // 2)
-
-    def least(self) -> int:
-        return min((len(set(held.values())) for held in self.durable.values()), default=0)
-
-    def shards(self) -> int:
-        return sum(len(held) for held in self.durable.values())
-
-    def holders(self) -> set[PeerId]:
-        return {peer for held in self.durable.values() for peer in held.values()}
-
-
 class Publisher:
     def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
         self._swarm = swarm
@@ -89,7 +66,9 @@ class Publisher:
         name = check_name(request.name or request.path.resolve().name)
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
-        tally = Tally(*self._choose(request))
+        k, n, words = self._choose(request)
+        tally = Tally(k, n)
+        await notify({"event": "note", "text": words})
         located = await self._prepare(model, manifest, data)
         with GroupSource(folder, manifest) as source:
             await self._spread(located, source, request, tally, notify)
@@ -110,16 +89,16 @@ class Publisher:
         manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
         return folder, manifest, data
 
-    def _choose(self, request: PublishRequest) -> tuple[int, int]:
+    def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
         nodes = len(self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
             choice = choose_k_n(nodes)
-            return choice.k, choice.n
+            return choice.k, choice.n, choice.words
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
-        return request.k, request.n
+        return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)

@@ -246,8 +246,6 @@ class Worker:
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where the cores are shared
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
-            # Threads that wait by spinning for one that isn't scheduled: on a busy machine a step takes ten times as long.
-            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONNOUSERSITE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
