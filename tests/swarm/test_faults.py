@@ -1,0 +1,242 @@
+"""A swarm under faults, with real processes: frozen and killed peers, noise on disks, dead workers, clients that leave.
+
+One swarm serves all tests of this file; each puts right what it broke, and the last one leaves nothing. The bound on memory is such
+that the tiny model takes three stages, so every reply is a pipeline's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import CommandFailed, Node, Swarm
+from tests.support.synthetic import tiny_llama
+from tests.support.wait import wait_until
+from tests.swarm import tools
+
+pytestmark = pytest.mark.swarm
+
+K, N = 2, 6
+PROMPT, TOKENS = "abc", 300
+UNROUTABLE, DELAY = 10.0, 2.0
+
+
+@dataclass
+class Stage:
+    """The scene: six holders, a seventh node that holds nothing and asks, the model, its files' digests, the undisturbed reply."""
+
+    swarm: Swarm
+    asker: Node
+    model: str
+    model_id: str
+    files: dict[str, str]
+    text: str
+
+    def node(self, peer: str) -> Node:
+        return next(node for node in self.swarm.nodes if node.peer_id == peer)
+
+    def fetch(self, folder: Path) -> float:
+        """Seconds of a fetch by the asker that must be bit-identical."""
+        began = time.monotonic()
+        self.asker.cli("fetch", self.model, str(folder))
+        assert tools.digests(folder) == self.files
+        return time.monotonic() - began
+
+    def others_in(self, planned: str) -> list[Node]:
+        return [self.node(peer) for peer, _, _ in tools.stages_of(planned) if peer != self.asker.peer_id]
+
+    def back(self, node: Node) -> None:
+        """Starts a killed node again and waits until the asker asks it."""
+        node.start()
+        self.until_alive(node, True, 30.0)
+
+    def until_alive(self, node: Node, alive: bool, within: float) -> None:
+        def seen() -> bool:
+            return [peer["alive"] for peer in self.asker.cli("status")["peers"] if peer["peer_id"] == node.peer_id] == [alive]
+
+        wait_until(seen, within, f"{node.data_dir.name} shown as {'alive' if alive else 'not alive'}")
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("faults")
+    model = tiny_llama(folder / "model", layers=6)
+    memory = tools.memory_for_stages(model, 2, 2 * TOKENS)
+    with Swarm(folder, N, "--lend", "both", "--max-memory", memory) as swarm:
+        told = swarm.nodes[0].cli("publish", str(model), "--name", "tiny", "--k", str(K), "--n", str(N))
+        asker = swarm.add("--join", swarm.nodes[1].ticket)
+        with tools.ChatStream(asker, told["name"], PROMPT, TOKENS) as chat:
+            whole = chat.rest()
+        assert whole.error is None
+        assert len(whole.trace["route"]) >= 3
+        yield Stage(swarm, asker, told["name"], told["model_id"], tools.digests(model), whole.text)
+
+
+def test_a_client_that_leaves_stops_the_work_everywhere(stage: Stage) -> None:
+    with tools.ChatStream(stage.asker, stage.model, PROMPT, TOKENS) as chat:
+        chat.read(2)
+        running = [stage.asker, *stage.others_in(chat.planned)]
+        assert all(tools.gauge(node, "mf_stage_sessions") == 1 for node in running)
+        chat.leave()
+    left = time.monotonic()
+    wait_until(lambda: not any(tools.gauge(node, "mf_stage_sessions") for node in running), 10.0, "the stages to be free")
+    tools.report("client left to all stages free", f"{time.monotonic() - left:.2f} s")
+
+
+def test_a_stage_killed_in_mid_reply_is_replaced_and_the_reply_goes_on(stage: Stage) -> None:
+    with tools.ChatStream(stage.asker, stage.model, PROMPT, TOKENS) as chat:
+        chat.read(3)
+        victim = stage.others_in(chat.planned)[0]
+        victim.kill()
+        whole = chat.rest()
+    stage.back(victim)
+    tools.report("pause of a reply whose stage was killed", f"{whole.longest_pause:.2f} s")
+    assert whole.error is None
+    assert whole.trace["replaced"] >= 1
+    assert victim.peer_id not in {one["peer"] for one in whole.trace["route"]}
+    assert whole.text == stage.text
+
+
+def test_a_stage_frozen_in_mid_reply_is_replaced_soon(stage: Stage) -> None:
+    with tools.ChatStream(stage.asker, stage.model, PROMPT, TOKENS) as chat:
+        chat.read(3)
+        victim = stage.others_in(chat.planned)[0]
+        victim.freeze()
+        try:
+            whole = chat.rest()
+        finally:
+            victim.thaw()
+    stage.until_alive(victim, True, 30.0)
+    tools.report("pause of a reply whose stage froze", f"{whole.longest_pause:.2f} s")
+    assert whole.error is None
+    assert whole.trace["replaced"] >= 1
+    assert whole.text == stage.text
+
+
+@pytest.mark.parametrize("whose", ["asker", "other"])
+def test_a_worker_killed_in_mid_reply_leaves_the_node_alive(stage: Stage, whose: str) -> None:
+    with tools.ChatStream(stage.asker, stage.model, PROMPT, TOKENS) as chat:
+        chat.read(3)
+        node = stage.asker if whose == "asker" else stage.others_in(chat.planned)[0]
+        worker = tools.process_of(node, tools.WORKER)
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        whole = chat.rest()
+    node.event("worker_ended", 5.0, code=-signal.SIGKILL)
+    tools.report(f"pause of a reply after the worker of the {whose} was killed", f"{whole.longest_pause:.2f} s, error {whole.error}")
+    if whole.error is None:
+        assert whole.text == stage.text
+    else:
+        assert "worker" in whole.error["message"]
+        assert stage.text.startswith(whole.text)
+    assert tools.chat(stage.asker, stage.model, PROMPT, TOKENS).text == stage.text
+
+
+def test_the_transfer_process_killed_comes_back_by_itself(stage: Stage, tmp_path: Path) -> None:
+    """At the asker and at all holders but one: nothing can be fetched before they are back."""
+    nodes = [stage.asker, *stage.swarm.nodes[: N - 1]]
+    before = {node.peer_id: tools.process_of(node, tools.TRANSFER) for node in nodes}
+    for pid in before.values():
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    tries = 0
+
+    def fetched() -> bool:
+        nonlocal tries
+        tries += 1
+        try:
+            stage.fetch(tmp_path / str(tries))
+        except CommandFailed as failed:
+            assert failed.code == 6, failed
+            return False
+        return True
+
+    wait_until(fetched, 30.0, "a fetch")
+    tools.report("transfer processes killed to a whole fetch", f"{time.monotonic() - killed:.2f} s, {tries} tries")
+    for node in nodes:
+        now = tools.process_of(node, tools.TRANSFER)
+        assert now is not None
+        assert now != before[node.peer_id]
+        assert node.alive
+        assert node.http("GET", "/health")[0] == 200
+
+
+def test_frozen_and_killed_peers_are_not_asked_any_more(stage: Stage, tmp_path: Path) -> None:
+    """Meanwhile no fetch takes much longer than before."""
+    quiet = min(stage.fetch(tmp_path / f"quiet{number}") for number in range(3))
+    frozen, killed = stage.swarm.nodes[2], stage.swarm.nodes[3]
+    frozen.freeze()
+    killed.kill()
+    began = time.monotonic()
+    slowest, seen = 0.0, {}
+    try:
+        while len(seen) < 2:
+            slowest = max(slowest, stage.fetch(tmp_path / f"{time.monotonic()}"))
+            alive = {peer["peer_id"] for peer in stage.asker.cli("status")["peers"] if peer["alive"]}
+            for node in (frozen, killed):
+                if node.peer_id not in alive:
+                    seen.setdefault(node.peer_id, time.monotonic() - began)
+            assert time.monotonic() - began < tools.SLACK * UNROUTABLE, f"still taken for alive: {seen}"
+        slowest = max(slowest, stage.fetch(tmp_path / "after"))
+        stage.asker.event("peer_unroutable", 1.0, peer=frozen.peer_id)
+        stage.asker.event("peer_unroutable", 1.0, peer=killed.peer_id)
+    finally:
+        frozen.thaw()
+    stage.until_alive(frozen, True, 30.0)
+    stage.back(killed)
+    tools.report("not asked any more", f"frozen after {seen[frozen.peer_id]:.1f} s, killed after {seen[killed.peer_id]:.1f} s")
+    tools.report("a fetch", f"{quiet:.2f} s before, at most {slowest:.2f} s meanwhile")
+    assert slowest - quiet <= tools.SLACK * DELAY
+
+
+def test_noise_on_disks_is_found_blamed_and_got_around(stage: Stage, tmp_path: Path) -> None:
+    """Of one group, the shards that are read first are noise at n - k holders; what is left just suffices."""
+    group = max(tools.holders_of(stage.asker, stage.model), key=lambda group: group["group"] == "layer.2")
+    bad = [stage.node(group["shards"][str(shard)][0]) for shard in range(N - K)]
+    for node in bad:
+        files = tools.shard_files(node, group["encoding"])
+        assert len(files) == 1, "one shard of a group per node"
+        tools.overwrite_with_noise(files[0][1])
+    stage.fetch(tmp_path / "noise")
+    blamed = [line for line in stage.asker.cli("status")["blamed"] if line["shard"].startswith(group["encoding"])]
+    wanted = {node.peer_id for node in bad}
+    assert {line["peer_id"] for line in blamed} <= wanted
+    if not any('"hedged"' in line for line in stage.asker.log.read_text().splitlines()):
+        assert {line["peer_id"] for line in blamed} == wanted
+    assert blamed
+    told = tools.metric(stage.asker, "mf_blamed_shards")
+    for line in blamed:
+        stage.asker.event("peer_blamed", 1.0, peer=line["peer_id"], shard=line["shard"])
+        assert told[f'{{peer="{line["peer_id"]}"}}'] >= 1
+    assert tools.chat(stage.asker, stage.model, PROMPT, TOKENS).text == stage.text
+
+
+def test_too_few_holders_left_is_said_with_names(stage: Stage, tmp_path: Path) -> None:
+    """The last test: all but k - 1 holders die."""
+    for node in stage.swarm.nodes[: N - K + 1]:
+        node.kill()
+    for node in stage.swarm.nodes[: N - K + 1]:
+        stage.until_alive(node, False, 30.0)
+    survivor = stage.swarm.nodes[N - 1]
+    with pytest.raises(CommandFailed) as caught:
+        stage.fetch(tmp_path / "none")
+    error = caught.value.error
+    assert caught.value.code == 6
+    assert error["code"] == "unavailable"
+    assert error["details"]["missing"] == 1
+    assert error["details"]["group"] in error["message"]
+    assert error["details"]["asked"] == [survivor.peer_id]
+    assert not (tmp_path / "none").exists()
+    fresh = stage.swarm.add("--join", survivor.ticket, "--max-memory", "1GB")
+    status, _, body = fresh.http(
+        "POST", "/v1/chat/completions", {"model": stage.model_id, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    )
+    assert status == 503, body
+    assert b"missing" in body
