@@ -10,6 +10,7 @@ from typing import Protocol
 from erasure.placement import Candidate, domain_of, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
+from node.store.interface import ShardKey
 from node.swarm.interface import PeerView, Swarm
 from node.tally import Tally
 from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
@@ -36,6 +37,10 @@ class Placer:
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
+
+    @property
+    def me(self) -> PeerId:
+        return PeerId(self._me.peer)
 
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
@@ -105,6 +110,7 @@ class Placer:
             apart = [candidate for candidate in free if candidate.domain not in taken]
             pairs = place(known.record.group, len(missing), apart or free)
             jobs = [(shard, peer) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
+            tally.asked |= {(PeerId(peer), known.id, shard) for shard, peer in jobs}
             results = await asyncio.gather(*(self._put(located, group, known, shard, PeerId(peer)) for shard, peer in jobs))
             for (shard, peer), refusal in zip(jobs, results, strict=True):
                 if refusal is None:
@@ -139,21 +145,27 @@ class Placer:
             return error.message
         return None
 
-    async def take_back(self, located: Located, tally: Tally) -> None:
-        """After a failed publish nothing of it stays: peers drop what they took, the own store forgets."""
-        drops = [
-            self._drop(peer, known.id, shard)
-            for group, held in tally.durable.items()
-            for shard, peer in held.items()
-            for known in located.encodings.get(group, [])
-            if peer != self._me.peer and known.signer == self._me.peer
-        ]
-        await asyncio.gather(*drops)
-        await self._transfer.forget(located.model)
+    async def take_back(self, located: Located, tally: Tally, published: bool) -> None:
+        """After a failed publish nothing of it stays, here and at peers; what an earlier one made durable does, if it was `published`."""
+        drops = set(tally.asked)
+        if not published:
+            drops |= {
+                (peer, known.id, shard)
+                for group, held in tally.durable.items()
+                for shard, peer in held.items()
+                for known in located.encodings.get(group, [])
+                if known.signer == self._me.peer
+            }
+        await asyncio.gather(*(self._drop(*drop) for drop in drops))
+        if not published:
+            await self._transfer.forget(located.model)
 
     async def _drop(self, peer: PeerId, encoding: EncodingId, shard: int) -> None:
         try:
-            await self._grants.to_drop(peer, encoding, shard)
+            if peer == self._me.peer:
+                await self._transfer.take_back(ShardKey(encoding, shard), peer)
+            else:
+                await self._grants.to_drop(peer, encoding, shard)
         except MfError as error:
             log.info("%s didn't drop a shard of %s: %s", peer, encoding_text(encoding), error)
 

@@ -113,7 +113,10 @@ class Publisher:
 
         async def one(group: int) -> None:
             async with limit:
+                if tally.short():
+                    return  # a group has no home: the others needn't be coded and sent to be taken back
                 await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+                tally.ended.add(group)
 
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
@@ -140,18 +143,16 @@ class Publisher:
                     return
 
     async def _finish(self, located: Located, tally: Tally) -> None:
-        short = [
-            located.manifest.groups[group].name
-            for group in range(len(located.manifest.groups))
-            if len(set(tally.durable.get(group, {}).values())) < tally.enough
-        ]
+        short = tally.short()
         if not short:
             return
-        await self._placer.take_back(located, tally)
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
+        name, found = located.manifest.groups[short[0]].name, tally.nodes(short[0])
         raise StorageFull(
-            f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
-            hint="let more peers join, or lower --n",
-            details={"groups": short[:16], "refusals": tally.refusals},
+            f"{found} of {len(self._placer.candidates())} nodes took a shard of group {name}, {tally.enough} must; nothing of it stays",
+            hint="give nodes more --storage, let more peers join, or lower --n",
+            details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
