@@ -95,8 +95,8 @@ class GrantDesk:
         if encoding_id(request.envelope) != request.encoding:
             raise BadInput("grant request: the envelope isn't the encoding it claims to be")
         _signer, encoding = parse_encoding(request.envelope)
-        group = await self._group_of(ModelId(request.model), encoding, client)
         await self._admit(request, encoding, client)
+        group = await self._group_of(ModelId(request.model), encoding, client)
         await self._transfer.put_blob(request.envelope)
         for shard in request.shards:
             await self._transfer.expect_put(ShardKey(EncodingId(request.encoding), shard), ModelId(request.model), group, client)
@@ -104,10 +104,8 @@ class GrantDesk:
 
     async def _drop(self, request: GrantRequest, client: PeerId) -> GrantReply:
         """Who put a shard here may take it back."""
-        mine = {(shard.key.encoding, shard.key.shard) for shard in await self._transfer.list_shards() if shard.owner == client}
-        dropped = [shard for shard in request.shards if (request.encoding, shard) in mine]
-        for shard in dropped:
-            await self._transfer.drop_shard(ShardKey(EncodingId(request.encoding), shard), f"taken back by {client}")
+        encoding = EncodingId(request.encoding)
+        dropped = [shard for shard in request.shards if await self._transfer.take_back(ShardKey(encoding, shard), client)]
         return self._reply("get", client, request.encoding, dropped or request.shards, 0)
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
@@ -129,8 +127,10 @@ class GrantDesk:
             raise BadInput(f"grant request: the encoding commits to {len(encoding.roots)} shards")
         size = encoding.shard_length() + 32 * leaf_count(encoding.shard_length())
         space = await self._transfer.space()
-        if space.used + size > space.quota or size > space.free:
+        if space.used + size > space.quota:
             raise StorageFull(f"{size} bytes don't fit: {max(0, space.quota - space.used)} of {space.quota} bytes lent are left")
+        if size > space.free:
+            raise StorageFull(f"{size} bytes don't fit on its disk: {space.free} are free")
         if not self._swarm.trusted(client):
             await self._admit_stranger(size, space.quota)
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from erasure.placement import Candidate, domain_of, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
-from node.source import GroupSource
+from node.store.interface import ShardKey
 from node.swarm.interface import PeerView, Swarm
-from node.transfer.jobs import EncodeGroup, KeepShard, PushShard
+from node.tally import Tally
+from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
 from protocol.ids import EncodingId, PeerId, encoding_text
 from protocol.manifest import Manifest
 
-if TYPE_CHECKING:
-    from node.publish import Tally
-
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
 _WIDTH = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+class Source(Protocol):
+    """Where a group's plain bytes lie."""
+
+    def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
+        """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
 
 
 class Placer:
@@ -32,6 +37,10 @@ class Placer:
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
+
+    @property
+    def me(self) -> PeerId:
+        return PeerId(self._me.peer)
 
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
@@ -42,9 +51,7 @@ class Placer:
         lends = view.record is not None and view.record.lend in ("storage", "both")
         return lends and view.routable and view.peer != self._me.peer and not self._swarm.banned(view.peer)
 
-    async def place_group(
-        self, located: Located, group: int, source: GroupSource, compression: str, tally: Tally, on_shard: OnShard
-    ) -> None:
+    async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
         """Codes the group unless an own encoding already lies at enough holders, then pushes what is missing."""
         held = self._already(located, group, tally)
         tally.durable[group] = held
@@ -103,6 +110,7 @@ class Placer:
             apart = [candidate for candidate in free if candidate.domain not in taken]
             pairs = place(known.record.group, len(missing), apart or free)
             jobs = [(shard, peer) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
+            tally.asked |= {(PeerId(peer), known.id, shard) for shard, peer in jobs}
             results = await asyncio.gather(*(self._put(located, group, known, shard, PeerId(peer)) for shard, peer in jobs))
             for (shard, peer), refusal in zip(jobs, results, strict=True):
                 if refusal is None:
@@ -137,21 +145,27 @@ class Placer:
             return error.message
         return None
 
-    async def take_back(self, located: Located, tally: Tally) -> None:
-        """After a failed publish nothing of it stays: peers drop what they took, the own store forgets."""
-        drops = [
-            self._drop(peer, known.id, shard)
-            for group, held in tally.durable.items()
-            for shard, peer in held.items()
-            for known in located.encodings.get(group, [])
-            if peer != self._me.peer and known.signer == self._me.peer
-        ]
-        await asyncio.gather(*drops)
-        await self._transfer.forget(located.model)
+    async def take_back(self, located: Located, tally: Tally, published: bool) -> None:
+        """After a failed publish nothing of it stays, here and at peers; what an earlier one made durable does, if it was `published`."""
+        drops = set(tally.asked)
+        if not published:
+            drops |= {
+                (peer, known.id, shard)
+                for group, held in tally.durable.items()
+                for shard, peer in held.items()
+                for known in located.encodings.get(group, [])
+                if known.signer == self._me.peer
+            }
+        await asyncio.gather(*(self._drop(*drop) for drop in drops))
+        if not published:
+            await self._transfer.forget(located.model)
 
     async def _drop(self, peer: PeerId, encoding: EncodingId, shard: int) -> None:
         try:
-            await self._grants.to_drop(peer, encoding, shard)
+            if peer == self._me.peer:
+                await self._transfer.take_back(ShardKey(encoding, shard), peer)
+            else:
+                await self._grants.to_drop(peer, encoding, shard)
         except MfError as error:
             log.info("%s didn't drop a shard of %s: %s", peer, encoding_text(encoding), error)
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from node.owner import Notify
 from node.place import Placer
 from node.source import GroupSource
 from node.swarm.interface import Swarm
+from node.tally import Tally
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import ModelId, PeerId, model_text
+from protocol.ids import ModelId, model_text
 from protocol.manifest import Manifest, model_id
 from protocol.records import NAME, Card
 
@@ -50,30 +51,6 @@ class PublishRequest:
     compression: str = "auto"
 
 
-@dataclass
-class Tally:
-    """What became durable: `durable[group][shard]` is its holder."""
-
-    k: int
-    n: int
-    durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
-    stored_bytes: int = 0
-
-    @property
-    def enough(self) -> int:
-        return self.k + -(-(self.n - self.k) // 2)
-
-    def least(self) -> int:
-        return min((len(set(held.values())) for held in self.durable.values()), default=0)
-
-    def shards(self) -> int:
-        return sum(len(held) for held in self.durable.values())
-
-    def holders(self) -> set[PeerId]:
-        return {peer for held in self.durable.values() for peer in held.values()}
-
-
 class Publisher:
     def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
         self._swarm = swarm
@@ -89,7 +66,9 @@ class Publisher:
         name = check_name(request.name or request.path.resolve().name)
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
-        tally = Tally(*self._choose(request))
+        k, n, words = self._choose(request)
+        tally = Tally(k, n)
+        await notify({"event": "note", "text": words})
         located = await self._prepare(model, manifest, data)
         with GroupSource(folder, manifest) as source:
             await self._spread(located, source, request, tally, notify)
@@ -110,16 +89,16 @@ class Publisher:
         manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
         return folder, manifest, data
 
-    def _choose(self, request: PublishRequest) -> tuple[int, int]:
+    def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
         nodes = len(self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
             choice = choose_k_n(nodes)
-            return choice.k, choice.n
+            return choice.k, choice.n, choice.words
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
-        return request.k, request.n
+        return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)
@@ -134,7 +113,10 @@ class Publisher:
 
         async def one(group: int) -> None:
             async with limit:
+                if tally.short():
+                    return  # a group has no home: the others needn't be coded and sent to be taken back
                 await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+                tally.ended.add(group)
 
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
@@ -161,18 +143,16 @@ class Publisher:
                     return
 
     async def _finish(self, located: Located, tally: Tally) -> None:
-        short = [
-            located.manifest.groups[group].name
-            for group in range(len(located.manifest.groups))
-            if len(set(tally.durable.get(group, {}).values())) < tally.enough
-        ]
+        short = tally.short()
         if not short:
             return
-        await self._placer.take_back(located, tally)
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
+        name, found = located.manifest.groups[short[0]].name, tally.nodes(short[0])
         raise StorageFull(
-            f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
-            hint="let more peers join, or lower --n",
-            details={"groups": short[:16], "refusals": tally.refusals},
+            f"{found} of {len(self._placer.candidates())} nodes took a shard of group {name}, {tally.enough} must; nothing of it stays",
+            hint="give nodes more --storage, let more peers join, or lower --n",
+            details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:

@@ -48,7 +48,7 @@ class FileWriter:
             self._open()
         except OSError as error:
             self.abort()
-            raise Conflict(f"{self._directory}: can't be written: {error.strerror}") from error
+            raise _said(error, self._directory) from error
         except BaseException:
             self.abort()
             raise
@@ -189,7 +189,7 @@ class FileWriter:
 
 def _said(error: OSError, directory: Path) -> MfError:
     text = f"{directory}: can't be written: {error.strerror}"
-    return StorageFull(text) if error.errno in (28, 122) else Conflict(text)
+    return StorageFull(text) if error.errno in (28, 122) else BadInput(text, hint="give a folder that can be written")
 
 
 def _file_digest(path: Path) -> bytes:

@@ -80,6 +80,10 @@ def _tell(error: MfError, as_json: bool) -> int:
     candidates = error.details.get("candidates")
     if isinstance(candidates, list) and candidates:
         click.echo(f"  near: {', '.join(str(name) for name in candidates[:8])}", err=True)
+    refusals = error.details.get("refusals")
+    if isinstance(refusals, dict):
+        for peer, reason in list(refusals.items())[:16]:
+            click.echo(f"  {peer}: {reason}", err=True)
     if error.hint:
         click.echo(f"  {error.hint}", err=True)
     return error.exit_code

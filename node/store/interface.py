@@ -89,6 +89,9 @@ class ShardStore(Protocol):
 
     def models(self) -> dict[ModelId, list[bytes]]: ...
 
+    def prune(self, blobs: Sequence[bytes]) -> None:
+        """Removes those of these blobs that no shard and no model kept here needs."""
+
     def forget(self, model: ModelId) -> int:
         """Drops every shard, blob and full holding kept for this model alone; returns bytes freed."""
 

@@ -32,6 +32,7 @@ class ShardRef(Record):
     encoding: bytes
     shard: int
     reason: str | None = None
+    owner: str | None = None
 
     def key(self) -> ShardKey:
         return ShardKey(EncodingId(self.encoding), self.shard)

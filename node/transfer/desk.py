@@ -61,7 +61,7 @@ class Desk:
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
-            (self.drop_staged, calls.EncodingRef),
+            (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
         table["configure"] = self._configure
@@ -175,6 +175,26 @@ class Desk:
     async def drop_shard(self, shard: calls.ShardRef) -> None:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
 
+    async def take_back(self, shard: calls.ShardRef) -> bool:
+        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them."""
+        withdrawn = self._expected.withdraw(shard.key(), shard.owner or "")
+        awaited = self._expected.models()
+        model = await self._in_files(self._take_back, shard, withdrawn, awaited)
+        if model is None:
+            return False
+        await self._tell("shards_gone", calls.ModelRef(model=model))
+        return True
+
+    def _take_back(self, shard: calls.ShardRef, withdrawn: ModelId | None, awaited: set[ModelId]) -> ModelId | None:
+        key = shard.key()
+        info = next((info for info in self._store.list_shards() if info.key == key and info.owner == shard.owner), None)
+        if info is not None:
+            self._store.drop_shard(key, f"taken back by {shard.owner}")
+        model = info.model if info is not None else withdrawn
+        if model is not None:
+            self._store.prune([key.encoding] if model in awaited else [key.encoding, model])
+        return model
+
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
         return await self._in_files(self._scrub, shard)
 
@@ -194,7 +214,9 @@ class Desk:
         return calls.Verified(ok=reason is None, reason=reason)
 
     async def forget(self, model: calls.ModelRef) -> int:
-        return await self._in_files(self._store.forget, ModelId(_id(model.model)))
+        freed = await self._in_files(self._store.forget, ModelId(_id(model.model)))
+        await self._tell("shards_gone", model)
+        return freed
 
     async def space(self, _: calls.ModelRef) -> calls.SpaceEntry:
         space = await self._in_files(self._store.space)

@@ -45,6 +45,9 @@ class TransferCallbacks(Protocol):
     async def shard_stored(self, info: ShardInfo) -> None:
         """After a durable put by a peer, or by `keep_shard`."""
 
+    async def shards_gone(self, model: ModelId) -> None:
+        """Shards of the model were forgotten or taken back."""
+
     def ended(self, error: MfError) -> None:
         """The process died without being told to; every call pending has failed. `restart` it."""
 
@@ -161,6 +164,7 @@ class Transfer:
             "leaf_fault": self._leaf_fault,
             "progress": self._progress,
             "shard_stored": self._shard_stored,
+            "shards_gone": self._shards_gone,
         }
 
     async def _need_grant(self, params: Any, fds: list[int]) -> Access:
@@ -177,6 +181,9 @@ class Transfer:
 
     async def _shard_stored(self, params: Any, fds: list[int]) -> None:
         await self._callbacks.shard_stored(_plain(params, calls.ShardEntry).info())
+
+    async def _shards_gone(self, params: Any, fds: list[int]) -> None:
+        await self._callbacks.shards_gone(ModelId(_plain(params, calls.ModelRef).model or b""))
 
     # The store.
 
@@ -207,6 +214,10 @@ class Transfer:
 
     async def drop_shard(self, key: ShardKey, reason: str) -> None:
         await self._call("drop_shard", _ref(key, reason), None)
+
+    async def take_back(self, key: ShardKey, owner: str) -> bool:
+        """Drops a shard that `owner` put, or was given leave to put; False when it didn't."""
+        return bool(await self._call("take_back", calls.ShardRef(encoding=key.encoding, shard=key.shard, owner=owner), bool))
 
     async def verify_shard(self, key: ShardKey) -> Verified:
         """Reads it and checks every leaf now; a bad one is dropped."""

@@ -129,7 +129,8 @@ def test_the_transfer_process_killed_comes_back_by_itself(stage: Stage, tmp_path
         try:
             stage.fetch(tmp_path / str(tries))
         except CommandFailed as failed:
-            assert failed.code == 6, failed
+            if failed.code != 6:
+                raise
             return False
         return True
 

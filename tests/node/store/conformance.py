@@ -112,6 +112,15 @@ class StoreConformance:
         assert get(store, key) is None
         assert store.space().used == 0
 
+    def test_blobs_are_pruned_when_nothing_needs_them(self, store: ShardStore) -> None:
+        sample = shard(1, 1000)
+        key, listed, loose = put(store, sample), store.put_blob(b"listed"), store.put_blob(b"loose")
+        store.add_model(ModelId(listed), [listed])
+        store.prune([listed, loose, key.encoding])
+        assert store.get_blob(listed) == b"listed"
+        assert store.get_blob(loose) is None
+        assert store.has(key)
+
     def test_blobs_lie_under_their_hash(self, store: ShardStore) -> None:
         blob = store.put_blob(b"words")
         assert blob == digest(b"words")

@@ -45,6 +45,7 @@ class Node:
         self.end: MfError | None = None
         self.port = 0
         self.asked: list[list[int]] = []
+        self.gone: list[ModelId] = []
 
     def access(self, encoding: bytes, shards: list[int], verb: str = "get") -> Access:
         coded = Coded(100)
@@ -62,6 +63,9 @@ class Node:
 
     async def progress(self, job: str, done: int, total: int) -> None:
         self.progressed.append((job, done, total))
+
+    async def shards_gone(self, model: ModelId) -> None:
+        self.gone.append(model)
 
     async def shard_stored(self, info: ShardInfo) -> None:
         self.stored.append(info)
