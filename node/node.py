@@ -98,7 +98,7 @@ class Node:
         desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
-        assembler = Assembler(swarm, transfer, self._executor, self._data.path)
+        assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
         placer = Placer(me, swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
