@@ -96,7 +96,7 @@ class FetchGroup(Record):
     The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
 
     The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer that isn't in `granted`,
-    `leaf_fault(peer,    encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
+    `leaf_fault(peer, encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
     """
 
     job: str
