@@ -48,6 +48,7 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
 from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
@@ -97,7 +98,7 @@ class Node:
         desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
-        assembler = Assembler(swarm, transfer, self._executor, self._data.path)
+        assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
         placer = Placer(me, swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
@@ -110,6 +111,7 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
@@ -137,6 +139,7 @@ class Node:
         await self._tell_space()
         self._supervisor.spawn(self._keeper.run(), "holdings")
         self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -200,7 +203,10 @@ class Node:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SPACE)
-            await self._tell_space()
+            try:
+                await self._tell_space()
+            except MfError as error:
+                log.warning("the space lent wasn't told: %s", error)
 
     def _clean(self) -> None:
         """What a killed run left behind."""

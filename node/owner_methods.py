@@ -22,6 +22,7 @@ from node.whom import whom
 from protocol.errors import BadInput, NotFound
 from protocol.ids import model_text
 from protocol.messages import Sampling
+from runtime.memory import DTYPE_WIDTH
 
 PLAN_TOKENS = 2_048
 
@@ -117,6 +118,7 @@ class OwnerMethods:
             text=params.get("text"),
             stop=tuple(params.get("stop") or ()),
             continue_final=bool(params.get("continue_final")),
+            precision=precision(params),
         )
         async with aclosing(self._generator.generate(request)) as events:
             async for event in events:
@@ -181,6 +183,14 @@ def text(params: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(f"{name} is missing")
     return value
+
+
+def precision(params: dict[str, Any]) -> str:
+    """What the weights run in. In fp32, the reference, a reply doesn't depend on how its tokens were batched or replayed."""
+    chosen = optional(params, "precision") or "bf16"
+    if chosen not in DTYPE_WIDTH:
+        raise BadInput(f"precision is {chosen[:16]!r}, {' or '.join(DTYPE_WIDTH)} are known")
+    return chosen
 
 
 def optional(params: dict[str, Any], name: str) -> str | None:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from erasure.placement import Candidate, domain_of, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
-from node.source import GroupSource
 from node.store.interface import ShardKey
 from node.swarm.interface import PeerView, Swarm
-from node.transfer.jobs import EncodeGroup, KeepShard, PushShard
+from node.tally import Tally
+from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
 from protocol.ids import EncodingId, PeerId, encoding_text
 from protocol.manifest import Manifest
 
-if TYPE_CHECKING:
-    from node.publish import Tally
-
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
 _WIDTH = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+class Source(Protocol):
+    """Where a group's plain bytes lie."""
+
+    def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
+        """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
 
 
 class Placer:
@@ -47,9 +51,7 @@ class Placer:
         lends = view.record is not None and view.record.lend in ("storage", "both")
         return lends and view.routable and view.peer != self._me.peer and not self._swarm.banned(view.peer)
 
-    async def place_group(
-        self, located: Located, group: int, source: GroupSource, compression: str, tally: Tally, on_shard: OnShard
-    ) -> None:
+    async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
         """Codes the group unless an own encoding already lies at enough holders, then pushes what is missing."""
         held = self._already(located, group, tally)
         tally.durable[group] = held

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from node.owner import Notify
 from node.place import Placer
 from node.source import GroupSource
 from node.swarm.interface import Swarm
+from node.tally import Tally
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import EncodingId, ModelId, PeerId, model_text
+from protocol.ids import ModelId, model_text
 from protocol.manifest import Manifest, model_id
 from protocol.records import NAME, Card
 
@@ -50,40 +51,6 @@ class PublishRequest:
     compression: str = "auto"
 
 
-@dataclass
-class Tally:
-    """What became durable: `durable[group][shard]` is its holder; `asked` whom this publish gave which shard of which encoding, or tried
-    to; `ended` the groups that are as durable as they get now."""
-
-    k: int
-    n: int
-    durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
-    asked: set[tuple[PeerId, EncodingId, int]] = field(default_factory=set)
-    ended: set[int] = field(default_factory=set)
-    refusals: dict[str, str] = field(default_factory=dict)
-    stored_bytes: int = 0
-
-    @property
-    def enough(self) -> int:
-        return self.k + -(-(self.n - self.k) // 2)
-
-    def nodes(self, group: int) -> int:
-        return len(set(self.durable.get(group, {}).values()))
-
-    def short(self) -> list[int]:
-        """Groups for which too few nodes were found."""
-        return sorted(group for group in self.ended if self.nodes(group) < self.enough)
-
-    def least(self) -> int:
-        return min((len(set(held.values())) for held in self.durable.values()), default=0)
-
-    def shards(self) -> int:
-        return sum(len(held) for held in self.durable.values())
-
-    def holders(self) -> set[PeerId]:
-        return {peer for held in self.durable.values() for peer in held.values()}
-
-
 class Publisher:
     def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
         self._swarm = swarm
@@ -98,14 +65,20 @@ class Publisher:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
-        tally = Tally(*self._choose(request))
+        k, n, words = self._choose(request)
+        tally = Tally(k, n)
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
+        await notify({"event": "note", "text": words})
         self._running += 1
         try:
             located = await self._prepare(model, manifest, data)
-            with GroupSource(folder, manifest) as source:
-                await self._spread(located, source, request, tally, notify)
+            try:
+                with GroupSource(folder, manifest) as source:
+                    await self._spread(located, source, request, tally, notify)
+            except BadInput:  # the files aren't those of the manifest any more: nobody can go on with what is there
+                await self._take_back(located, tally)
+                raise
             await self._finish(located, tally)
         finally:
             self._running -= 1
@@ -132,20 +105,20 @@ class Publisher:
         manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
         return folder, manifest, data
 
-    def _choose(self, request: PublishRequest) -> tuple[int, int]:
+    def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
         nodes = len(self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
             choice = choose_k_n(nodes)
-            return choice.k, choice.n
+            return choice.k, choice.n, choice.words
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
         enough = Tally(request.k, request.n).enough
         if nodes < enough:
             said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
             raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
-        return request.k, request.n
+        return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)
@@ -193,14 +166,17 @@ class Publisher:
         short = tally.short()
         if not short:
             return
-        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
-        await self._placer.take_back(located, tally, published)
+        await self._take_back(located, tally)
         name, nodes = located.manifest.groups[short[0]].name, len(self._placer.candidates())
         raise StorageFull(
             f"{tally.nodes(short[0])} of {nodes} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
             hint="give nodes more --storage, let more peers join, or lower --n",
             details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
+
+    async def _take_back(self, located: Located, tally: Tally) -> None:
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()

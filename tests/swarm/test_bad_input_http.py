@@ -1,4 +1,6 @@
-"""Wrong requests, and those a foreign page could have made, to a real node: refused by name, and the next good one is answered."""
+"""Requests that are wrong, or that a foreign page could have made, against a real node: refused by name, and the next
+good one is answered.
+"""
 
 from __future__ import annotations
 

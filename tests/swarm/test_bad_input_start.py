@@ -1,4 +1,6 @@
-"""What keeps a node from starting, or a command from reaching one: a sentence naming it, its class's exit code, no traceback."""
+"""What keeps a node from starting, or a command from reaching one: a sentence that names the thing, the exit code of its
+class, no traceback.
+"""
 
 from __future__ import annotations
 
