@@ -30,6 +30,9 @@ class Source(Protocol):
     def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
         """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
 
+    def check(self) -> None:
+        """`BadInput` when the bytes may have changed since the manifest was made of them."""
+
 
 class Placer:
     def __init__(self, me: Candidate, swarm: Swarm, transfer: Transfer, grants: GrantBook) -> None:
@@ -72,15 +75,16 @@ class Placer:
             element=element_width(located.manifest, group),
         )
         encoded = await self._transfer.encode_group(job, fds)
-        known = located.add(encoded.envelope)
         try:
+            source.check()
+            known = located.add(encoded.envelope)
             await self._transfer.put_blob(encoded.envelope)
             await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
             if known.id not in self._ids_held(located, group):
                 held.clear()
             await self._push_all(located, group, known, tally, on_shard)
         finally:
-            await self._transfer.drop_staged(known.id)
+            await self._transfer.drop_staged(EncodingId(encoded.encoding))
 
     def _ids_held(self, located: Located, group: int) -> set[bytes]:
         views = self._swarm.holdings(located.model)

@@ -70,8 +70,9 @@ def test_files_that_change_meanwhile(calm: Swarm, tmp_path: Path) -> None:
     weights, before = path / "model.safetensors", everywhere(calm)
 
     def change() -> None:
-        with weights.open("ab") as file:
-            file.write(b"more")
+        with weights.open("r+b") as file:
+            file.seek(-64, 2)
+            file.write(bytes(64))
 
     begun = len(before[1].shards) + 2
     code, error = interrupt(calm.nodes[0], ("publish", str(path)), lambda: len(stored(calm.nodes[1].data_dir).shards) >= begun, change)
