@@ -59,7 +59,6 @@ class Publisher:
         self._placer = placer
         self._executor = executor
         self._label = label
-        self._running = 0
 
     async def publish(self, request: PublishRequest, notify: Notify) -> dict[str, Any]:
         """The command's result; see docs/CLI.md for its fields."""
@@ -70,29 +69,18 @@ class Publisher:
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
         await notify({"event": "note", "text": words})
-        self._running += 1
+        located = await self._prepare(model, manifest, data)
         try:
-            located = await self._prepare(model, manifest, data)
-            try:
-                with GroupSource(folder, manifest) as source:
-                    await self._spread(located, source, request, tally, notify)
-            except BadInput:  # the files aren't those of the manifest any more: nobody can go on with what is there
-                await self._take_back(located, tally)
-                raise
-            await self._finish(located, tally)
-        finally:
-            self._running -= 1
-            await self._sweep()
+            with GroupSource(folder, manifest) as source:
+                await self._spread(located, source, request, tally, notify)
+        except BadInput:  # the files aren't those of the manifest any more: nobody can go on with what is there
+            await self._take_back(located, tally)
+            raise
+        await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
         return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
-
-    async def _sweep(self) -> None:
-        """What was coded just as its publish was stopped belongs to nobody."""
-        staged = [] if self._running else await self._transfer.list_staged()
-        for encoding in staged:
-            await self._transfer.drop_staged(encoding)
 
     async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
         loop = asyncio.get_running_loop()
