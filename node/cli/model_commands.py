@@ -44,7 +44,7 @@ def _show_published(done: dict[str, Any]) -> None:
     if done["survives_losses"]:
         click.echo(f"  survives the loss of any {done['survives_losses']} of them")
     else:
-        click.echo("  survives the loss of none of them: let more nodes join, then publish again")
+        click.echo("  survives the loss of none of them yet: more nodes must join")
 
 
 def _nodes(count: int) -> str:
