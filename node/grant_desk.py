@@ -26,7 +26,7 @@ from protocol.framing import unpack
 from protocol.grants import Grant, seal_grant
 from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.manifest import parse_manifest
-from protocol.messages import GRANT_PROTOCOL, GrantReply, GrantRequest, refusal_frame, reply_frame
+from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, refusal_frame, reply_frame
 
 log = logging.getLogger(__name__)
 STRANGERS_SHARE = 0.25
@@ -67,10 +67,14 @@ class GrantDesk:
 
     async def decide(self, request: GrantRequest, client: PeerId) -> GrantReply:
         """The grant, or the refusal as an error of the tree."""
-        if len(request.encoding) != 32 or not request.shards or len(request.shards) > limits.MAX_SHARDS:
-            raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 numbers")
-        if any(not 0 <= shard < limits.MAX_SHARDS for shard in request.shards):
-            raise BadInput("grant request: shard numbers are below 256")
+        also = request.also or []
+        if len(also) > limits.MAX_GRANTS_ASKED:
+            raise BadInput(f"grant request: {len(also)} more encodings, at most {limits.MAX_GRANTS_ASKED} allowed")
+        asks = [GrantAsk(request.encoding, request.shards), *also]
+        for ask in asks:
+            _check_ask(ask)
+        if sum(len(ask.shards) for ask in asks) > limits.MAX_SHARDS_ASKED:
+            raise BadInput(f"grant request: at most {limits.MAX_SHARDS_ASKED} shards may be asked for at once")
         if request.verb == "get":
             return await self._get(request, client)
         if request.verb == "put":
@@ -80,12 +84,27 @@ class GrantDesk:
         raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put and drop are known")
 
     async def _get(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        held = [shard for shard in request.shards if await self._transfer.has_shard(ShardKey(EncodingId(request.encoding), shard))]
-        if not held:
+        also = request.also or []
+        asks = [GrantAsk(request.encoding, request.shards), *also]
+        keys = [ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards]
+        lengths = dict(zip(keys, await self._transfer.shard_lengths(keys), strict=True))
+        held = [
+            {shard: length for shard in ask.shards if (length := lengths[ShardKey(EncodingId(ask.encoding), shard)]) is not None}
+            for ask in asks
+        ]
+        if not held[0]:
             raise NotFound("none of these shards lies here (any more)")
-        envelope = await self._transfer.get_blob(request.encoding)
-        size = parse_encoding(envelope)[1].shard_length() if envelope else 0
-        return self._reply("get", client, request.encoding, held, (size + _SLACK) * 2 * len(held))
+        grants = [self._get_grant(client, ask.encoding, found) if found else None for ask, found in zip(asks, held, strict=True)]
+        return GrantReply(
+            grant=grants[0] or b"",
+            urls=self._config.urls,
+            tls=self._config.tls,
+            held=sorted(held[0]),
+            also=grants[1:] if also else None,
+        )
+
+    def _get_grant(self, client: PeerId, encoding: bytes, held: dict[int, int]) -> bytes:
+        return self._grant("get", client, encoding, sorted(held), 2 * sum(length + _SLACK for length in held.values()))
 
     async def _put(self, request: GrantRequest, client: PeerId) -> GrantReply:
         if self._config.lend not in ("storage", "both"):
@@ -141,6 +160,10 @@ class GrantDesk:
             raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:
+        grant = self._grant(verb, client, encoding, shards, most)
+        return GrantReply(grant=grant, urls=self._config.urls, tls=self._config.tls, held=shards)
+
+    def _grant(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> bytes:
         grant = Grant(
             verb=verb,
             client=client,
@@ -151,4 +174,11 @@ class GrantDesk:
             nonce=secrets.token_bytes(16),
             issued=int(time.time()),
         )
-        return GrantReply(grant=seal_grant(self._key, grant), urls=self._config.urls, tls=self._config.tls, held=shards)
+        return seal_grant(self._key, grant)
+
+
+def _check_ask(ask: GrantAsk) -> None:
+    if len(ask.encoding) != 32 or not 0 < len(ask.shards) <= limits.MAX_SHARDS:
+        raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 numbers")
+    if any(not 0 <= shard < limits.MAX_SHARDS for shard in ask.shards):
+        raise BadInput("grant request: shard numbers are below 256")

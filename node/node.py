@@ -48,6 +48,7 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
@@ -64,6 +65,7 @@ class Node:
         self._data = data
         self._executor = ThreadPoolExecutor(2, "hash")
         self._supervisor = Supervisor()
+        self._watchdog = Watchdog()
         self._network = LibP2PNetwork(identity.key, list(config.listen))
         self._directory = Directory(self._network)
         state = StateFile(data.path / "swarm.msgpack")
@@ -98,7 +100,7 @@ class Node:
         desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
-        assembler = Assembler(swarm, transfer, self._executor, self._data.path)
+        assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
         placer = Placer(me, swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
@@ -129,6 +131,7 @@ class Node:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
+        self._watchdog.start()
         await self._transfer.start()
         await self._network.start()
         hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
@@ -158,6 +161,7 @@ class Node:
         await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._watchdog.stop()
         log.info("stopped", extra={"event": "stopped"})
 
     @property

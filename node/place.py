@@ -72,12 +72,12 @@ class Placer:
             element=element_width(located.manifest, group),
         )
         encoded = await self._transfer.encode_group(job, fds)
-        await self._transfer.put_blob(encoded.envelope)
         known = located.add(encoded.envelope)
-        await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
-        if known.id not in self._ids_held(located, group):
-            held.clear()
         try:
+            await self._transfer.put_blob(encoded.envelope)
+            await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
+            if known.id not in self._ids_held(located, group):
+                held.clear()
             await self._push_all(located, group, known, tally, on_shard)
         finally:
             await self._transfer.drop_staged(known.id)

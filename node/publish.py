@@ -59,6 +59,7 @@ class Publisher:
         self._placer = placer
         self._executor = executor
         self._label = label
+        self._running = 0
 
     async def publish(self, request: PublishRequest, notify: Notify) -> dict[str, Any]:
         """The command's result; see docs/CLI.md for its fields."""
@@ -69,14 +70,25 @@ class Publisher:
         k, n, words = self._choose(request)
         tally = Tally(k, n)
         await notify({"event": "note", "text": words})
-        located = await self._prepare(model, manifest, data)
-        with GroupSource(folder, manifest) as source:
-            await self._spread(located, source, request, tally, notify)
-        await self._finish(located, tally)
+        self._running += 1
+        try:
+            located = await self._prepare(model, manifest, data)
+            with GroupSource(folder, manifest) as source:
+                await self._spread(located, source, request, tally, notify)
+            await self._finish(located, tally)
+        finally:
+            self._running -= 1
+            await self._sweep()
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
         return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
+
+    async def _sweep(self) -> None:
+        """What was coded just as its publish was stopped belongs to nobody."""
+        staged = [] if self._running else await self._transfer.list_staged()
+        for encoding in staged:
+            await self._transfer.drop_staged(encoding)
 
     async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
         loop = asyncio.get_running_loop()

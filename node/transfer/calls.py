@@ -38,6 +38,10 @@ class ShardRef(Record):
         return ShardKey(EncodingId(self.encoding), self.shard)
 
 
+class ShardRefs(Record):
+    shards: list[ShardRef]
+
+
 class EncodingRef(Record):
     encoding: bytes
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.channel import Channel, Method
 from node.store.disk import DiskStore
-from node.store.interface import ShardInfo
+from node.store.interface import ShardInfo, ShardKey
 from node.store.leaf_check import first_bad_leaf
 from node.transfer import calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
@@ -29,6 +29,7 @@ from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
 from node.transfer.push import push_shard
 from node.transfer.server import TransferServer, tls_context
+from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from protocol import limits
@@ -58,6 +59,7 @@ class Desk:
         asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
             (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
             (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
+            (self.shard_lengths, calls.ShardRefs),
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
@@ -172,6 +174,16 @@ class Desk:
     async def has_shard(self, shard: calls.ShardRef) -> bool:
         return await self._in_files(self._store.has, shard.key())
 
+    async def shard_lengths(self, refs: calls.ShardRefs) -> list[int | None]:
+        return await self._in_files(lambda: [self._length(ref.key()) for ref in refs.shards])
+
+    def _length(self, key: ShardKey) -> int | None:
+        reader = self._store.open_shard(key)
+        if reader is None:
+            return None
+        reader.close()
+        return reader.length
+
     async def drop_shard(self, shard: calls.ShardRef) -> None:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
 
@@ -239,10 +251,12 @@ class Desk:
         return await encode_group(_convert(params, EncodeGroup), fds, self._staging, self._key, self._coding)
 
     async def _fetch(self, params: Any, fds: list[int]) -> Fetched:
-        if len(fds) != 1:
+        job = _convert(params, FetchGroup)
+        if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        return await fetch_group(_convert(params, FetchGroup), fds[0], self._connections, callbacks, self._coding)
+        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
+        return await fetch_group(job, sink, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding)

@@ -3,29 +3,29 @@
 Called from an executor's thread, one window after the other. A piece may lie across two windows, never three: it has at most
 a little over 256 KiB.
 
-Written by pwrite rather than through a mapping: a full disk is then an error with a name, not a SIGBUS.
+A segment's digest isn't checked here. Its leaves hold what its signer committed to, the cipher that it was sealed under that
+digest; whether these are the model's bytes only the manifest can say, and whoever asked compares all of them with it before use.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from erasure.code import Code
 from erasure.segment import open_segment
 from node.transfer.fetch_board import WINDOW, Shape
+from node.transfer.sink import Sink
 from protocol.encoding import Encoding
-from protocol.errors import StorageFull
 
 
 class Assembler:
-    """Writes the group at `offset` of `fd` as its windows come."""
+    """Writes the group to `sink` as its windows come."""
 
-    def __init__(self, record: Encoding, shape: Shape, fd: int, offset: int, secret: bytes) -> None:
+    def __init__(self, record: Encoding, shape: Shape, sink: Sink, secret: bytes) -> None:
         self._record = record
         self._shape = shape
-        self._fd = fd
-        self._at = offset
+        self._sink = sink
+        self._at = 0
         self._secret = secret
         self._code = Code(record.k, len(record.roots))
         self._lengths = record.piece_lengths()
@@ -70,16 +70,8 @@ class Assembler:
             begin = max(0, self._piece_at - start)
             sealed[to + early : to + length] = memoryview(rows[shard])[begin : begin + length - early]
         plain = memoryview(self._plain)[: segment.plain]
-        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret)
-        self._write_out(plain)
+        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret, check_digest=False)
+        self._sink.write(plain, self._at)
         self._at += segment.plain
         self._piece_at += length
         self._segment += 1
-
-    def _write_out(self, plain: memoryview) -> None:
-        done = 0
-        try:
-            while done < len(plain):
-                done += os.pwrite(self._fd, plain[done:], self._at + done)
-        except OSError as error:
-            raise StorageFull(f"writing the fetched group failed: {error.strerror}", hint="free some space on that disk") from error

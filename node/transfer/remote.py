@@ -212,6 +212,12 @@ class Transfer:
     async def has_shard(self, key: ShardKey) -> bool:
         return bool(await self._call("has_shard", _ref(key), bool))
 
+    async def shard_lengths(self, keys: Sequence[ShardKey]) -> list[int | None]:
+        """Bytes of each shard, None where it isn't held."""
+        refs = calls.ShardRefs(shards=[_ref(key) for key in keys])
+        found: list[int | None] = await self._call("shard_lengths", refs, list[int | None])
+        return found
+
     async def drop_shard(self, key: ShardKey, reason: str) -> None:
         await self._call("drop_shard", _ref(key, reason), None)
 
@@ -249,9 +255,9 @@ class Transfer:
         done: Encoded = await self._call("encode_group", job, Encoded, fds, timeout=None)
         return done
 
-    async def fetch_group(self, job: FetchGroup, fd: int) -> Fetched:
-        """Writes the group at `job.offset` of `fd`, which stays the caller's."""
-        done: Fetched = await self._call("fetch_group", job, Fetched, [fd], timeout=None)
+    async def fetch_group(self, job: FetchGroup, *fds: int) -> Fetched:
+        """Writes the group at `job.offset` of the one descriptor, or into `job.spans` of several; they stay the caller's."""
+        done: Fetched = await self._call("fetch_group", job, Fetched, fds, timeout=None)
         return done
 
     async def push_shard(self, job: PushShard) -> None:

@@ -19,7 +19,7 @@ import aiohttp
 from blake3 import blake3
 
 from node.transfer.fetch_board import Board, Shape
-from node.transfer.jobs import Source
+from node.transfer.jobs import GRANT_KEPT, Granted, Source
 from protocol import limits
 from protocol.encoding import shard_root
 from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
@@ -161,8 +161,9 @@ async def refusal(response: aiohttp.ClientResponse) -> MfError:
 class Grants:
     """One grant per peer for all its shards of this encoding, asked for once and again when it has aged."""
 
-    def __init__(self, encoding: bytes, sources: list[Source], callbacks: Callbacks) -> None:
+    def __init__(self, encoding: bytes, sources: list[Source], granted: list[Granted], callbacks: Callbacks) -> None:
         self._encoding = encoding
+        self._granted = {given.peer: Access(urls=given.urls, tls=given.tls, grant=given.grant) for given in granted}
         self._shards: dict[str, list[int]] = {}
         for source in sources:
             self._shards.setdefault(source.peer, []).append(source.shard)
@@ -172,7 +173,11 @@ class Grants:
     def prefetch(self, peer: str) -> asyncio.Task[Access]:
         now = asyncio.get_running_loop().time()
         at, task = self._asked.get(peer, (0.0, None))
-        if task is None or now - at > GRANT_FRESH or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None and peer in self._granted:
+            access = self._granted[peer]
+            task = asyncio.create_task(_given(access), name=f"grant of {peer}")
+            self._asked[peer] = (now - GRANT_KEPT, task)
+        elif task is None or now - at > GRANT_FRESH or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.create_task(self._ask(peer), name=f"grant of {peer}")
             self._asked[peer] = (now, task)
         return task
@@ -191,6 +196,10 @@ class Grants:
     async def _ask(self, peer: str) -> Access:
         async with asyncio.timeout(GRANT_WITHIN):
             return await self._callbacks.need_grant(peer, self._encoding, sorted(set(self._shards[peer])))
+
+
+async def _given(access: Access) -> Access:
+    return access
 
 
 class ShardReader:

@@ -59,15 +59,14 @@ def test_ctrl_c_in_the_middle_and_again(calm: Swarm, big: Path, tmp_path: Path) 
     assert [len(found.shards - old.shards) for found, old in zip(after, before, strict=True)] == [done["groups"]] * 3
     assert sum(half) > sum(len(old.shards) for old in before), "it wasn't in the middle"
     assert not any(found.passing for found in after)
-    one_shard_each(node.cli("holdings", done["model_id"]))
+    wait_until(lambda: one_shard_each(node.cli("holdings", done["model_id"])), 10.0, "one shard of a group per node, as all tell it")
     interrupted_fetch(calm, done["model_id"], tmp_path)
     forget_everywhere(calm, done["model_id"], before)
 
 
-def one_shard_each(holders: dict[str, Any]) -> None:
-    for group in holders["groups"]:
-        peers = [peer for who in group["shards"].values() for peer in who]
-        assert len(group["shards"]) == len(peers) == len(set(peers)) == 3, group
+def one_shard_each(holders: dict[str, Any]) -> bool:
+    told = [[peer for who in group["shards"].values() for peer in who] for group in holders["groups"]]
+    return all(len(peers) == len(set(peers)) == 3 for peers in told)
 
 
 def interrupted_fetch(swarm: Swarm, model: str, tmp_path: Path) -> None:

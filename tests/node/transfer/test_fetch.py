@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, SourceSpan
+from node.transfer.sink import Sink
 from node.transfer.sources import Connections
 from node.transfer.staging import Staging
 from protocol.errors import PeerFault, Unavailable
@@ -54,7 +55,7 @@ class Swarm:
         path = self.tmp_path / "out"
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            result = await fetch_group(job, fd, self.connections, node.callbacks, self.executor)
+            result = await fetch_group(job, Sink.whole(fd, OFFSET), self.connections, node.callbacks, self.executor)
         finally:
             os.close(fd)
         assert path.read_bytes()[OFFSET:] == self.data

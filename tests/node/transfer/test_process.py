@@ -194,7 +194,7 @@ async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, N
     answers = await asyncio.gather(*waiting, return_exceptions=True)
     assert any(isinstance(answer, ChannelClosed) for answer in answers)
     await until(lambda: node.end is not None, 5, "the end is told")
-    with pytest.raises(ChannelClosed, match="not running"):
+    with pytest.raises(Unavailable, match="isn't back yet"):
         await transfer.space()
     port = transfer.port
     await transfer.restart()
