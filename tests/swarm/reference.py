@@ -1,4 +1,4 @@
-"""transformers alone, in a process of its own: `python -m tests.swarm.reference FOLDER THREADS TOKENS PROMPT...` prints the greedy texts."""
+"""transformers alone, in a process of its own: `python -m tests.swarm.reference FOLDER THREADS TOKENS PROMPT...` prints greedy texts."""
 
 from __future__ import annotations
 
