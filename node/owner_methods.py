@@ -18,8 +18,9 @@ from node.report import Reporter
 from node.route import Router
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
+from node.whom import whom
 from protocol.errors import BadInput, NotFound
-from protocol.ids import PeerId, model_text, public_from_peer
+from protocol.ids import model_text
 from protocol.messages import Sampling
 from runtime.memory import DTYPE_WIDTH
 
@@ -147,9 +148,8 @@ class OwnerMethods:
         return {"peers": await self._swarm.join(text(params, "ticket"))}
 
     async def trust(self, params: dict[str, Any], notify: Notify) -> Any:
-        peer = text(params, "who")
-        public_from_peer(peer)
-        self._swarm.trust(PeerId(peer))
+        peer = whom(text(params, "who"), self._swarm.cards())
+        self._swarm.trust(peer)
         return {"trusted": peer}
 
     async def holdings(self, params: dict[str, Any], notify: Notify) -> Any:

@@ -30,6 +30,9 @@ class Source(Protocol):
     def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
         """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
 
+    def check(self) -> None:
+        """`BadInput` when the bytes may have changed since the manifest was made of them."""
+
 
 class Placer:
     def __init__(self, me: Candidate, swarm: Swarm, transfer: Transfer, grants: GrantBook) -> None:
@@ -37,6 +40,7 @@ class Placer:
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
+        self._placing = 0
 
     @property
     def me(self) -> PeerId:
@@ -71,16 +75,26 @@ class Placer:
             compression=compression,
             element=element_width(located.manifest, group),
         )
-        encoded = await self._transfer.encode_group(job, fds)
-        known = located.add(encoded.envelope)
+        self._placing += 1
         try:
+            encoded = await self._transfer.encode_group(job, fds)
+            source.check()
             await self._transfer.put_blob(encoded.envelope)
+            known = located.add(encoded.envelope)
             await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
             if known.id not in self._ids_held(located, group):
                 held.clear()
             await self._push_all(located, group, known, tally, on_shard)
-        finally:
             await self._transfer.drop_staged(known.id)
+        finally:
+            self._placing -= 1
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""
+        staged = [] if self._placing else await self._transfer.list_staged()
+        for encoding in staged:
+            await self._transfer.drop_staged(encoding)
 
     def _ids_held(self, located: Located, group: int) -> set[bytes]:
         views = self._swarm.holdings(located.model)

@@ -59,36 +59,28 @@ class Publisher:
         self._placer = placer
         self._executor = executor
         self._label = label
-        self._running = 0
 
     async def publish(self, request: PublishRequest, notify: Notify) -> dict[str, Any]:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
-        folder, manifest, data = await self._read(request, notify)
-        model = model_id(data)
         k, n, words = self._choose(request)
         tally = Tally(k, n)
+        folder, manifest, data = await self._read(request, notify)
+        model = model_id(data)
         await notify({"event": "note", "text": words})
-        self._running += 1
+        located = await self._prepare(model, manifest, data)
         try:
-            located = await self._prepare(model, manifest, data)
             with GroupSource(folder, manifest) as source:
                 await self._spread(located, source, request, tally, notify)
-            await self._finish(located, tally)
-        finally:
-            self._running -= 1
-            await self._sweep()
+        except BadInput:  # the files aren't those of the manifest any more: nobody can go on with what is there
+            await self._take_back(located, tally)
+            raise
+        await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
         return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
-
-    async def _sweep(self) -> None:
-        """What was coded just as its publish was stopped belongs to nobody."""
-        staged = [] if self._running else await self._transfer.list_staged()
-        for encoding in staged:
-            await self._transfer.drop_staged(encoding)
 
     async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
         loop = asyncio.get_running_loop()
@@ -110,6 +102,10 @@ class Publisher:
             return choice.k, choice.n, choice.words
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
+        enough = Tally(request.k, request.n).enough
+        if nodes < enough:
+            said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
+            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
         return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
@@ -158,14 +154,17 @@ class Publisher:
         short = tally.short()
         if not short:
             return
-        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
-        await self._placer.take_back(located, tally, published)
-        name, found = located.manifest.groups[short[0]].name, tally.nodes(short[0])
+        await self._take_back(located, tally)
+        name, nodes = located.manifest.groups[short[0]].name, len(self._placer.candidates())
         raise StorageFull(
-            f"{found} of {len(self._placer.candidates())} nodes took a shard of group {name}, {tally.enough} must; nothing of it stays",
+            f"{tally.nodes(short[0])} of {nodes} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
             hint="give nodes more --storage, let more peers join, or lower --n",
             details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
+
+    async def _take_back(self, located: Located, tally: Tally) -> None:
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()
