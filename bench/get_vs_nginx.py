@@ -70,7 +70,10 @@ def fetch(node: Node, model: str, to: Path) -> tuple[float, float]:
 
 def measure(root: Path, mebibytes: int, rounds: int, lost: int) -> dict[str, Any]:
     folder = synthetic_llama(root / "model", mebibytes * MIB)
-    walls, inside, curls, spent = [], [], [], defaultdict(list)
+    walls: list[float] = []
+    inside: list[float] = []
+    curls: list[float] = []
+    spent: dict[str, list[float]] = defaultdict(list)
     with Swarm(root / "nodes", 6, "--storage", "4GB") as swarm, Nginx(folder) as nginx:
         published = swarm.nodes[0].cli(
             "publish", str(folder), "--name", "synthetic", "--k", "4", "--n", "6", "--compression", "raw", timeout=300

@@ -35,6 +35,7 @@ from protocol.messages import GrantAsk
 log = logging.getLogger(__name__)
 MEMFD_MOST = 256 * limits.MIB
 ATTEMPTS = 3
+PATIENCE, PAUSE = 3.0, 0.5
 SILENT_FOR = 10.0
 SLOWEST = 1.0
 """Bytes a second."""
@@ -133,6 +134,20 @@ class Assembler:
 
     async def _fetch(
         self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None = None
+    ) -> Fetched:
+        """Where too few holders answer it tries again for a moment: with no shard to spare, one busy holder must not fail a request."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._fetch_once(located, group, known, fds, spans)
+            except Unavailable as error:
+                if time.monotonic() >= until:
+                    raise
+                log.info("trying again: %s", error.message, extra={"event": "fetch_again", "fields": {"group": group}})
+            await asyncio.sleep(PAUSE)
+
+    async def _fetch_once(
+        self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None
     ) -> Fetched:
         sources = self._sources(known)
         distinct = len({source.shard for source in sources})

@@ -51,6 +51,9 @@ class ShardReader(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Shard bytes as they lie on disk now (not verified: the reader over the wire does)."""
 
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """The same into a buffer; bytes read, fewer at the shard's end."""
+
     def close(self) -> None: ...
 
 

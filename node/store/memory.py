@@ -30,6 +30,11 @@ class MemoryReader:
     def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
+    def read_into(self, offset: int, view: memoryview) -> int:
+        data = self._data[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -73,7 +73,7 @@ class GroupFetch:
         self._job = job
         self._shape = Shape.of(encoding, self._record)
         self._board = Board(self._shape, connections.buffers)
-        self._assembler = Assembler(self._record, self._shape, sink, secret)
+        self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret)
         self._connections = connections
         self._callbacks = callbacks
         self._executor = executor
@@ -291,6 +291,8 @@ class GroupFetch:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        for buffer in self._assembler.end():
+            self._board.give_back(buffer)
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _note_last_faults(self) -> None:

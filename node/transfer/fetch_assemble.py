@@ -15,16 +15,39 @@ from erasure.code import Code
 from erasure.segment import open_segment
 from node.transfer.fetch_board import WINDOW, Shape
 from node.transfer.sink import Sink
+from protocol import limits
 from protocol.encoding import Encoding
+
+ROOMS_KEPT = 4
+ROOM_MOST = 3 * limits.MIB
+
+
+class Workroom:
+    """Pairs of buffers for a segment, sealed and plain, kept for the next group: fresh memory costs a page fault for every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[bytearray, bytearray]] = []
+
+    def take(self, sealed: int, plain: int) -> tuple[bytearray, bytearray]:
+        """Two of at least these sizes."""
+        for number, pair in enumerate(self._pairs):
+            if len(pair[0]) >= sealed and len(pair[1]) >= plain:
+                return self._pairs.pop(number)
+        return bytearray(sealed), bytearray(plain)
+
+    def give_back(self, sealed: bytearray, plain: bytearray) -> None:
+        if len(self._pairs) < ROOMS_KEPT and len(sealed) + len(plain) <= ROOM_MOST:
+            self._pairs.append((sealed, plain))
 
 
 class Assembler:
     """Writes the group to `sink` as its windows come."""
 
-    def __init__(self, record: Encoding, shape: Shape, sink: Sink, secret: bytes) -> None:
+    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes) -> None:
         self._record = record
         self._shape = shape
         self._sink = sink
+        self._room = room
         self._at = 0
         self._secret = secret
         self._code = Code(record.k, len(record.roots))
@@ -32,8 +55,16 @@ class Assembler:
         self._segment = 0
         self._piece_at = 0
         self._before: dict[int, bytearray] = {}
-        self._sealed = bytearray(record.k * max(self._lengths, default=0))
-        self._plain = bytearray(max((segment.plain for segment in record.segments), default=0))
+        self._sealed, self._plain = room.take(
+            record.k * max(self._lengths, default=0), max((segment.plain for segment in record.segments), default=0)
+        )
+
+    def end(self) -> list[bytearray]:
+        """The buffers still held; nothing may be called after it."""
+        free = list(self._before.values())
+        self._before = {}
+        self._room.give_back(self._sealed, self._plain)
+        return free
 
     def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
         """Writes what this window completes; returns the buffers free again. `spare` holds one per data shard missing in `got`."""

@@ -20,7 +20,7 @@ from node.model_folder import build_manifest, scan
 from node.store.shard_file import key_of, read_info
 from protocol.errors import MfError
 from protocol.ids import encoding_text
-from tests.support.processes import Node
+from tests.support.processes import CommandFailed, Node
 
 TRANSFER, WORKER = "node.transfer.process", "runtime.worker"
 SLACK = 3
@@ -241,3 +241,12 @@ class ChatStream:
 def stages_of(planned: str) -> list[tuple[str, int, int]]:
     """(peer, first, end) of each stage in an `X-MF-Route` header."""
     return [(peer, int(first), int(end)) for peer, first, end in re.findall(r"([A-Za-z0-9]+)\[(\d+)-(\d+)\]", planned)]
+
+
+def fails(node: Node, *arguments: str) -> bool:
+    """Whether this command of the node ends with an error."""
+    try:
+        node.cli(*arguments)
+    except CommandFailed:
+        return True
+    return False

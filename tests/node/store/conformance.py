@@ -28,6 +28,10 @@ class StoreConformance:
         assert store.list_shards() == [sample[0]]
         reader = store.open_shard(key)
         assert reader is not None
+        room = bytearray(20)
+        end = max(0, length - 15)
+        assert reader.read_into(end, memoryview(room)) == length - end
+        assert bytes(room[: length - end]) == sample[3][end:]
         assert (reader.length, reader.leaves(), reader.read(limits.LEAF, 10)) == (
             length,
             sample[1],
