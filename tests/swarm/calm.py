@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.processes import Swarm
 from tests.support.synthetic import tiny_llama
+from tests.support.wait import wait_until
 
 PUBLISHED = "tiny"
 
@@ -23,4 +24,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterat
     """Three nodes that lend everything; `tiny` is published from the first. Tests leave them as they found them."""
     with Swarm(tmp_path_factory.mktemp("calm"), 3, "--lend", "both") as swarm:
         swarm.nodes[0].cli("publish", str(model_folder), "--name", PUBLISHED)
+        for node in swarm.nodes:
+            wait_until(lambda node=node: node.cli("models", PUBLISHED)["models"] != [], 10.0, "every node knows the model")
         yield swarm
