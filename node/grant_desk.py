@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -44,12 +45,23 @@ class DeskConfig:
 
 
 class GrantDesk:
-    def __init__(self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig) -> None:
+    """`dropped` is told of a model of which a shard was given back."""
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey,
+        network: Network,
+        swarm: Swarm,
+        transfer: Transfer,
+        config: DeskConfig,
+        dropped: Callable[[ModelId], None],
+    ) -> None:
         self._key = key
         self._network = network
         self._swarm = swarm
         self._transfer = transfer
         self._config = config
+        self.dropped = dropped
 
     async def handle(self, stream: Stream) -> None:
         """Serves one peer's requests, one after another."""
@@ -67,8 +79,8 @@ class GrantDesk:
 
     async def decide(self, request: GrantRequest, client: PeerId) -> GrantReply:
         """The grant, or the refusal as an error of the tree."""
-        if len(request.encoding) != 32 or not request.shards or len(request.shards) > limits.MAX_SHARDS:
-            raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 numbers")
+        if len(request.encoding) != 32 or not request.shards or len(set(request.shards)) != len(request.shards):
+            raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 distinct numbers")
         if any(not 0 <= shard < limits.MAX_SHARDS for shard in request.shards):
             raise BadInput("grant request: shard numbers are below 256")
         if request.verb == "get":
@@ -95,36 +107,42 @@ class GrantDesk:
         if encoding_id(request.envelope) != request.encoding:
             raise BadInput("grant request: the envelope isn't the encoding it claims to be")
         _signer, encoding = parse_encoding(request.envelope)
-        group = await self._group_of(ModelId(request.model), encoding, client)
         await self._admit(request, encoding, client)
+        group = await self._group_of(ModelId(request.model), encoding, client)
         await self._transfer.put_blob(request.envelope)
         for shard in request.shards:
             await self._transfer.expect_put(ShardKey(EncodingId(request.encoding), shard), ModelId(request.model), group, client)
         return self._reply("put", client, request.encoding, request.shards, (encoding.shard_length() + _SLACK) * len(request.shards))
 
     async def _drop(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        """Who put a shard here may take it back."""
-        mine = {(shard.key.encoding, shard.key.shard) for shard in await self._transfer.list_shards() if shard.owner == client}
-        dropped = [shard for shard in request.shards if (request.encoding, shard) in mine]
-        for shard in dropped:
-            await self._transfer.drop_shard(ShardKey(EncodingId(request.encoding), shard), f"taken back by {client}")
-        return self._reply("get", client, request.encoding, dropped or request.shards, 0)
+        """Who put a shard here may take it back; `held` lists what went."""
+        lying = {shard.key.shard: shard for shard in await self._transfer.list_shards() if shard.key.encoding == request.encoding}
+        mine = [lying[shard] for shard in request.shards if shard in lying and lying[shard].owner == client]
+        for info in mine:
+            await self._transfer.drop_shard(info.key, f"taken back by {client}")
+            self.dropped(info.model)
+        return GrantReply(grant=b"", urls=[], tls=b"", held=[info.key.shard for info in mine])
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
         data = await self._transfer.get_blob(model)
+        pulled = data is None
         if data is None:
             data = (await fetch_blobs_from_any(self._network, [client], [model]))[model]
-            parse_manifest(data)
-            await self._transfer.put_blob(data)
         for index, group in enumerate(parse_manifest(data).groups):
             if group.id == encoding.group and group.length == encoding.length:
+                if pulled:
+                    await self._transfer.put_blob(data)
                 return index
         raise BadInput("grant request: the encoding codes a group the model doesn't have")
 
     async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId) -> None:
-        if len(request.shards) > 1:
+        shards = await self._transfer.list_shards()
+        lying = {shard.key.shard for shard in shards if shard.key.encoding == request.encoding}
+        if len(lying.union(request.shards)) > 1:
             raise Conflict("at most one shard of a group lies on one node")
+        if any(shard.key.encoding == request.encoding and shard.owner != client for shard in shards):
+            raise Conflict("another node put this shard here already")
         if max(request.shards) >= len(encoding.roots):
             raise BadInput(f"grant request: the encoding commits to {len(encoding.roots)} shards")
         size = encoding.shard_length() + 32 * leaf_count(encoding.shard_length())
@@ -132,13 +150,9 @@ class GrantDesk:
         if space.used + size > space.quota or size > space.free:
             raise StorageFull(f"{size} bytes don't fit: {max(0, space.quota - space.used)} of {space.quota} bytes lent are left")
         if not self._swarm.trusted(client):
-            await self._admit_stranger(size, space.quota)
-
-    async def _admit_stranger(self, size: int, quota: int) -> None:
-        shards = await self._transfer.list_shards()
-        taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
-        if taken + size > quota * STRANGERS_SHARE:
-            raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
+            taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
+            if taken + size > space.quota * STRANGERS_SHARE:
+                raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:
         grant = Grant(

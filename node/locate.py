@@ -47,15 +47,19 @@ class Located:
         return {known.id for entries in self.encodings.values() for known in entries}
 
     def add(self, envelope: bytes) -> KnownEncoding:
-        """Checks the record against the manifest and remembers it; `BadInput` when it codes no group of the model."""
+        """Checks the record against the manifest and remembers it; `BadInput` when it codes no group of the model.
+
+        A model may have equal groups (layers merged in twice): one encoding then serves them all.
+        """
         signer, record = parse_encoding(envelope)
-        for index, group in enumerate(self.manifest.groups):
-            if group.id == record.group and group.length == record.length:
-                known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
-                if known.id not in self.known_ids():
-                    self.encodings.setdefault(index, []).append(known)
-                return known
-        raise BadInput("the encoding codes a group the model doesn't have")
+        known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
+        coded = [index for index, group in enumerate(self.manifest.groups) if (group.id, group.length) == (record.group, record.length)]
+        if not coded:
+            raise BadInput("the encoding codes a group the model doesn't have")
+        if known.id not in self.known_ids():
+            for index in coded:
+                self.encodings.setdefault(index, []).append(known)
+        return known
 
 
 class Locator:

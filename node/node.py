@@ -94,13 +94,13 @@ class Node:
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
         self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
-        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
-        self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
+        self._keeper = HoldingKeeper(swarm, transfer, self._locator)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._keeper.changed)
+        self._book = GrantBook(network, swarm, desk)
         assembler = Assembler(swarm, transfer, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
-        placer = Placer(me, swarm, transfer, self._book)
-        self._keeper = HoldingKeeper(swarm, transfer, self._locator)
+        placer = Placer(me, swarm, transfer, self._book, self._keeper.changed)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)

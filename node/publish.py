@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from node.owner import Notify
 from node.place import Placer
 from node.source import GroupSource
 from node.swarm.interface import Swarm
+from node.tally import Tally
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import ModelId, PeerId, model_text
+from protocol.ids import ModelId, model_text
 from protocol.manifest import Manifest, model_id
 from protocol.records import NAME, Card
 
@@ -50,30 +51,6 @@ class PublishRequest:
     compression: str = "auto"
 
 
-@dataclass
-class Tally:
-    """What became durable: `durable[group][shard]` is its holder."""
-
-    k: int
-    n: int
-    durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
-    stored_bytes: int = 0
-
-    @property
-    def enough(self) -> int:
-        return self.k + -(-(self.n - self.k) // 2)
-
-    def least(self) -> int:
-        return min((len(set(held.values())) for held in self.durable.values()), default=0)
-
-    def shards(self) -> int:
-        return sum(len(held) for held in self.durable.values())
-
-    def holders(self) -> set[PeerId]:
-        return {peer for held in self.durable.values() for peer in held.values()}
-
-
 class Publisher:
     def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
         self._swarm = swarm
@@ -87,13 +64,19 @@ class Publisher:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
+        check_name(request.version)
+        tally = Tally(*self._choose(request))
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
-        tally = Tally(*self._choose(request))
         located = await self._prepare(model, manifest, data)
-        with GroupSource(folder, manifest) as source:
-            await self._spread(located, source, request, tally, notify)
-        await self._finish(located, tally)
+        try:
+            with GroupSource(folder, manifest) as source:
+                await self._spread(located, source, request, tally, notify)
+            self._check_enough(located, tally)
+        except (BadInput, StorageFull):
+            await self._placer.take_back(located, tally)
+            self._locator.forget(model)
+            raise
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
@@ -111,7 +94,7 @@ class Publisher:
         return folder, manifest, data
 
     def _choose(self, request: PublishRequest) -> tuple[int, int]:
-        nodes = len(self._placer.candidates())
+        nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
@@ -130,7 +113,11 @@ class Publisher:
 
     async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
         limit = asyncio.Semaphore(AT_ONCE)
-        total = len(located.manifest.groups) * tally.n
+        groups = located.manifest.groups
+        total = len(groups) * tally.n
+        first: dict[bytes, int] = {}
+        for number, entry in enumerate(groups):
+            tally.durable[number] = tally.durable.get(first.setdefault(entry.id, number), {})
 
         async def one(group: int) -> None:
             async with limit:
@@ -139,41 +126,36 @@ class Publisher:
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
 
-        tasks = [asyncio.create_task(one(group)) for group in range(len(located.manifest.groups))]
+        tasks = [asyncio.create_task(one(group)) for group in first.values()]
         try:
-            await self._until_durable(tasks, tally, len(tasks))
+            await self._until_durable(tasks, tally)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally, groups: int) -> None:
+    async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally) -> None:
         """All tasks done, or AFTER_R seconds after r shards of every group are durable."""
+        loop = asyncio.get_running_loop()
         pending: set[asyncio.Task[None]] = set(tasks)
         enough_at: float | None = None
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=0.25)
+            done, pending = await asyncio.wait(pending, timeout=0.25, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
-            if len(tally.durable) == groups and tally.least() >= tally.enough:
-                enough_at = enough_at or time.monotonic()
-                if time.monotonic() - enough_at > AFTER_R:
+            if tally.least() >= tally.enough:
+                enough_at = enough_at or loop.time()
+                if loop.time() - enough_at > AFTER_R:
                     return
 
-    async def _finish(self, located: Located, tally: Tally) -> None:
-        short = [
-            located.manifest.groups[group].name
-            for group in range(len(located.manifest.groups))
-            if len(set(tally.durable.get(group, {}).values())) < tally.enough
-        ]
-        if not short:
-            return
-        await self._placer.take_back(located, tally)
-        raise StorageFull(
-            f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
-            hint="let more peers join, or lower --n",
-            details={"groups": short[:16], "refusals": tally.refusals},
-        )
+    def _check_enough(self, located: Located, tally: Tally) -> None:
+        short = [entry.name for group, entry in enumerate(located.manifest.groups) if tally.nodes(group) < tally.enough]
+        if short:
+            raise StorageFull(
+                f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
+                hint="let more peers join, or lower --n",
+                details={"groups": short[:16], "refusals": tally.refusals},
+            )
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()
@@ -182,7 +164,7 @@ class Publisher:
             expires=int(now) + limits.CARD_LIFETIME,
             label=self._label,
             name=name,
-            version=check_name(request.version),
+            version=request.version,
             model=model,
             size=manifest.size(),
             parameters=manifest.parameters,
@@ -197,11 +179,11 @@ class Publisher:
             "groups": len(manifest.groups),
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
-            "stored_bytes": tally.stored_bytes,
+            "stored_bytes": tally.stored_bytes(),
             "peers": len(tally.holders()),
             "seconds": round(seconds, 3),
             "durable": tally.shards(),
-            "survives_losses": max(0, tally.least() - tally.k),
+            "survives_losses": tally.survives_losses(self._placer.domains()),
         }
 
 

@@ -10,6 +10,8 @@ from node.transfer.jobs import SourceSpan
 from protocol.layout import all_group_spans
 from protocol.manifest import Manifest
 
+_WIDTH = {"BF16": 2, "F16": 2, "F32": 4}
+
 
 class GroupSource:
     """Opens the folder's files once, read-only; `spans(group)` gives (spans, descriptors used, in the spans' numbering)."""
@@ -17,6 +19,7 @@ class GroupSource:
     def __init__(self, folder: ModelFolder, manifest: Manifest) -> None:
         self._manifest = manifest
         self._spans = all_group_spans(manifest)
+        self._elements = element_widths(manifest)
         self._files = {found.name: found for found in folder.files}
         self._fds: dict[int, int] = {}
 
@@ -47,8 +50,23 @@ class GroupSource:
             spans.append(SourceSpan(-1, 0, length - at))
         return spans, fds
 
+    def element(self, group: int) -> int:
+        """Bytes of the group's commonest element."""
+        return self._elements[group]
+
     def _open(self, file: int) -> int:
         if file not in self._fds:
             path = self._files[self._manifest.files[file].name].path
             self._fds[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return self._fds[file]
+
+
+def element_widths(manifest: Manifest) -> list[int]:
+    """For every group the bytes of its commonest element (by bytes), for the byte planes; 1 where planes make no sense."""
+    weights: list[dict[int, int]] = [{1: 0} for _ in manifest.groups]
+    for tensor in manifest.tensors:
+        width = _WIDTH.get(tensor.dtype, 1)
+        for cut in tensor.cuts:
+            weight = weights[cut.group]
+            weight[width] = weight.get(width, 0) + cut.length
+    return [max(weight, key=weight.__getitem__) for weight in weights]
