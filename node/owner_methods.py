@@ -14,12 +14,13 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.owner import Notify, OwnerMethod
 from node.publish import Publisher, PublishRequest
+from node.publishers import publisher
 from node.report import Reporter
 from node.route import Router
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol.errors import BadInput, NotFound
-from protocol.ids import PeerId, model_text, public_from_peer
+from protocol.ids import model_text
 from protocol.messages import Sampling
 
 PLAN_TOKENS = 2_048
@@ -73,8 +74,8 @@ class OwnerMethods:
             path=Path(text(params, "path")),
             name=optional(params, "name"),
             version=optional(params, "version") or "1",
-            k=params.get("k"),
-            n=params.get("n"),
+            k=whole(params, "k"),
+            n=whole(params, "n"),
             compression=optional(params, "compression") or "auto",
         )
         return await self._publisher.publish(request, notify)
@@ -105,13 +106,13 @@ class OwnerMethods:
         request = GenerationRequest(
             model=text(params, "model"),
             sampling=Sampling(
-                temperature=float(params.get("temperature") or 0.0),
-                top_p=float(params.get("top_p") or 1.0),
-                seed=params.get("seed"),
+                temperature=number(params, "temperature", 0.0),
+                top_p=number(params, "top_p", 1.0),
+                seed=whole(params, "seed"),
             ),
-            max_tokens=params.get("max_tokens"),
+            max_tokens=whole(params, "max_tokens"),
             messages=params.get("messages"),
-            text=params.get("text"),
+            text=optional(params, "text"),
             stop=tuple(params.get("stop") or ()),
             continue_final=bool(params.get("continue_final")),
         )
@@ -143,9 +144,8 @@ class OwnerMethods:
         return {"peers": await self._swarm.join(text(params, "ticket"))}
 
     async def trust(self, params: dict[str, Any], notify: Notify) -> Any:
-        peer = text(params, "who")
-        public_from_peer(peer)
-        self._swarm.trust(PeerId(peer))
+        peer = publisher(text(params, "who"), self._swarm.cards())
+        self._swarm.trust(peer)
         return {"trusted": peer}
 
     async def holdings(self, params: dict[str, Any], notify: Notify) -> Any:
@@ -186,3 +186,19 @@ def optional(params: dict[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadInput(f"{name} must be text")
     return value or None
+
+
+def whole(params: dict[str, Any], name: str) -> int | None:
+    value = params.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadInput(f"{name} must be a whole number")
+    return value
+
+
+def number(params: dict[str, Any], name: str, default: float) -> float:
+    value = params.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadInput(f"{name} must be a number")
+    return float(value)
