@@ -104,7 +104,7 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
-        server = StageServer(network, swarm, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
+        server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
@@ -198,7 +198,10 @@ class Node:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SPACE)
-            await self._tell_space()
+            try:
+                await self._tell_space()
+            except MfError as error:
+                log.warning("what this node lends can't be told now: %s", error)
 
     def _clean(self) -> None:
         """What a killed run left behind."""
