@@ -57,7 +57,7 @@ def plan_route(shape: Shape, offers: Sequence[Offer]) -> Plan:
         return Plan(kind, [StageSpec(best.peer, 0, shape.layers)], f"the whole model ({_mib(whole)}) fits {place}")
     ordered = sorted(offers, key=lambda offer: (-offer.memory, not offer.here, -offer.held, offer.rtt, offer.peer))
     for count in range(2, min(len(ordered), MAX_STAGES, shape.layers) + 1):
-        stages = _deal(shape, ordered[:count])
+        stages = _deal(shape, ordered[:count]) or _deal(shape, [offer for offer in ordered if not offer.here][:count])
         if stages is not None:
             return Plan("pipeline", stages, f"the whole model ({_mib(whole)}) fits no node that may run it; {count} together hold it")
     raise Unavailable(
@@ -69,8 +69,11 @@ def plan_route(shape: Shape, offers: Sequence[Offer]) -> Plan:
 
 
 def _deal(shape: Shape, chosen: Sequence[Offer]) -> list[StageSpec] | None:
-    """Contiguous ranges over `chosen`, this node first; None when they can't hold all layers."""
-    order = sorted(chosen, key=lambda offer: not offer.here)
+    """Contiguous ranges over `chosen`, this node first, the roomiest of the others last; None when they can't hold all layers."""
+    head, *others = sorted(chosen, key=lambda offer: not offer.here)
+    if not others:
+        return None
+    order = [head, *others[1:], others[0]]  # the ends carry the embedding and the head
     room = [_most_layers(shape, offer, index, len(order)) for index, offer in enumerate(order)]
     if min(room) < 1 or sum(room) < shape.layers:
         return None
@@ -101,7 +104,7 @@ def _share(layers: int, room: Sequence[int]) -> list[int]:
     total = sum(room)
     counts = [max(1, layers * space // total) for space in room]
     while sum(counts) > layers:
-        index = max(range(len(counts)), key=lambda at: counts[at] / room[at])
+        index = max((at for at in range(len(counts)) if counts[at] > 1), key=lambda at: counts[at] / room[at])
         counts[index] -= 1
     while sum(counts) < layers:
         index = min((at for at in range(len(counts)) if counts[at] < room[at]), key=lambda at: counts[at] / room[at])
