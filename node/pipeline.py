@@ -168,8 +168,11 @@ class Pipeline:
         return stream
 
     async def _all_ready(self) -> None:
-        ready = asyncio.gather(*(link.ready.wait() for link in self._links))
-        await self._or_lost(ready, LOAD_TIMEOUT, "not ready")
+        async def each_ready() -> None:
+            for link in self._links:
+                await link.ready.wait()
+
+        await self._or_lost(each_ready(), LOAD_TIMEOUT, "not ready")
         for name in ("assemble", "load", "open"):
             self.timings[name] = max((link.timings.get(name, 0.0) for link in self._links), default=0.0)
 
