@@ -97,8 +97,8 @@ async def _body(stream: Stream, length: int) -> bytearray:
     return data
 
 
-async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
-    """All of `ids`, from the peers in turn; `Unavailable` says how many are missing and who was asked."""
+async def gather_blobs(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Those of `ids` that any of the peers gives out, asked in turn; a liar's blobs are left out."""
     found: dict[bytes, bytes] = {}
     for peer in peers:
         missing = [blob for blob in ids if blob not in found]
@@ -108,6 +108,12 @@ async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: S
             found |= await fetch_blobs(network, peer, missing)
         except MfError as error:
             log.info("no blobs from %s: %s", peer, error)
+    return found
+
+
+async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """All of `ids`, from the peers in turn; `Unavailable` says how many are missing and who was asked."""
+    found = await gather_blobs(network, peers, ids)
     missing = [blob for blob in ids if blob not in found]
     if missing:
         raise Unavailable(

@@ -8,12 +8,12 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from node.blobs import fetch_blobs_from_any
+from node.blobs import fetch_blobs_from_any, gather_blobs
 from node.network.interface import Network
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol.encoding import Encoding, encoding_id, parse_encoding
-from protocol.errors import BadInput, NotFound, Unavailable
+from protocol.errors import BadInput, NotFound
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.manifest import Manifest, model_id, parse_manifest
 
@@ -133,10 +133,9 @@ class Locator:
                 found[encoding] = envelope
         missing = sorted(wanted - found.keys())
         if missing:
-            try:
-                found |= await fetch_blobs_from_any(self._network, self._holders(located.model), missing)
-            except Unavailable as error:
-                log.warning("some encodings of %s can't be had: %s", model_text(located.model), error)
+            found |= await gather_blobs(self._network, self._holders(located.model), missing)
+            if lacking := wanted - found.keys():
+                log.warning("%d encodings announced of %s are given out by nobody", len(lacking), model_text(located.model))
         for envelope in found.values():
             self._take(located, envelope)
 
