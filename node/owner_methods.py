@@ -111,9 +111,9 @@ class OwnerMethods:
                 seed=whole(params, "seed"),
             ),
             max_tokens=whole(params, "max_tokens"),
-            messages=params.get("messages"),
+            messages=conversation(params),
             text=optional(params, "text"),
-            stop=tuple(params.get("stop") or ()),
+            stop=stops(params),
             continue_final=bool(params.get("continue_final")),
         )
         async with aclosing(self._generator.generate(request)) as events:
@@ -193,6 +193,26 @@ def whole(params: dict[str, Any], name: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise BadInput(f"{name} must be a whole number")
     return value
+
+
+def conversation(params: dict[str, Any]) -> list[dict[str, str]] | None:
+    value = params.get("messages")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(_is_message(message) for message in value):
+        raise BadInput("messages must be a list of maps with role and content, all text")
+    return value
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys() and all(isinstance(part, str) for part in value.values())
+
+
+def stops(params: dict[str, Any]) -> tuple[str, ...]:
+    value = params.get("stop") or []
+    if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
+        raise BadInput("stop must be a list of texts")
+    return tuple(value)
 
 
 def number(params: dict[str, Any], name: str, default: float) -> float:
