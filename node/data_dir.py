@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from node.store.durable import sync_folder
 from protocol.errors import BadInput, Conflict, StorageFull
 
 FORMAT = 1
@@ -37,14 +38,6 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise _write_error(path, error) from error
-
-
-def sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _write_error(path: Path, error: OSError) -> BadInput | StorageFull:
