@@ -1,6 +1,9 @@
 """Get of a 256 MiB model through six node processes (k 4, n 6, raw) by a seventh, to files, beside nginx -> curl to a file.
 
-Same file system, same run, turn about; medians and their ratio. `python -m bench.get_vs_nginx [MIB] [ROUNDS]`.
+Same file system, same run, turn about; medians, their ratio, and the CPU seconds that each kind of process spent on one get: where cores
+are few, these decide the ratio and drift less than the clock. `python -m bench.get_vs_nginx [MIB] [ROUNDS] [LOST]`,
+LOST data shards' holders
+being stopped first.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-from tests.support.processes import Swarm
-
+from bench.cpu import children, cpu_seconds
 from bench.nginx import Nginx
+from tests.support.processes import Node, Swarm
 from tests.support.synthetic import synthetic_llama
+from tests.support.wait import wait_until
 
 MIB = 1 << 20
 
@@ -31,48 +37,92 @@ def curl(url: str, to: Path) -> float:
     return seconds
 
 
-def fetch(node: object, model: str, to: Path) -> tuple[float, float]:
+class Cpu:
+    """CPU seconds by kind of process since the last look: the fetching node, its transfer process, the other nodes, theirs."""
+
+    def __init__(self, swarm: Swarm, client: Node) -> None:
+        self._pids: list[tuple[str, int]] = []
+        for node in swarm.living():
+            kind = "client" if node is client else "servers"
+            self._pids.append((f"{kind} node", node.pid))
+            self._pids += [(f"{kind} transfer", pid) for pid in children(node.pid)]
+        self._before = self._now()
+
+    def _now(self) -> dict[str, float]:
+        total: dict[str, float] = defaultdict(float)
+        for kind, pid in self._pids:
+            total[kind] += cpu_seconds(pid)
+        return total
+
+    def since(self) -> dict[str, float]:
+        before, self._before = self._before, self._now()
+        return {kind: seconds - before[kind] for kind, seconds in self._before.items()}
+
+
+def fetch(node: Node, model: str, to: Path) -> tuple[float, float]:
     """Wall seconds of the whole command, and the seconds the node itself took."""
     started = time.monotonic()
-    result = node.cli("fetch", model, str(to))  # type: ignore[attr-defined]
+    result = node.cli("fetch", model, str(to), timeout=300)
     wall = time.monotonic() - started
     shutil.rmtree(to)
     return wall, result["seconds"]
 
 
-def main(mebibytes: int, rounds: int) -> None:
+def measure(root: Path, mebibytes: int, rounds: int, lost: int) -> dict[str, Any]:
+    folder = synthetic_llama(root / "model", mebibytes * MIB)
+    walls: list[float] = []
+    inside: list[float] = []
+    curls: list[float] = []
+    spent: dict[str, list[float]] = defaultdict(list)
+    with Swarm(root / "nodes", 6, "--storage", "4GB") as swarm, Nginx(folder) as nginx:
+        published = swarm.nodes[0].cli(
+            "publish", str(folder), "--name", "synthetic", "--k", "4", "--n", "6", "--compression", "raw", timeout=300
+        )
+        seventh = swarm.add("--join", swarm.nodes[-1].ticket)
+        _wait_for_holders(seventh, published["model_id"], 6)
+        for node in swarm.nodes[:lost]:
+            node.kill()
+        cpu = Cpu(swarm, seventh)
+        for round_number in range(rounds + 1):
+            curled = curl(f"{nginx.url}/model.safetensors", root / "curled")
+            cpu.since()
+            wall, took = fetch(seventh, published["model_id"], root / "fetched")
+            # The first is for the caches.
+            if round_number:
+                for found, seconds in ((walls, wall), (inside, took), (curls, curled)):
+                    found.append(seconds)
+                for kind, seconds in cpu.since().items():
+                    spent[kind].append(seconds)
+    return {
+        "bench": "get_vs_nginx",
+        "mib": mebibytes,
+        "rounds": rounds,
+        "holders_lost": lost,
+        "seconds": {name: round(statistics.median(found), 3) for name, found in (("curl", curls), ("fetch", inside), ("command", walls))},
+        "cpu_seconds": {kind: round(statistics.median(found), 2) for kind, found in spent.items()},
+        "ratio": round(statistics.median(curls) / statistics.median(inside), 3),
+        "ratio_with_command_start": round(statistics.median(curls) / statistics.median(walls), 3),
+        "publish_seconds": published["seconds"],
+    }
+
+
+def _wait_for_holders(node: Node, model: str, holders: int) -> None:
+    def known() -> bool:
+        return any(entry["model_id"] == model and entry["holders"] >= holders for entry in node.cli("models")["models"])
+
+    wait_until(known, 30, "the seventh node knows the model's holders")
+
+
+def run(mebibytes: int = 256, rounds: int = 5, lost: int = 0) -> dict[str, Any]:
     root = Path(tempfile.mkdtemp(prefix="mf-bench-", dir=os.environ.get("MF_BENCH_DIR")))
+    # nginx's workers read from here too.
+    root.chmod(0o755)
+    (root / "nodes").mkdir()
     try:
-        folder = synthetic_llama(root / "model", mebibytes * MIB)
-        weights = folder / "model.safetensors"
-        with Swarm(6, root=root / "nodes", storage="4GB") as swarm, Nginx(folder) as nginx:
-            published = swarm.nodes[0].cli("publish", str(folder), "--name", "synthetic", "--k", "4", "--n", "6", "--compression", "raw")
-            seventh = swarm.add()
-            model = published["model_id"]
-            walls, inside, curls = [], [], []
-            for round_number in range(rounds + 1):
-                curled = curl(f"{nginx.url}/{weights.name}", root / "curled")
-                wall, took = fetch(seventh, model, root / "fetched")
-                if round_number:
-                    walls.append(wall), inside.append(took), curls.append(curled)
+        return measure(root, mebibytes, rounds, lost)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    median = {"curl": statistics.median(curls), "fetch": statistics.median(inside), "command": statistics.median(walls)}
-    print(
-        json.dumps(
-            {
-                "bench": "get_vs_nginx",
-                "mib": mebibytes,
-                "rounds": rounds,
-                "seconds": median,
-                "ratio": median["curl"] / median["fetch"],
-                "ratio_with_command_start": median["curl"] / median["command"],
-                "publish_seconds": published["seconds"],
-            },
-            indent=2,
-        )
-    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 256, int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    print(json.dumps(run(*map(int, sys.argv[1:])), indent=2))

@@ -49,8 +49,12 @@ def decode_segment(encoding: Encoding, index: int, pieces: Mapping[int, Buffer],
     open_segment(encoding, index, memoryview(sealed)[: encoding.segments[index].coded], out, secret)
 
 
-def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memoryview, secret: bytes) -> None:
-    """The second half of decoding, for a caller that has the data pieces in a row: `sealed` are the segment's coded bytes."""
+def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memoryview, secret: bytes, check_digest: bool = True) -> None:
+    """The second half of decoding, for a caller that has the data pieces in a row: `sealed` are the segment's coded bytes.
+
+    Without `check_digest` the signer may have sealed other bytes than the digest says: only for a caller that compares the whole
+    group with its manifest.
+    """
     segment = encoding.segments[index]
     if len(sealed) != segment.coded or len(out) != segment.plain:
         raise BadInput(f"segment {index}: {len(sealed)} coded and {len(out)} plain bytes, not {segment.coded} and {segment.plain}")
@@ -59,7 +63,7 @@ def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memory
         raise BadInput(f"segment {index}: raw bytes of another length than declared")
     stored = out if raw else memoryview(bytearray(segment.coded - cipher.TAG))
     cipher.decrypt_into(secret, encoding.scheme, index, segment.digest, sealed, stored)
-    if digest(stored) != segment.digest:
+    if check_digest and digest(stored) != segment.digest:
         raise BadInput(f"segment {index}: its bytes don't have the digest that its encoding declares")
     if not raw:
         compression.decompress_into(encoding.compression, stored, out)

@@ -13,25 +13,34 @@ import logging
 import mmap
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.swarm.interface import Swarm
-from node.transfer.jobs import Fetched, FetchGroup, Source
+from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import MfError, PeerFault, Unavailable
 from protocol.grouping import files_group_id, group_id
-from protocol.ids import digest, encoding_text, model_text
+from protocol.ids import PeerId, digest, encoding_text, model_text
 from protocol.manifest import Manifest
+from protocol.messages import GrantAsk
 
 log = logging.getLogger(__name__)
 MEMFD_MOST = 256 * limits.MIB
 ATTEMPTS = 3
+PATIENCE, PAUSE = 3.0, 0.5
+SILENT_FOR = 10.0
+SLOWEST = 1.0
+"""Bytes a second."""
+GRANTS_AHEAD = 512 * limits.MIB
+"""Bytes of groups for which grants are asked at once: they keep for less than a minute."""
 Progress = Callable[[int, int], None]
 
 
@@ -53,12 +62,14 @@ class GroupBytes:
 
 
 class Assembler:
-    def __init__(self, swarm: Swarm, transfer: Transfer, executor: Executor, scratch: Path) -> None:
+    def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, executor: Executor, scratch: Path) -> None:
         self._swarm = swarm
         self._transfer = transfer
+        self._grants = grants
         self._executor = executor
         self._scratch = scratch
         self._speeds: dict[str, float] = {}
+        self._silent: dict[str, float] = {}
 
     async def group(self, located: Located, group: int) -> GroupBytes:
         """The group, or `Unavailable` naming it, how many shards are missing and who was asked."""
@@ -67,7 +78,7 @@ class Assembler:
             known = self._best_encoding(located, group)
             fd = self._room(entry.length)
             try:
-                fetched = await self._fetch(located, group, known, fd)
+                fetched = await self._fetch(located, group, known, [fd])
                 wrong = await self._wrong(located.manifest, group, fd)
                 if wrong is None:
                     self._learn(fetched)
@@ -78,6 +89,12 @@ class Assembler:
             os.close(fd)
             self._blame_signer(located, known, wrong)
         raise PeerFault(f"group {entry.name} of {model_text(located.model)}: every encoding tried decodes to other bytes")
+
+    async def straight(self, located: Located, group: int, spans: list[TargetSpan], fds: list[int]) -> None:
+        """The group written to its places in files. The leaves are checked, so that a lying holder is found; the manifest isn't:
+        the caller compares each whole file with it before anyone may use a byte, and takes `group` where one is wrong."""
+        known = self._best_encoding(located, group)
+        self._learn(await self._fetch(located, group, known, fds, spans))
 
     def _room(self, length: int) -> int:
         if length <= MEMFD_MOST:
@@ -101,27 +118,75 @@ class Assembler:
         return max(usable, key=lambda known: (len(self._swarm.holders(known.id)) - known.record.k, known.id))
 
     def _sources(self, known: KnownEncoding) -> list[Source]:
-        """Every (peer, shard) that may be asked: data shards first, quick peers first."""
+        """Every (peer, shard) that may be asked: data shards first, quick peers first, the lately silent last."""
         offered = [
-            Source(peer=peer, shard=shard, speed=self._speeds.get(peer))
+            Source(peer=peer, shard=shard, speed=self._speed(peer))
             for shard, peers in self._swarm.holders(known.id).items()
             for peer in peers
             if not self._swarm.banned(peer) and not self._swarm.set_aside(known.id, shard, peer)
         ]
         return sorted(offered, key=lambda source: (source.shard >= known.record.k, -(source.speed or 0.0), source.shard, source.peer))
 
-    async def _fetch(self, located: Located, group: int, known: KnownEncoding, fd: int) -> Fetched:
+    def _speed(self, peer: str) -> float | None:
+        """As measured. One that gave nothing a moment ago counts as the slowest: else each group would wait for it anew."""
+        silent = time.monotonic() - self._silent.get(peer, -SILENT_FOR) < SILENT_FOR
+        return SLOWEST if silent else self._speeds.get(peer)
+
+    async def _fetch(
+        self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None = None
+    ) -> Fetched:
+        """Where too few holders answer it tries again for a moment: with no shard to spare, one busy holder must not fail a request."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._fetch_once(located, group, known, fds, spans)
+            except Unavailable as error:
+                if time.monotonic() >= until:
+                    raise
+                log.info("trying again: %s", error.message, extra={"event": "fetch_again", "fields": {"group": group}})
+            await asyncio.sleep(PAUSE)
+
+    async def _fetch_once(
+        self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None
+    ) -> Fetched:
         sources = self._sources(known)
         distinct = len({source.shard for source in sources})
         if distinct < known.record.k:
             raise self._too_few(located, group, known, distinct, [source.peer for source in sources])
-        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources)
+        granted = self._granted(located, group, known, sources)
+        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted, spans=spans)
         try:
-            return await self._transfer.fetch_group(job, fd)
+            return await self._transfer.fetch_group(job, *fds)
         except Unavailable as error:
             name = located.manifest.groups[group].name
             details = {**error.details, "group": name, "model": model_text(located.model)}
             raise Unavailable(f"group {name} of {model_text(located.model)}: {error.message}", hint=error.hint, details=details) from error
+
+    def _granted(self, located: Located, group: int, known: KnownEncoding, sources: list[Source]) -> list[Granted]:
+        """Grants that are here already; for the others, and for the groups after this one, they are asked for now."""
+        first = _first_peers(sources, known.record.k)
+        if not all(self._grants.expected(peer, known.id) for peer in first):
+            self._expect_grants(located, group)
+        replies = [(peer, self._grants.in_store(peer, known.id)) for peer in first]
+        return [Granted(peer=peer, urls=reply.urls, tls=reply.tls, grant=reply.grant) for peer, reply in replies if reply is not None]
+
+    def _expect_grants(self, located: Located, group: int) -> None:
+        asks: dict[PeerId, list[GrantAsk]] = {}
+        size = 0
+        for following in range(group, min(group + limits.MAX_GRANTS_ASKED, len(located.manifest.groups))):
+            try:
+                known = self._best_encoding(located, following)
+            except Unavailable:
+                continue
+            sources = self._sources(known)
+            for peer in _first_peers(sources, known.record.k):
+                shards = sorted({source.shard for source in sources if source.peer == peer})
+                asks.setdefault(peer, []).append(GrantAsk(known.id, shards))
+            size += known.record.length
+            if size > GRANTS_AHEAD:
+                break
+        for peer, wanted in asks.items():
+            self._grants.expect(peer, wanted)
 
     def _too_few(self, located: Located, group: int, known: KnownEncoding, have: int, asked: list[str]) -> MfError:
         name, k = located.manifest.groups[group].name, known.record.k
@@ -145,9 +210,16 @@ class Assembler:
         )
 
     def _learn(self, fetched: Fetched) -> None:
+        self._silent.update(dict.fromkeys(set(fetched.asked) - set(fetched.speeds), time.monotonic()))
         for peer, speed in fetched.speeds.items():
             before = self._speeds.get(peer)
+            self._silent.pop(peer, None)
             self._speeds[peer] = speed if before is None else 0.7 * before + 0.3 * speed
+
+
+def _first_peers(sources: list[Source], k: int) -> list[PeerId]:
+    """Who is asked first, and two to spare."""
+    return [PeerId(peer) for peer in dict.fromkeys(source.peer for source in sources)][: k + 2]
 
 
 def mismatch(manifest: Manifest, group: int, fd: int) -> str | None:

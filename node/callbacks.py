@@ -12,7 +12,7 @@ from node.swarm.interface import Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.sources import Access, Evidence
 from protocol.errors import MfError
-from protocol.ids import EncodingId, PeerId
+from protocol.ids import EncodingId, ModelId, PeerId
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ class NodeCallbacks:
         log.info("stored a shard", extra={"event": "shard_stored", "fields": fields})
         if self._keeper is not None:
             self._keeper.changed(info.model)
+
+    async def shards_gone(self, model: ModelId) -> None:
+        if self._keeper is not None:
+            self._keeper.changed(model)
 
     async def progress(self, job: str, done: int, total: int) -> None:
         """Figures within a group; the verbs tell progress by groups."""

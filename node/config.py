@@ -41,8 +41,8 @@ class NodeConfig:
 
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
-    shards kept here; `max_memory` weights + KV + activations (None: what the machine has). `gone_after`: silence after
-    which a peer's shards are replaced. `operator` merges nodes of one owner into one failure domain.
+    shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
+    `operator` merges nodes of one owner into one failure domain.
     """
 
     data_dir: Path
@@ -58,8 +58,6 @@ class NodeConfig:
     label: str = "node"
     operator: str | None = None
     compression: str = "auto"
-    gone_after: float = 43_200.0
-    transfer_threads: int = 2
     log_format: str = "text"
     json: bool = False
 
@@ -164,26 +162,6 @@ def _label(value: Any, where: str) -> str:
     return value
 
 
-def _number(low: float, high: float) -> Callable[[Any, str], float]:
-    def read(value: Any, where: str) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if isinstance(value, bool) or not low <= number <= high:
-            raise BadInput(f"{where}: {value!r} is not a number from {low:g} to {high:g}")
-        return number
-
-    return read
-
-
-def _count(value: Any, where: str) -> int:
-    number = _number(1, 256)(value, where)
-    if number != int(number):
-        raise BadInput(f"{where}: {value!r} is not a whole number")
-    return int(number)
-
-
 def _switch(value: Any, where: str) -> bool:
     known = {True: True, False: False, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if not isinstance(value, bool | str) or value not in known:
@@ -204,8 +182,6 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "label": _label,
     "operator": _label,
     "compression": _one_of(*COMPRESSIONS),
-    "gone_after": _number(1, 10**9),
-    "transfer_threads": _count,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }
@@ -215,8 +191,8 @@ assert set(_READERS) == {field.name for field in fields(NodeConfig)} - {"data_di
 def _from_file(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}  # whether the directory will do is for `DataDir` to say
     except OSError as error:
         raise BadInput(f"{path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -245,5 +221,4 @@ def load_config(data_dir: Path | None, flags: Mapping[str, Any], environ: Mappin
     values |= _checked(given, lambda key: f"--{key.replace('_', '-')}")
     values.setdefault("storage", default_storage(folder))
     values.setdefault("label", default_label())
-    values.setdefault("transfer_threads", min(os.cpu_count() or 1, 4))
     return NodeConfig(data_dir=folder, **values)

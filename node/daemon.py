@@ -11,13 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.config import NodeConfig
 from node.data_dir import DataDir
 from node.identity import Identity, load_identity
-from node.node import Node
+from protocol.ticket import parse_ticket
+
+if TYPE_CHECKING:
+    from node.node import Node
 
 log = logging.getLogger(__name__)
 STOP_WITHIN = 4.5
@@ -29,10 +33,14 @@ async def run_node(config: NodeConfig, on_ready: Callable[[dict[str, Any]], None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    for ticket in config.join:
+        parse_ticket(ticket, time.time())
     data = DataDir(config.data_dir)
     data.open()
     try:
         identity = load_identity(data.path)
+        from node.node import Node  # takes a second or two: what can't be used is said before
+
         await _run(Node(config, identity, data, stopping.set), identity, on_ready, stopping)
     finally:
         data.close()

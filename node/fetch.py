@@ -1,27 +1,29 @@
 """Fetch: a model's files, bit-identical, from the swarm into a folder.
 
-Groups are assembled a few ahead of the one being written; each is verified before a byte of it reaches a file, and each file's own
-digest is checked before it gets its name. Memory is bounded by the groups in flight.
+Groups are decoded straight to their places in hidden files, a few at a time, so that each byte is written once. What arrives is checked
+against its leaves; what is written, against the digest of each whole file, before that file gets its name. That digest
+covers every tensor, so tensors aren't hashed one by one as well. Where a file comes out wrong, its groups are fetched again by the
+way that compares each with the manifest, which finds the signer who lied. Memory is bounded by the groups in flight.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from node.assemble import Assembler, GroupBytes
+from node.assemble import Assembler
 from node.locate import Located, Locator
 from node.owner import Notify
 from node.restore import FileWriter
 from node.swarm.interface import Swarm
 from protocol.ids import model_text
 
-log = logging.getLogger(__name__)
 AHEAD = 3
+MOST_FILES = 32
+"""Of one group: descriptors that one call to the transfer process carries."""
 
 
 class Fetcher:
@@ -40,6 +42,7 @@ class Fetcher:
         await loop.run_in_executor(self._executor, writer.open)
         try:
             await self._write_groups(located, writer, notify)
+            await self._mend(located, writer)
             await loop.run_in_executor(self._executor, writer.finish)
         except BaseException:
             await loop.run_in_executor(self._executor, writer.abort)
@@ -53,31 +56,38 @@ class Fetcher:
         }
 
     async def _write_groups(self, located: Located, writer: FileWriter, notify: Notify) -> None:
-        total, done = sum(group.length for group in located.manifest.groups), 0
+        wanted = writer.wanted()
+        total, done = sum(located.manifest.groups[group].length for group in wanted), 0
         limit = asyncio.Semaphore(AHEAD)
-        tasks = [asyncio.create_task(self._one(located, group, limit)) for group in range(len(located.manifest.groups))]
+
+        async def one(group: int) -> int:
+            async with limit:
+                spans, fds = writer.targets(group)
+                if len(fds) > MOST_FILES:
+                    await self._checked(located, writer, group)
+                else:
+                    await self._assembler.straight(located, group, spans, fds)
+            return located.manifest.groups[group].length
+
+        tasks = [asyncio.create_task(one(group)) for group in wanted]
         try:
-            for group, task in enumerate(tasks):
-                assembled = await task
-                try:
-                    await asyncio.get_running_loop().run_in_executor(self._executor, writer.write_group, group, assembled.fd)
-                finally:
-                    assembled.close()
-                    limit.release()
-                done += assembled.length
+            for task in tasks:
+                done += await task
                 await notify({"event": "progress", "stage": "fetch", "done": done, "total": total})
         finally:
             for task in tasks:
                 task.cancel()
-            for left in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(left, GroupBytes):
-                    left.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, located: Located, group: int, limit: asyncio.Semaphore) -> GroupBytes:
-        """Holds a place of `limit` until the writer has written the group."""
-        await limit.acquire()
+    async def _mend(self, located: Located, writer: FileWriter) -> None:
+        """Fetches again what makes a file wrong: some encoding decoded to other bytes than the manifest's."""
+        wrong = await asyncio.get_running_loop().run_in_executor(self._executor, writer.wrong_files)
+        for group in writer.groups_of(wrong):
+            await self._checked(located, writer, group)
+
+    async def _checked(self, located: Located, writer: FileWriter, group: int) -> None:
+        assembled = await self._assembler.group(located, group)
         try:
-            return await self._assembler.group(located, group)
-        except BaseException:
-            limit.release()
-            raise
+            await asyncio.get_running_loop().run_in_executor(self._executor, writer.write_group, group, assembled.fd)
+        finally:
+            assembled.close()

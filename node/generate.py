@@ -185,6 +185,8 @@ class Generator:
 
     async def _close_text(self, stream: str) -> None:
         """Lets the worker forget a decoder that won't be read to its end."""
+        if not self._worker.running:
+            return
         try:
             await self._worker.decode_text(stream, [], last=True)
         except MfError as error:

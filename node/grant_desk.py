@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.blobs import fetch_blobs_from_any
 from node.network.interface import Network, Stream, StreamClosed
-from node.store.interface import ShardKey
+from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol import limits
@@ -27,7 +26,7 @@ from protocol.framing import unpack
 from protocol.grants import Grant, seal_grant
 from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.manifest import parse_manifest
-from protocol.messages import GRANT_PROTOCOL, GrantReply, GrantRequest, refusal_frame, reply_frame
+from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, refusal_frame, reply_frame
 
 log = logging.getLogger(__name__)
 STRANGERS_SHARE = 0.25
@@ -45,23 +44,12 @@ class DeskConfig:
 
 
 class GrantDesk:
-    """`dropped` is told of a model of which a shard was given back."""
-
-    def __init__(
-        self,
-        key: Ed25519PrivateKey,
-        network: Network,
-        swarm: Swarm,
-        transfer: Transfer,
-        config: DeskConfig,
-        dropped: Callable[[ModelId], None],
-    ) -> None:
+    def __init__(self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig) -> None:
         self._key = key
         self._network = network
         self._swarm = swarm
         self._transfer = transfer
         self._config = config
-        self.dropped = dropped
 
     async def handle(self, stream: Stream) -> None:
         """Serves one peer's requests, one after another."""
@@ -79,10 +67,14 @@ class GrantDesk:
 
     async def decide(self, request: GrantRequest, client: PeerId) -> GrantReply:
         """The grant, or the refusal as an error of the tree."""
-        if len(request.encoding) != 32 or not request.shards or len(set(request.shards)) != len(request.shards):
-            raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 distinct numbers")
-        if any(not 0 <= shard < limits.MAX_SHARDS for shard in request.shards):
-            raise BadInput("grant request: shard numbers are below 256")
+        also = request.also or []
+        if len(also) > limits.MAX_GRANTS_ASKED:
+            raise BadInput(f"grant request: {len(also)} more encodings, at most {limits.MAX_GRANTS_ASKED} allowed")
+        asks = [GrantAsk(request.encoding, request.shards), *also]
+        for ask in asks:
+            _check_ask(ask)
+        if sum(len(ask.shards) for ask in asks) > limits.MAX_SHARDS_ASKED:
+            raise BadInput(f"grant request: at most {limits.MAX_SHARDS_ASKED} shards may be asked for at once")
         if request.verb == "get":
             return await self._get(request, client)
         if request.verb == "put":
@@ -92,12 +84,27 @@ class GrantDesk:
         raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put and drop are known")
 
     async def _get(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        held = [shard for shard in request.shards if await self._transfer.has_shard(ShardKey(EncodingId(request.encoding), shard))]
-        if not held:
+        also = request.also or []
+        asks = [GrantAsk(request.encoding, request.shards), *also]
+        keys = [ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards]
+        lengths = dict(zip(keys, await self._transfer.shard_lengths(keys), strict=True))
+        held = [
+            {shard: length for shard in ask.shards if (length := lengths[ShardKey(EncodingId(ask.encoding), shard)]) is not None}
+            for ask in asks
+        ]
+        if not held[0]:
             raise NotFound("none of these shards lies here (any more)")
-        envelope = await self._transfer.get_blob(request.encoding)
-        size = parse_encoding(envelope)[1].shard_length() if envelope else 0
-        return self._reply("get", client, request.encoding, held, (size + _SLACK) * 2 * len(held))
+        grants = [self._get_grant(client, ask.encoding, found) if found else None for ask, found in zip(asks, held, strict=True)]
+        return GrantReply(
+            grant=grants[0] or b"",
+            urls=self._config.urls,
+            tls=self._config.tls,
+            held=sorted(held[0]),
+            also=grants[1:] if also else None,
+        )
+
+    def _get_grant(self, client: PeerId, encoding: bytes, held: dict[int, int]) -> bytes:
+        return self._grant("get", client, encoding, sorted(held), 2 * sum(length + _SLACK for length in held.values()))
 
     async def _put(self, request: GrantRequest, client: PeerId) -> GrantReply:
         if self._config.lend not in ("storage", "both"):
@@ -115,13 +122,10 @@ class GrantDesk:
         return self._reply("put", client, request.encoding, request.shards, (encoding.shard_length() + _SLACK) * len(request.shards))
 
     async def _drop(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        """Who put a shard here may take it back; `held` lists what went."""
-        lying = {shard.key.shard: shard for shard in await self._transfer.list_shards() if shard.key.encoding == request.encoding}
-        mine = [lying[shard] for shard in request.shards if shard in lying and lying[shard].owner == client]
-        for info in mine:
-            await self._transfer.drop_shard(info.key, f"taken back by {client}")
-            self.dropped(info.model)
-        return GrantReply(grant=b"", urls=[], tls=b"", held=[info.key.shard for info in mine])
+        """Who put a shard here may take it back."""
+        encoding = EncodingId(request.encoding)
+        dropped = [shard for shard in request.shards if await self._transfer.take_back(ShardKey(encoding, shard), client)]
+        return self._reply("get", client, request.encoding, dropped or request.shards, 0)
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
@@ -147,14 +151,23 @@ class GrantDesk:
             raise BadInput(f"grant request: the encoding commits to {len(encoding.roots)} shards")
         size = encoding.shard_length() + 32 * leaf_count(encoding.shard_length())
         space = await self._transfer.space()
-        if space.used + size > space.quota or size > space.free:
+        if space.used + size > space.quota:
             raise StorageFull(f"{size} bytes don't fit: {max(0, space.quota - space.used)} of {space.quota} bytes lent are left")
+        if size > space.free:
+            raise StorageFull(f"{size} bytes don't fit on its disk: {space.free} are free")
         if not self._swarm.trusted(client):
-            taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
-            if taken + size > space.quota * STRANGERS_SHARE:
-                raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
+            self._admit_stranger(shards, size, space.quota)
+
+    def _admit_stranger(self, shards: list[ShardInfo], size: int, quota: int) -> None:
+        taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
+        if taken + size > quota * STRANGERS_SHARE:
+            raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:
+        grant = self._grant(verb, client, encoding, shards, most)
+        return GrantReply(grant=grant, urls=self._config.urls, tls=self._config.tls, held=shards)
+
+    def _grant(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> bytes:
         grant = Grant(
             verb=verb,
             client=client,
@@ -165,4 +178,11 @@ class GrantDesk:
             nonce=secrets.token_bytes(16),
             issued=int(time.time()),
         )
-        return GrantReply(grant=seal_grant(self._key, grant), urls=self._config.urls, tls=self._config.tls, held=shards)
+        return seal_grant(self._key, grant)
+
+
+def _check_ask(ask: GrantAsk) -> None:
+    if len(ask.encoding) != 32 or not ask.shards or len(set(ask.shards)) != len(ask.shards):
+        raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 distinct numbers")
+    if any(not 0 <= shard < limits.MAX_SHARDS for shard in ask.shards):
+        raise BadInput("grant request: shard numbers are below 256")

@@ -20,6 +20,7 @@ _SECRET = re.compile(
     r"|key|private_key|signing_key|password|authorization|email|hidden|hidden_state|logits|api_key|grant)$"
 )
 _TICKET = re.compile(r"mft1[a-z2-7]{8,}")
+_ID = re.compile(r"\bmf[me]1[a-z2-7]{40,}|\b[0-9a-f]{64}\b")
 _HIDDEN = "[redacted]"
 _OWN = ("at", "level", "event", "message")
 
@@ -68,12 +69,22 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def _said(value: Any, message: str) -> bool:
+    """Whether the sentence holds the field already."""
+    return isinstance(value, str) and len(value) > 3 and value in message
+
+
+def _shortened(line: str) -> str:
+    """Ids of models, encodings and blobs as long as needed to tell them apart; whole ones are in the JSON form."""
+    return _ID.sub(lambda found: f"{found[0][:9]}…{found[0][-6:]}", line)
+
+
 class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
-        line = f"{at} {record.levelname.lower():<7} {_TICKET.sub(_HIDDEN, record.getMessage())}"
-        line = f"{line}  {fields}" if fields else line
+        message = _TICKET.sub(_HIDDEN, record.getMessage())
+        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items() if not _said(value, message))
+        line = _shortened(f"{at} {record.levelname.lower():<7} {message}" + (f"  {fields}" if fields else ""))
         fault = _fault(record)
         return f"{line}\n{fault}" if fault else line
 
@@ -89,3 +100,6 @@ def configure_logs(form: str, level: int = logging.INFO, stream: TextIO | None =
         logging.getLogger(own).setLevel(level)
     for loud in ("libp2p", "trio", "multiaddr"):
         logging.getLogger(loud).setLevel(logging.ERROR)
+    # libp2p, when imported, cuts itself off from the root and clears its handlers. Python would then print each dial that failed
+    # through this one, in no form of ours; whoever dialled says it better.
+    logging.lastResort = logging.NullHandler()

@@ -112,14 +112,15 @@ def open_unchanged(found: FoundFile) -> Iterator[int]:
     except OSError as error:
         raise BadInput(f"{found.name}: can't be read: {error.strerror}") from error
     try:
-        _check_mark(fd, found)
+        check_unchanged(fd, found)
         yield fd
-        _check_mark(fd, found)
+        check_unchanged(fd, found)
     finally:
         os.close(fd)
 
 
-def _check_mark(fd: int, found: FoundFile) -> None:
+def check_unchanged(fd: int, found: FoundFile) -> None:
+    """`BadInput` when the open file isn't as it was scanned."""
     if _mark(os.fstat(fd)) != found.mark:
         raise BadInput(f"{found.name}: changed while it was read", hint="publish again when nothing writes there any more")
 

@@ -48,6 +48,8 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.watchdog import Watchdog
+from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
 from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
@@ -63,6 +65,7 @@ class Node:
         self._data = data
         self._executor = ThreadPoolExecutor(2, "hash")
         self._supervisor = Supervisor()
+        self._watchdog = Watchdog()
         self._network = LibP2PNetwork(identity.key, list(config.listen))
         self._directory = Directory(self._network)
         state = StateFile(data.path / "swarm.msgpack")
@@ -94,27 +97,30 @@ class Node:
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
         self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
-        self._locator = Locator(network, swarm, transfer, self._executor)
-        self._keeper = HoldingKeeper(swarm, transfer, self._locator)
-        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._keeper.changed)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
         self._book = GrantBook(network, swarm, desk)
-        assembler = Assembler(swarm, transfer, self._executor, self._data.path)
+        self._locator = Locator(network, swarm, transfer, self._executor)
+        assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
-        placer = Placer(me, swarm, transfer, self._book, self._keeper.changed)
+        placer = Placer(me, swarm, transfer, self._book)
+        self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room)
-        methods = OwnerMethods(swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, stop)
+        methods = OwnerMethods(
+            swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
+        )
         self._owner = OwnerServer(self._data.path, methods.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
@@ -125,6 +131,7 @@ class Node:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
+        self._watchdog.start()
         await self._transfer.start()
         await self._network.start()
         hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
@@ -135,6 +142,7 @@ class Node:
         await self._tell_space()
         self._supervisor.spawn(self._keeper.run(), "holdings")
         self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -153,6 +161,7 @@ class Node:
         await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._watchdog.stop()
         log.info("stopped", extra={"event": "stopped"})
 
     @property
@@ -201,7 +210,7 @@ class Node:
             try:
                 await self._tell_space()
             except MfError as error:
-                log.warning("what this node lends can't be told now: %s", error)
+                log.warning("the space lent wasn't told: %s", error)
 
     def _clean(self) -> None:
         """What a killed run left behind."""

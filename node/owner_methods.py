@@ -14,14 +14,15 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.owner import Notify, OwnerMethod
 from node.publish import Publisher, PublishRequest
-from node.publishers import publisher
 from node.report import Reporter
 from node.route import Router
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
+from node.whom import whom
 from protocol.errors import BadInput, NotFound
 from protocol.ids import model_text
 from protocol.messages import Sampling
+from runtime.memory import DTYPE_WIDTH
 
 PLAN_TOKENS = 2_048
 
@@ -38,6 +39,7 @@ class OwnerMethods:
         router: Router,
         reporter: Reporter,
         keeper: HoldingKeeper,
+        compression: str,
         stop: Callable[[], None],
     ) -> None:
         self._swarm = swarm
@@ -49,6 +51,7 @@ class OwnerMethods:
         self._router = router
         self._reporter = reporter
         self._keeper = keeper
+        self._compression = compression
         self._stop = stop
 
     def table(self) -> dict[str, OwnerMethod]:
@@ -76,7 +79,7 @@ class OwnerMethods:
             version=optional(params, "version") or "1",
             k=whole(params, "k"),
             n=whole(params, "n"),
-            compression=optional(params, "compression") or "auto",
+            compression=optional(params, "compression") or self._compression,
         )
         return await self._publisher.publish(request, notify)
 
@@ -115,6 +118,7 @@ class OwnerMethods:
             text=optional(params, "text"),
             stop=stops(params),
             continue_final=bool(params.get("continue_final")),
+            precision=precision(params),
         )
         async with aclosing(self._generator.generate(request)) as events:
             async for event in events:
@@ -144,7 +148,7 @@ class OwnerMethods:
         return {"peers": await self._swarm.join(text(params, "ticket"))}
 
     async def trust(self, params: dict[str, Any], notify: Notify) -> Any:
-        peer = publisher(text(params, "who"), self._swarm.cards())
+        peer = whom(text(params, "who"), self._swarm.cards())
         self._swarm.trust(peer)
         return {"trusted": peer}
 
@@ -179,6 +183,14 @@ def text(params: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(f"{name} is missing")
     return value
+
+
+def precision(params: dict[str, Any]) -> str:
+    """What the weights run in. In fp32, the reference, a reply doesn't depend on how its tokens were batched or replayed."""
+    chosen = optional(params, "precision") or "bf16"
+    if chosen not in DTYPE_WIDTH:
+        raise BadInput(f"precision is {chosen[:16]!r}, {' or '.join(DTYPE_WIDTH)} are known")
+    return chosen
 
 
 def optional(params: dict[str, Any], name: str) -> str | None:

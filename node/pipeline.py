@@ -117,7 +117,7 @@ class Pipeline:
     async def run(self) -> AsyncGenerator[Sampled, None]:
         """Tokens as they come; raises `StageLost`."""
         request, first = self._request, PeerId(self._request.stages[0].peer)
-        head = StepHead(session=self._session, epoch=request.epoch, position=0, kind="tokens")
+        head = StepHead(session=self._session, epoch=request.epoch, position=0, kind="tokens", stage=0)
         raw = b"".join(token.to_bytes(4, "little", signed=True) for token in request.tokens)
         try:
             await self._steps.send(first, head, raw)

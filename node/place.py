@@ -5,32 +5,47 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from erasure.placement import Candidate, domain_of, merged_domains, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
-from node.source import GroupSource
 from node.store.interface import ShardKey
 from node.swarm.interface import PeerView, Swarm
-from node.tally import Placed, Tally
-from node.transfer.jobs import EncodeGroup, KeepShard, PushShard
+from node.tally import Tally
+from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
-from protocol.ids import EncodingId, ModelId, PeerId, encoding_text
+from protocol.ids import EncodingId, PeerId, encoding_text
 
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
 
 
-class Placer:
-    """`changed` is told of a model of which shards lying here were dropped."""
+class Source(Protocol):
+    """Where a group's plain bytes lie."""
 
-    def __init__(self, me: Candidate, swarm: Swarm, transfer: Transfer, grants: GrantBook, changed: Callable[[ModelId], None]) -> None:
+    def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
+        """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
+
+    def element(self, group: int) -> int:
+        """Bytes of the group's commonest element."""
+
+    def check(self) -> None:
+        """`BadInput` when the bytes may have changed since the manifest was made of them."""
+
+
+class Placer:
+    def __init__(self, me: Candidate, swarm: Swarm, transfer: Transfer, grants: GrantBook) -> None:
         self._me = me
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
-        self._changed = changed
+        self._placing = 0
+
+    @property
+    def me(self) -> PeerId:
+        return PeerId(self._me.peer)
 
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
@@ -45,9 +60,7 @@ class Placer:
         lends = view.record is not None and view.record.lend in ("storage", "both")
         return lends and view.routable and view.peer != self._me.peer and not self._swarm.banned(view.peer)
 
-    async def place_group(
-        self, located: Located, group: int, source: GroupSource, compression: str, tally: Tally, on_shard: OnShard
-    ) -> None:
+    async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
         """Codes the group unless an own encoding already lies at enough holders, then pushes what is missing."""
         known = self._own_encoding(located, group, tally)
         if known is not None:
@@ -68,16 +81,26 @@ class Placer:
             compression=compression,
             element=source.element(group),
         )
-        encoded = await self._transfer.encode_group(job, fds)
+        self._placing += 1
         try:
+            encoded = await self._transfer.encode_group(job, fds)
+            source.check()
             await self._transfer.put_blob(encoded.envelope)
             fresh = located.add(encoded.envelope)
             await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
             if known is None or fresh.id != known.id:
                 await self._count(fresh, group, tally)
             await self._push_all(located, group, fresh, tally, on_shard)
+            await self._transfer.drop_staged(fresh.id)
         finally:
-            await self._transfer.drop_staged(EncodingId(encoded.encoding))
+            self._placing -= 1
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""
+        staged = [] if self._placing else await self._transfer.list_staged()
+        for encoding in staged:
+            await self._transfer.drop_staged(encoding)
 
     def _own_encoding(self, located: Located, group: int, tally: Tally) -> KnownEncoding | None:
         """The own encoding with this k and n of which most shards are announced."""
@@ -120,11 +143,11 @@ class Placer:
             if not pairs:
                 return
             jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
+            tally.asked |= {(peer, known.id, shard) for shard, peer in jobs}
             results = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
             for (shard, peer), refusal in zip(jobs, results, strict=True):
                 if refusal is None:
                     held[shard] = peer
-                    tally.placed.append(Placed(known.id, shard, peer))
                     await on_shard()
                 else:
                     refused.add(peer)
@@ -157,39 +180,35 @@ class Placer:
             return error.message
         return None
 
-    async def take_back(self, located: Located, tally: Tally) -> None:
-        """After a failed publish nothing of it stays: holders drop what they took, the own store forgets.
+    async def take_back(self, located: Located, tally: Tally, published: bool) -> None:
+        """After a failed publish nothing of it stays, here and at peers; what an earlier one made durable does, if it was `published`.
 
-        What an earlier publish of this node's completed stays: its card says that people rely on it. What an
-        interrupted one left goes too.
+        What others put here of the same model stays too.
         """
-        completed = any(view.publisher == self._me.peer and view.card.model == located.model for view in self._swarm.cards())
-        doomed = set(tally.placed) | (set() if completed else self._left_over(located))
-        await asyncio.gather(*(self._drop(placed) for placed in doomed))
-        if not completed:
-            lying = await self._transfer.list_shards(located.model)
-            if all(info.owner == self._me.peer for info in lying):
-                await self._transfer.forget(located.model)
-        self._changed(located.model)
+        drops = set(tally.asked) | (set() if published else self._left_over(located))
+        await asyncio.gather(*(self._drop(*drop) for drop in drops))
+        if not published and all(info.owner == self.me for info in await self._transfer.list_shards(located.model)):
+            await self._transfer.forget(located.model)
 
-    def _left_over(self, located: Located) -> set[Placed]:
-        own = {known.id for entries in located.encodings.values() for known in entries if known.signer == self._me.peer}
+    def _left_over(self, located: Located) -> set[tuple[PeerId, EncodingId, int]]:
+        """What an interrupted publish left of own encodings, announced for this very model."""
+        own = {known.id for entries in located.encodings.values() for known in entries if known.signer == self.me}
         return {
-            Placed(EncodingId(held.encoding), shard, view.peer)
+            (view.peer, EncodingId(held.encoding), shard)
             for view in self._swarm.holdings(located.model)
             for held in view.held
             if held.encoding in own
             for shard in held.shards
         }
 
-    async def _drop(self, placed: Placed) -> None:
+    async def _drop(self, peer: PeerId, encoding: EncodingId, shard: int) -> None:
         try:
-            if placed.peer == self._me.peer:
-                await self._transfer.drop_shard(ShardKey(placed.encoding, placed.shard), "its publish failed")
+            if peer == self.me:
+                await self._transfer.take_back(ShardKey(encoding, shard), peer)
             else:
-                await self._grants.to_drop(placed.peer, placed.encoding, placed.shard)
+                await self._grants.to_drop(peer, encoding, shard)
         except MfError as error:
-            log.info("%s didn't drop a shard of %s: %s", placed.peer, encoding_text(placed.encoding), error)
+            log.info("%s didn't drop a shard of %s: %s", peer, encoding_text(encoding), error)
 
 
 def candidate_of(view: PeerView) -> Candidate:

@@ -65,18 +65,19 @@ class Publisher:
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
         check_name(request.version)
-        tally = Tally(*self._choose(request))
+        k, n, words = self._choose(request)
+        tally = Tally(k, n)
         folder, manifest, data = await self._read(request, notify)
         model = model_id(data)
+        await notify({"event": "note", "text": words})
         located = await self._prepare(model, manifest, data)
         try:
             with GroupSource(folder, manifest) as source:
                 await self._spread(located, source, request, tally, notify)
-            self._check_enough(located, tally)
-        except (BadInput, StorageFull):
-            await self._placer.take_back(located, tally)
-            self._locator.forget(model)
+        except (BadInput, StorageFull):  # the files changed, or no room to code them: nobody can go on with what is there
+            await self._take_back(located, tally)
             raise
+        await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
@@ -93,16 +94,20 @@ class Publisher:
         manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
         return folder, manifest, data
 
-    def _choose(self, request: PublishRequest) -> tuple[int, int]:
+    def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
         nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
             choice = choose_k_n(nodes)
-            return choice.k, choice.n
+            return choice.k, choice.n, choice.words
         if not 1 <= request.k <= request.n <= limits.MAX_SHARDS:
             raise BadInput(f"k and n must keep 1 <= k <= n <= {limits.MAX_SHARDS}, not k={request.k}, n={request.n}")
-        return request.k, request.n
+        enough = Tally(request.k, request.n).enough
+        if nodes < enough:
+            said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
+            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
+        return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)
@@ -121,7 +126,10 @@ class Publisher:
 
         async def one(group: int) -> None:
             async with limit:
+                if tally.short():
+                    return  # a group has no home: the others needn't be coded and sent to be taken back
                 await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+                tally.ended.add(group)
 
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
@@ -148,14 +156,22 @@ class Publisher:
                 if loop.time() - enough_at > AFTER_R:
                     return
 
-    def _check_enough(self, located: Located, tally: Tally) -> None:
-        short = [entry.name for group, entry in enumerate(located.manifest.groups) if tally.nodes(group) < tally.enough]
-        if short:
-            raise StorageFull(
-                f"only {tally.least()} shards of group {short[0]} ({len(short)} groups in all) found a home, {tally.enough} are needed",
-                hint="let more peers join, or lower --n",
-                details={"groups": short[:16], "refusals": tally.refusals},
-            )
+    async def _finish(self, located: Located, tally: Tally) -> None:
+        short = tally.short()
+        if not short:
+            return
+        await self._take_back(located, tally)
+        name, nodes = located.manifest.groups[short[0]].name, len(self._placer.candidates())
+        raise StorageFull(
+            f"{tally.nodes(short[0])} of {nodes} nodes took a shard of group {name}, {tally.enough} are needed; nothing of it stays",
+            hint="give nodes more --storage, let more peers join, or lower --n",
+            details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
+        )
+
+    async def _take_back(self, located: Located, tally: Tally) -> None:
+        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
+        await self._placer.take_back(located, tally, published)
+        self._locator.forget(located.model)
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()

@@ -13,6 +13,8 @@ from node.transfer.remote import Transfer
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
 
+_HOLDING = ("model_id", "groups", "shards", "bytes", "full_groups")
+
 
 class Reporter:
     def __init__(self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer) -> None:
@@ -30,7 +32,7 @@ class Reporter:
             "peer_id": self._me,
             "version": self._version,
             "peers": [_peer_line(view) for view in self._swarm.peers()],
-            "holdings": await self.holdings(),
+            "holdings": [{name: line[name] for name in _HOLDING} for line in await self.holdings()],
             "space": {"quota": space.quota, "used": space.used, "free": space.free},
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from node.transfer.jobs import TargetSpan
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, StorageFull
 from protocol.layout import all_rebuild_spans
@@ -41,6 +42,7 @@ class FileWriter:
         self._lock: int | None = None
         self._made: list[Path] = []
         self._placed: list[Path] = []
+        self._right: set[int] = set()
 
     def open(self) -> None:
         """Makes and locks the target. `Conflict` when other files lie there, `StorageFull` when it won't fit."""
@@ -48,7 +50,7 @@ class FileWriter:
             self._open()
         except OSError as error:
             self.abort()
-            raise Conflict(f"{self._directory}: can't be written: {error.strerror}") from error
+            raise _said(error, self._directory) from error
         except BaseException:
             self.abort()
             raise
@@ -56,6 +58,18 @@ class FileWriter:
     def wanted(self) -> list[int]:
         """Group numbers that files not there yet need, ascending."""
         return [index for index, spans in enumerate(self._spans) if any(span.file not in self._kept for span in spans)]
+
+    def groups_of(self, files: set[int]) -> list[int]:
+        """Group numbers with bytes in any of these files, ascending."""
+        return [index for index, spans in enumerate(self._spans) if any(span.file in files for span in spans)]
+
+    def targets(self, group: int) -> tuple[list[TargetSpan], list[int]]:
+        """Where the group's bytes go, for who writes them straight there, and the descriptors meant. They stay this writer's."""
+        spans = [span for span in self._spans[group] if span.file not in self._kept]
+        files = sorted({span.file for span in spans})
+        self._right.difference_update(files)
+        number = {file: place for place, file in enumerate(files)}
+        return [TargetSpan(number[span.file], span.at, span.offset, span.length) for span in spans], [self._fds[file] for file in files]
 
     def write_group(self, group: int, source: int | memoryview | bytes | mmap.mmap, offset: int = 0) -> None:
         """Writes a group's verified plain bytes from a buffer or a descriptor (from `offset` of it) to their files."""
@@ -69,8 +83,15 @@ class FileWriter:
             with mmap.mmap(source, offset + length, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
                 self._write(group, view, offset)
 
+    def wrong_files(self) -> set[int]:
+        """Numbers of the files whose bytes aren't what the manifest says (yet)."""
+        for index in self._fds.keys() - self._right:
+            if _file_digest(self._directory / WORK / str(index)) == self._manifest.files[index].digest:
+                self._right.add(index)
+        return self._fds.keys() - self._right
+
     def finish(self) -> list[Path]:
-        """Checks every file and gives it its name; the files' paths. On failure everything made is removed."""
+        """Checks every file not found right before, and gives each its name; the files' paths. On failure everything made is removed."""
         try:
             self._verify()
             return self._place()
@@ -164,15 +185,15 @@ class FileWriter:
         try:
             for span in self._spans[group]:
                 if span.file not in self._kept:
+                    self._right.discard(span.file)
                     _write_at(self._fds[span.file], view[start + span.at : start + span.at + span.length], span.offset)
         except OSError as error:
             raise _said(error, self._directory) from error
 
     def _verify(self) -> None:
-        for index in self._fds:
-            entry = self._manifest.files[index]
-            if _file_digest(self._directory / WORK / str(index)) != entry.digest:
-                raise BadInput(f"{entry.name}: the bytes put together are not the file's", hint="fetch again; the manifest may be false")
+        for index in sorted(self.wrong_files()):
+            name = self._manifest.files[index].name
+            raise BadInput(f"{name}: the bytes put together are not the file's", hint="fetch again; the manifest may be false")
 
     def _place(self) -> list[Path]:
         for index in self._fds:
@@ -189,7 +210,7 @@ class FileWriter:
 
 def _said(error: OSError, directory: Path) -> MfError:
     text = f"{directory}: can't be written: {error.strerror}"
-    return StorageFull(text) if error.errno in (28, 122) else Conflict(text)
+    return StorageFull(text) if error.errno in (28, 122) else BadInput(text, hint="give a folder that can be written")
 
 
 def _file_digest(path: Path) -> bytes:

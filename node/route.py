@@ -15,13 +15,14 @@ from runtime.routing import Offer, Plan, Shape, plan_route
 
 
 class Router:
-    """`privacy` local|trusted|swarm is the owner's choice for what this node asks of others."""
+    """`privacy` local|trusted|swarm, `ends` remote|local are the owner's choices for what this node asks of others."""
 
-    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str) -> None:
+    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str, ends: str) -> None:
         self._me = me
         self._swarm = swarm
         self._room = room
         self._privacy = privacy
+        self._ends_here = ends == "local"
 
     def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
         """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
@@ -30,7 +31,7 @@ class Router:
             raise BadInput("this model has no layers to run; it can be fetched, not run")
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
-        return plan_route(shape, self.offers(located, set(avoid)))
+        return plan_route(shape, self.offers(located, set(avoid)), ends_here=self._ends_here)
 
     def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
         held = {

@@ -109,12 +109,14 @@ class StageSession:
         self._spec = _check_route(request, server._network.peer_id)
         self._last = request.index == len(request.stages) - 1
         self._made = 0
+        # an entry that keeps both ends runs two stages of one session
+        self._name = f"{request.session.hex()}.{request.index}"
 
     async def run(self) -> None:
         """Loads, then computes until cancelled."""
         request, server = self._request, self._server
         located = await server._locator.locate(ModelId(request.model))
-        opening = OpenSequence(stage="", session=request.session.hex(), tokens_max=request.tokens_max, sampling=request.sampling)
+        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling)
         started = time.monotonic()
         async with server._room.sequence(located, self._spec.first, self._spec.end, request.precision, opening) as stage:
             self.timings = {**stage.timings, "open": time.monotonic() - started}
@@ -129,12 +131,12 @@ class StageSession:
     async def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
         """A frame for this stage, from the one peer that may send it."""
         request = self._request
+        if head.stage != request.index:
+            return  # for the entry, or for another stage of the session on this node
         if head.epoch != request.epoch:
             raise PeerFault(f"{sender} sent a step of epoch {head.epoch} into epoch {request.epoch}")
         expected = {"tokens": request.entry, "token": request.stages[-1].peer, "hidden": request.stages[request.index - 1].peer}
         if sender != expected.get(head.kind) or (request.index == 0) == (head.kind == "hidden"):
-            if head.kind == "token" and request.index != 0:
-                return  # the entry's own sink takes it
             raise PeerFault(f"{sender} may not send {head.kind} to stage {request.index}")
         if head.finish is None:
             try:
@@ -144,7 +146,7 @@ class StageSession:
 
     async def _compute(self, incoming: Incoming) -> None:
         head, raw = incoming.head, incoming.raw
-        step = Step(session=self._request.session.hex(), epoch=head.epoch, position=head.position, sample=self._last)
+        step = Step(session=self._name, epoch=head.epoch, position=head.position, sample=self._last)
         if head.kind == "hidden":
             assert head.shape is not None  # parse_step checked it
             if head.dtype != self._request.precision:
@@ -157,7 +159,7 @@ class StageSession:
 
     async def _pass_on(self, step: Step, done: Stepped) -> None:
         request, after = self._request, step.position + step.count
-        head = StepHead(session=request.session, epoch=step.epoch, position=step.position, kind="hidden")
+        head = StepHead(session=request.session, epoch=step.epoch, position=step.position, kind="hidden", stage=request.index + 1)
         if not self._last:
             assert done.hidden is not None
             head.dtype, head.shape = done.dtype, done.shape
@@ -168,8 +170,10 @@ class StageSession:
         head.kind, head.position, head.finish = "token", after, self._finish(done.token)
         raw = done.token.to_bytes(4, "little", signed=True)
         first = request.stages[0].peer
+        head.stage = 0 if first == request.entry else None
         await self._server._steps.send(PeerId(request.entry), head, raw)
         if first != request.entry and head.finish is None:
+            head.stage = 0
             await self._server._steps.send(PeerId(first), head, raw)
 
     def _finish(self, token: int) -> str | None:

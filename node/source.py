@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from types import TracebackType
 
-from node.model_folder import ModelFolder
+from node.model_folder import FoundFile, ModelFolder, check_unchanged
 from node.transfer.jobs import SourceSpan
 from protocol.layout import all_group_spans
 from protocol.manifest import Manifest
@@ -54,11 +54,19 @@ class GroupSource:
         """Bytes of the group's commonest element."""
         return self._elements[group]
 
+    def check(self) -> None:
+        """`BadInput` when a file changed since it was hashed: what was coded meanwhile may hold bytes the manifest doesn't know."""
+        for file, fd in self._fds.items():
+            check_unchanged(fd, self._found(file))
+
     def _open(self, file: int) -> int:
         if file not in self._fds:
-            path = self._files[self._manifest.files[file].name].path
-            self._fds[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            path = self._found(file).path
+            self._fds[file] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         return self._fds[file]
+
+    def _found(self, file: int) -> FoundFile:
+        return self._files[self._manifest.files[file].name]
 
 
 def element_widths(manifest: Manifest) -> list[int]:

@@ -61,9 +61,10 @@ class StageRoom:
         """The model's tokenizer and template in the worker."""
         model = model_text(located.model)
         async with self._text_lock:
-            await self._worker_up()
+            if self._worker.running and self._worker.generation == self._generation and model in self._texts:
+                return self._texts[model]
+            _up, files = await asyncio.gather(self._worker_up(), self._text_files(located))
             if model not in self._texts:
-                files = await self._text_files(located)
                 self._texts[model] = await self._worker.load_text(LoadText(model=model, files=files))
             return self._texts[model]
 

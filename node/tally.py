@@ -1,4 +1,4 @@
-"""What a publish has made durable so far, and what of it must go again should it fail."""
+"""The running account of one publish: which shards are durable where, and who refused."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from erasure.durability import apart, enough_durable, survives_losses
 from protocol.ids import EncodingId, PeerId
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A shard that this publish put at a node (this one included)."""
-
-    encoding: EncodingId
-    shard: int
-    peer: PeerId
-
-
 @dataclass
 class Tally:
-    """`durable[group][shard]` is its holder, found there or put there; `shard_bytes[group]` of one shard; `placed` only what was put.
+    """`durable[group][shard]` is its holder, found there or put there; `shard_bytes[group]` of one shard; `asked` whom this publish
+    gave which shard of which encoding, or tried to; `ended` the groups that are as durable as they get now.
 
     Equal groups of a model are one group to the swarm: the second shares its dict with the first and has no bytes of its own.
     """
@@ -29,7 +21,8 @@ class Tally:
     n: int
     durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
     shard_bytes: dict[int, int] = field(default_factory=dict)
-    placed: list[Placed] = field(default_factory=list)
+    asked: set[tuple[PeerId, EncodingId, int]] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     refusals: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -39,6 +32,10 @@ class Tally:
     def nodes(self, group: int) -> int:
         """Nodes that hold a shard of the group."""
         return len(set(self.durable.get(group, {}).values()))
+
+    def short(self) -> list[int]:
+        """Groups for which too few nodes were found."""
+        return sorted(group for group in self.ended if self.nodes(group) < self.enough)
 
     def least(self) -> int:
         return min(map(self.nodes, self.durable), default=0)

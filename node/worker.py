@@ -52,6 +52,7 @@ class Worker:
         self._channel: Channel | None = None
         self._scratch: Path | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._failures = 0
         self._not_before = 0.0
         self._begun = 0.0
@@ -73,7 +74,16 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Starts the process unless it runs; `Unavailable` while it is held back after crashes."""
+        """Starts the process unless it runs; `Unavailable` while it is held back after crashes.
+
+        An asker that leaves meanwhile doesn't end the start: the next one finds it done.
+        """
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start(), name="worker start")
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
         async with self._lock:
             if self.running:
                 return
@@ -86,6 +96,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Ends the process and removes its scratch folder."""
+        if self._starting is not None:
+            self._starting.cancel()
         async with self._lock:
             if self._channel is not None:
                 await self._channel.close()

@@ -40,7 +40,7 @@ def _unbase32(prefix: str, text: str, what: str) -> bytes:
     try:
         raw = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
     except ValueError as error:
-        raise BadInput(f"broken {what}: {error}") from error
+        raise BadInput(f"broken {what}: cut short, or a letter changed") from error
     if raw[:1] != _VERSION:
         raise BadInput(f"broken {what}: version {raw[:1].hex() or 'none'}, this node knows 01")
     if _base32(prefix, raw[1:]) != text:

@@ -68,6 +68,10 @@ PROVIDER_LIFETIME = 3 * 3_600
 CARD_LIFETIME = 30 * 86_400
 TICKET_LIFETIME = 30 * 86_400
 GRANT_OPEN_WITHIN = 60
+MAX_GRANTS_ASKED = 256
+"""Encodings in one request for leave beside the first."""
+MAX_SHARDS_ASKED = 1_024
+"""Shards in one request for leave, over all its encodings."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 

@@ -48,8 +48,18 @@ def parse_reply(frame: bytes, kind: type[T], what: str) -> T:
     return unpack(frame[1:], kind, what)
 
 
+class GrantAsk(msgspec.Struct, array_like=True, frozen=True):
+    """Shards of one more encoding to get."""
+
+    encoding: bytes
+    shards: list[int]
+
+
 class GrantRequest(Record):
-    """Asks leave to get or put shards of one encoding. A put carries the encoding's envelope and the model's id."""
+    """Asks leave to get or put shards of one encoding. A put carries the encoding's envelope and the model's id.
+
+    A get may ask for more encodings in `also`: a model has many groups, and a question for each would cost more than their bytes.
+    """
 
     verb: str
     encoding: Octets
@@ -57,15 +67,20 @@ class GrantRequest(Record):
     model: Octets | None = None
     envelope: Octets | None = None
     bytes: int | None = None
+    also: list[GrantAsk] | None = None
 
 
 class GrantReply(Record):
-    """`grant` is the signed envelope; `urls` https://host:port bases; `tls` SHA-256 of the certificate."""
+    """`grant` is the signed envelope; `urls` https://host:port bases; `tls` SHA-256 of the certificate.
+
+    `also` answers the request's in its order, nothing where none of those shards lies there.
+    """
 
     grant: bytes
     urls: list[str]
     tls: bytes
     held: list[int] | None = None
+    also: list[bytes | None] | None = None
 
 
 class BlobRequest(Record):
@@ -128,7 +143,8 @@ class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
     `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
-    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one).
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
+    index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
     """
 
     session: bytes
@@ -138,6 +154,7 @@ class StepHead(Record):
     dtype: str | None = None
     shape: list[int] | None = None
     finish: str | None = None
+    stage: int | None = None
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:

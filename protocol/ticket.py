@@ -41,7 +41,11 @@ def parse_ticket(text: str, now: float) -> tuple[PeerId, Ticket]:
     text = text.strip()
     if len(text) > limits.MAX_TICKET:
         raise BadInput(f"broken ticket: {len(text)} characters, at most {limits.MAX_TICKET}")
-    issuer, ticket = open_sealed(ticket_payload(text), DOMAIN, Ticket, limits.MAX_TICKET)
+    try:
+        issuer, ticket = open_sealed(ticket_payload(text), DOMAIN, Ticket, limits.MAX_TICKET)
+    except BadInput as error:
+        said = error.message.removeprefix("broken ticket: ")
+        raise BadInput(f"broken ticket: {said}", hint="paste the whole output of `mf-node ticket`") from error
     if ticket.expires < now - limits.CLOCK_TOLERANCE:
         raise BadInput("the ticket has expired", hint="ask a member for a new one (mf-node ticket)")
     if ticket.expires > now + limits.TICKET_LIFETIME + limits.CLOCK_TOLERANCE:

@@ -47,25 +47,61 @@ class Plan:
     excluded: list[str] = field(default_factory=list)
 
 
-def plan_route(shape: Shape, offers: Sequence[Offer]) -> Plan:
-    """The route, or `Unavailable` saying how much room was asked for and offered."""
+def plan_route(shape: Shape, offers: Sequence[Offer], *, ends_here: bool = False) -> Plan:
+    """The route, or `Unavailable` saying how much room was asked for and offered.
+
+    `ends_here` keeps the first and the last layer, and with them embedding, head and sampling, on this node.
+    """
     whole = shape.cost(0, shape.layers)
-    fitting = [offer for offer in offers if offer.memory >= whole]
+    fitting = [offer for offer in offers if offer.memory >= whole and (offer.here or not ends_here)]
     if fitting:
         best = min(fitting, key=lambda offer: (not offer.here, -offer.held, offer.rtt, offer.peer))
         kind, place = ("here", "this node") if best.here else ("peer", "one peer")
         return Plan(kind, [StageSpec(best.peer, 0, shape.layers)], f"the whole model ({_mib(whole)}) fits {place}")
+    if ends_here:
+        return _with_ends_here(shape, offers)
     ordered = sorted(offers, key=lambda offer: (-offer.memory, not offer.here, -offer.held, offer.rtt, offer.peer))
     for count in range(2, min(len(ordered), MAX_STAGES, shape.layers) + 1):
         stages = _deal(shape, ordered[:count]) or _deal(shape, [offer for offer in ordered if not offer.here][:count])
         if stages is not None:
             return Plan("pipeline", stages, f"the whole model ({_mib(whole)}) fits no node that may run it; {count} together hold it")
-    raise Unavailable(
+    raise _no_route(whole, offers)
+
+
+def _no_route(whole: int, offers: Sequence[Offer], why: str = "") -> Unavailable:
+    return Unavailable(
         f"no route: the model takes {_mib(whole)} and the {len(offers)} nodes that may run it lend "
-        f"{_mib(sum(offer.memory for offer in offers))} between them",
+        f"{_mib(sum(offer.memory for offer in offers))} between them{why}",
         hint="raise --max-memory, or let more peers in (--privacy, mf-node trust)",
         details={"needed": whole, "offered": {offer.peer: offer.memory for offer in offers}},
     )
+
+
+def _with_ends_here(shape: Shape, offers: Sequence[Offer]) -> Plan:
+    """First and last layer here, the rest over the fewest others."""
+    whole, last = shape.cost(0, shape.layers), shape.layers - 1
+    here = next((offer for offer in offers if offer.here), None)
+    ends = shape.cost(0, 1) + shape.cost(last, shape.layers)
+    if here is None or last < 2 or here.memory < ends:
+        raise _no_route(whole, offers, f"; both ends on this node take {_mib(ends)}")
+    others = sorted((offer for offer in offers if not offer.here), key=lambda offer: (-offer.memory, -offer.held, offer.rtt, offer.peer))
+    for count in range(1, min(len(others), MAX_STAGES - 2, last - 1) + 1):
+        chosen = others[:count]
+        room = [_most_between(shape, offer) for offer in chosen]
+        if min(room) >= 1 and sum(room) >= last - 1:
+            stages, first = [StageSpec(here.peer, 0, 1)], 1
+            for offer, size in zip(chosen, _share(last - 1, room), strict=True):
+                stages.append(StageSpec(offer.peer, first, first + size))
+                first += size
+            stages.append(StageSpec(here.peer, last, shape.layers))
+            return Plan("pipeline", stages, f"both ends stay on this node; {count} others hold the layers between")
+    raise _no_route(whole, offers)
+
+
+def _most_between(shape: Shape, offer: Offer) -> int:
+    """Most layers this node can hold as a stage in the middle; layers of a model are taken as alike."""
+    fits = [size for size in range(1, shape.layers) if shape.cost(1, min(1 + size, shape.layers - 1)) <= offer.memory]
+    return max(fits, default=0)
 
 
 def _deal(shape: Shape, chosen: Sequence[Offer]) -> list[StageSpec] | None:
@@ -95,8 +131,7 @@ def _most_layers(shape: Shape, offer: Offer, index: int, count: int) -> int:
     if index == count - 1:
         fits = [first for first in range(1, shape.layers) if shape.cost(first, shape.layers) <= offer.memory]
         return shape.layers - min(fits, default=shape.layers)
-    fits = [size for size in range(1, shape.layers) if shape.cost(1, min(1 + size, shape.layers - 1)) <= offer.memory]
-    return max(fits, default=0)
+    return _most_between(shape, offer)
 
 
 def _share(layers: int, room: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ from node.cli.model_commands import explain, fetch, forget, models, publish
 from node.cli.run import demo, run
 from node.cli.session import common
 from node.cli.swarm_commands import holdings, join, status, stop, ticket, trust
+from node.cli.tables import plain
 from node.version import VERSION
 from protocol.errors import BadInput, Cancelled, MfError
 
@@ -76,10 +77,14 @@ def _tell(error: MfError, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"error": error.to_wire()}, ensure_ascii=False, default=str))
         return error.exit_code
-    click.secho(f"mf-node: {error.message}", fg="red", err=True)
+    click.secho(f"mf-node: {plain(error.message)}", fg="red", err=True)
     candidates = error.details.get("candidates")
-    if isinstance(candidates, list) and candidates:
+    if isinstance(candidates, list) and candidates and str(candidates[0]) not in (error.hint or ""):
         click.echo(f"  near: {', '.join(str(name) for name in candidates[:8])}", err=True)
+    refusals = error.details.get("refusals")
+    if isinstance(refusals, dict):
+        for peer, reason in list(refusals.items())[:16]:
+            click.echo(plain(f"  {peer}: {reason}"), err=True)
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(f"  {plain(error.hint)}", err=True)
     return error.exit_code

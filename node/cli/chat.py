@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from node.cli.session import Session, common
+from node.cli.tables import plain
 from protocol.errors import Cancelled, MfError
 
 
@@ -19,6 +20,7 @@ from protocol.errors import Cancelled, MfError
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0: always the likeliest token.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes a sampled reply repeatable.")
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True, help="fp32: the reference, slower.")
 @click.option("--stop", multiple=True, help="A text that ends the reply; may be repeated.")
 @common
 def chat(session: Session, model: str, prompt: str | None, system: str | None, **sampling: Any) -> None:
@@ -40,11 +42,14 @@ def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling:
     made: list[str] = []
     planned: dict[str, Any] = {}
 
+    waiting = Waiting(shown=not session.json)
+
     def on_event(event: dict[str, Any]) -> None:
         if event.get("event") == "text":
+            waiting.end()
             made.append(str(event["text"]))
             if not session.json:
-                sys.stdout.write(made[-1])
+                sys.stdout.write(plain(made[-1]))
                 sys.stdout.flush()
         elif event.get("event") == "planned":
             planned.update(event)
@@ -52,10 +57,28 @@ def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling:
     try:
         end = session.call("generate", {"model": model, "messages": messages, **sampling}, on_event) or {}
     finally:
+        waiting.end()
         if not session.json and made:
             sys.stdout.write("\n")
     fields = {name: value for name, value in end.items() if name != "event"}
     return {"model": model, "model_id": planned.get("model_id"), "kind": planned.get("kind"), "text": "".join(made), **fields}
+
+
+class Waiting:
+    """Says on a terminal that something goes on until the first word: a model's first load takes seconds."""
+
+    def __init__(self, shown: bool) -> None:
+        self._status: Any = None
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("thinking (the first answer loads the model)", spinner="dots")
+            self._status.start()
+
+    def end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
 
 def _converse(session: Session, model: str, messages: list[dict[str, str]], sampling: dict[str, Any]) -> None:

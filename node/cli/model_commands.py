@@ -39,13 +39,16 @@ def _show_published(done: dict[str, Any]) -> None:
     click.echo(f"  {done['model_id']}")
     click.echo(
         f"  {size(done['bytes'])} in {done['groups']} groups, {done['durable']} of {done['shards']} shards durable "
-        f"({size(done['stored_bytes'])}) on {_count(done['peers'])} peers, {done['seconds']:.1f} s"
+        f"({size(done['stored_bytes'])}) on {_nodes(done['peers'])}, {done['seconds']:.1f} s"
     )
-    click.echo(f"  survives the loss of any {done['survives_losses']} of them")
+    if done["survives_losses"]:
+        click.echo(f"  survives the loss of any {done['survives_losses']} of them")
+    else:
+        click.echo("  survives the loss of none of them yet: more nodes must join")
 
 
-def _count(value: Any) -> Any:
-    return len(value) if isinstance(value, list | dict) else value
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
 
 
 @click.command()
@@ -54,12 +57,15 @@ def _count(value: Any) -> Any:
 def models(session: Session, query: str | None) -> None:
     """List the models this node knows, or those that match QUERY."""
     found = session.call("models", {"query": query})
-    session.answer(found, lambda: _show_models(found["models"]))
+    session.answer(found, lambda: _show_models(found["models"], query))
 
 
-def _show_models(found: list[dict[str, Any]]) -> None:
+def _show_models(found: list[dict[str, Any]], query: str | None) -> None:
     from node.cli.tables import short, show_table, size, word
 
+    if query and not found:
+        click.echo(f"no model matches {query!r}; `mf-node models` lists all that this node knows")
+        return
     show_table(
         "Models",
         ("name", "size", "survives", "holders", "architecture", "id"),
@@ -84,10 +90,13 @@ def _show_models(found: list[dict[str, Any]]) -> None:
 def fetch(session: Session, model: str, folder: str) -> None:
     """Rebuild the files of MODEL, bit for bit, in DIR."""
     from node.cli.progress import Progress
+    from node.cli.tables import size
 
     with Progress() as progress:
         done = session.call("fetch", {"model": model, "dir": os.path.abspath(os.path.expanduser(folder))}, progress)
-    session.answer(done, lambda: click.echo(f"fetched {model} into {folder}"))
+    session.answer(
+        done, lambda: click.echo(f"fetched {model} into {folder}: {done['files']} files, {size(done['bytes'])}, {done['seconds']:.1f} s")
+    )
 
 
 @click.command()

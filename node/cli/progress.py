@@ -40,6 +40,8 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "note":
+            self._note(str(event.get("text", "")))
         if event.get("event") != "progress":
             return
         stage = str(event.get("stage", ""))
@@ -51,6 +53,12 @@ class Progress:
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(words, total=total or None)
         self._bar.update(self._tasks[stage], completed=done, total=total or None)
+
+    def _note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            sys.stderr.write(f"{text}\n")
 
     def _line(self, stage: str, words: str, done: int, total: int) -> None:
         tenth = done * 10 // total if total else 0

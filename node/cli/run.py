@@ -30,11 +30,11 @@ def run(session: Session, **flags: Any) -> None:
     import asyncio
 
     from node.config import load_config
-    from node.daemon import run_node
     from node.logs import configure_logs
 
     config = load_config(session.data_dir, {**flags, "json": session.json or None})
     configure_logs(config.log_format)
+    from node.daemon import run_node
 
     def on_ready(ready: dict[str, Any]) -> None:
         sys.stdout.write((json.dumps(ready) if config.json else _sentence(ready, config.storage, config.lend)) + "\n")

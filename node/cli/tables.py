@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def size(count: float | None) -> str:
@@ -34,6 +37,11 @@ def short(name: str, length: int = 16) -> str:
     return name if len(name) <= length else f"{name[: length - 7]}…{name[-6:]}"
 
 
+def plain(text: str) -> str:
+    """A stranger's text without what would steer the terminal: control characters other than line feed and tab."""
+    return _CONTROL.sub("", text)
+
+
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table, or one line saying that it is empty."""
     from rich import box
@@ -45,9 +53,10 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     if not found:
         console.print(f"[bold]{title}[/bold]: none")
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in found:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(plain(cell).replace("[", r"\[") for cell in row))
     console.print(table)

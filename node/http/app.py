@@ -66,7 +66,8 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
     }
     if ERROR_CODE in request:
         fields["error"] = request[ERROR_CODE]
-    log.info("answered an HTTP request", extra={"event": "http_request", "fields": fields})
+    level = logging.DEBUG if request.method == "GET" and status < 400 else logging.INFO  # pages and monitors look every few seconds
+    log.log(level, "answered an HTTP request", extra={"event": "http_request", "fields": fields})
 
 
 @web.middleware

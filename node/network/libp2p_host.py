@@ -143,6 +143,6 @@ def try_port(ip: str, port: int, address: str) -> None:
 
 def cause(error: BaseException) -> str:
     """The innermost reason libp2p gives, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := error.__cause__ or (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None)) is not None:
+        error = inner
     return (str(error) or type(error).__name__).splitlines()[0][:200]

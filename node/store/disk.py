@@ -27,7 +27,7 @@ from node.store.durable import disk_errors, settle, sync_folder, write_all, writ
 from node.store.format import open_format
 from node.store.index import ShardIndex
 from node.store.interface import ShardInfo, ShardKey, Space
-from node.store.keeping import doomed, for_model
+from node.store.keeping import doomed, for_model, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
 from node.store.room import Room
 from node.store.shard_file import DiskReader, file_name, head_bytes, key_of, read_info
@@ -271,6 +271,11 @@ class DiskStore:
     def models(self) -> dict[ModelId, list[bytes]]:
         with self._lock:
             return {model: list(blobs) for model, blobs in self._models.items()}
+
+    def prune(self, blobs: Sequence[bytes]) -> None:
+        with self._lock, disk_errors(self.root):
+            for blob in unneeded([info for info, _ in self._index.rows().values()], self._models, blobs):
+                self._drop_blob(blob)
 
     def forget(self, model: ModelId) -> int:
         with self._lock, disk_errors(self.root):

@@ -51,6 +51,9 @@ class ShardReader(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Shard bytes as they lie on disk now (not verified: the reader over the wire does)."""
 
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """The same into a buffer; bytes read, fewer at the shard's end."""
+
     def close(self) -> None: ...
 
 
@@ -88,6 +91,9 @@ class ShardStore(Protocol):
         """Remembers that these blobs (manifest first, then encodings) belong to a model kept here."""
 
     def models(self) -> dict[ModelId, list[bytes]]: ...
+
+    def prune(self, blobs: Sequence[bytes]) -> None:
+        """Removes those of these blobs that no shard and no model kept here needs."""
 
     def forget(self, model: ModelId) -> int:
         """Drops every shard, blob and full holding kept for this model alone; returns bytes freed."""

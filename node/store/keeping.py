@@ -31,6 +31,13 @@ def for_model(infos: Iterable[ShardInfo], models: Models, model: ModelId | None)
     return sorted(found, key=lambda info: (info.key.encoding, info.key.shard))
 
 
+def unneeded(infos: Iterable[ShardInfo], models: Models, blobs: Sequence[bytes]) -> list[bytes]:
+    """Those of `blobs` that neither a shard (its envelope, its model's manifest) nor a model kept here needs."""
+    needed = {blob for name, listed in models.items() for blob in (name, *listed)}
+    needed |= {blob for info in infos for blob in (info.key.encoding, info.model)}
+    return [blob for blob in blobs if blob not in needed]
+
+
 def doomed(infos: Sequence[ShardInfo], models: Models, model: ModelId) -> tuple[list[ShardKey], list[bytes]]:
     """Shards and blobs kept for `model` alone; its manifest (whose id is the model's) also where nobody listed it."""
     others = {blob for name, blobs in models.items() if name != model for blob in blobs}

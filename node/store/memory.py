@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from node.store.interface import ShardInfo, ShardKey, Space
-from node.store.keeping import doomed, for_model
+from node.store.keeping import doomed, for_model, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
 from node.store.room import Room
 from protocol import limits
@@ -29,6 +29,11 @@ class MemoryReader:
 
     def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        data = self._data[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -118,6 +123,11 @@ class MemoryStore:
 
     def models(self) -> dict[ModelId, list[bytes]]:
         return {model: list(blobs) for model, blobs in self._models.items()}
+
+    def prune(self, blobs: Sequence[bytes]) -> None:
+        with self._lock:
+            for blob in unneeded([found[0] for found in self._shards.values()], self._models, blobs):
+                self._room.give_back(len(self._blobs.pop(blob, b"")))
 
     def forget(self, model: ModelId) -> int:
         with self._lock:

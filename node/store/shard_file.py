@@ -109,6 +109,13 @@ class DiskReader:
     def read(self, offset: int, length: int) -> bytes:
         return self._pread(max(0, min(length, self._length - offset)), self._data_at + offset)
 
+    def read_into(self, offset: int, view: memoryview) -> int:
+        done, most = 0, max(0, min(len(view), self._length - offset))
+        with disk_errors(self._path):
+            while done < most and (got := os.preadv(self._fd, [view[done:most]], self._data_at + offset + done)):
+                done += got
+        return done
+
     def _pread(self, length: int, at: int) -> bytes:
         with disk_errors(self._path):
             data = os.pread(self._fd, length, at)

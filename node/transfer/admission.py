@@ -113,5 +113,18 @@ class ExpectedPuts:
             raise Forbidden(f"no put of shard {key.shard} of {encoding_text(key.encoding)} is expected here", hint="ask for a new grant")
         return put
 
+    def withdraw(self, key: ShardKey, owner: str) -> ModelId | None:
+        """The model of a put that `owner` won't make after all; None when it was to make none."""
+        _, put = self._puts.get(key, (0.0, None))
+        if put is None or put.owner != owner:
+            return None
+        self.done(key)
+        return put.model
+
+    def models(self) -> set[ModelId]:
+        """Those of which shards are still awaited."""
+        now = self._clock()
+        return {put.model for until, put in self._puts.values() if until > now}
+
     def done(self, key: ShardKey) -> None:
         self._puts.pop(key, None)

@@ -32,9 +32,14 @@ class ShardRef(Record):
     encoding: bytes
     shard: int
     reason: str | None = None
+    owner: str | None = None
 
     def key(self) -> ShardKey:
         return ShardKey(EncodingId(self.encoding), self.shard)
+
+
+class ShardRefs(Record):
+    shards: list[ShardRef]
 
 
 class EncodingRef(Record):

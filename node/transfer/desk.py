@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.channel import Channel, Method
 from node.store.disk import DiskStore
-from node.store.interface import ShardInfo
+from node.store.interface import ShardInfo, ShardKey
 from node.store.leaf_check import first_bad_leaf
 from node.transfer import calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
@@ -29,10 +29,11 @@ from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
 from node.transfer.push import push_shard
 from node.transfer.server import TransferServer, tls_context
+from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from protocol import limits
-from protocol.errors import BadInput, Conflict, MfError
+from protocol.errors import BadInput, Conflict, MfError, Unavailable
 from protocol.ids import ModelId
 
 T = TypeVar("T")
@@ -58,10 +59,11 @@ class Desk:
         asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
             (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
             (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
+            (self.shard_lengths, calls.ShardRefs),
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
-            (self.drop_staged, calls.EncodingRef),
+            (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
         table["configure"] = self._configure
@@ -91,7 +93,7 @@ class Desk:
 
     def _check_started(self) -> None:
         if not self._started:
-            raise MfError("the transfer process isn't configured yet")
+            raise Unavailable("the transfer process isn't configured yet", hint="ask again in a moment")
 
     async def _configure(self, params: Any, fds: list[int]) -> calls.Started:
         config = _convert(params, TransferConfig)
@@ -172,8 +174,38 @@ class Desk:
     async def has_shard(self, shard: calls.ShardRef) -> bool:
         return await self._in_files(self._store.has, shard.key())
 
+    async def shard_lengths(self, refs: calls.ShardRefs) -> list[int | None]:
+        return await self._in_files(lambda: [self._length(ref.key()) for ref in refs.shards])
+
+    def _length(self, key: ShardKey) -> int | None:
+        reader = self._store.open_shard(key)
+        if reader is None:
+            return None
+        reader.close()
+        return reader.length
+
     async def drop_shard(self, shard: calls.ShardRef) -> None:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
+
+    async def take_back(self, shard: calls.ShardRef) -> bool:
+        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them."""
+        withdrawn = self._expected.withdraw(shard.key(), shard.owner or "")
+        awaited = self._expected.models()
+        model = await self._in_files(self._take_back, shard, withdrawn, awaited)
+        if model is None:
+            return False
+        await self._tell("shards_gone", calls.ModelRef(model=model))
+        return True
+
+    def _take_back(self, shard: calls.ShardRef, withdrawn: ModelId | None, awaited: set[ModelId]) -> ModelId | None:
+        key = shard.key()
+        info = next((info for info in self._store.list_shards() if info.key == key and info.owner == shard.owner), None)
+        if info is not None:
+            self._store.drop_shard(key, f"taken back by {shard.owner}")
+        model = info.model if info is not None else withdrawn
+        if model is not None:
+            self._store.prune([key.encoding] if model in awaited else [key.encoding, model])
+        return model
 
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
         return await self._in_files(self._scrub, shard)
@@ -194,7 +226,9 @@ class Desk:
         return calls.Verified(ok=reason is None, reason=reason)
 
     async def forget(self, model: calls.ModelRef) -> int:
-        return await self._in_files(self._store.forget, ModelId(_id(model.model)))
+        freed = await self._in_files(self._store.forget, ModelId(_id(model.model)))
+        await self._tell("shards_gone", model)
+        return freed
 
     async def space(self, _: calls.ModelRef) -> calls.SpaceEntry:
         space = await self._in_files(self._store.space)
@@ -217,10 +251,12 @@ class Desk:
         return await encode_group(_convert(params, EncodeGroup), fds, self._staging, self._key, self._coding)
 
     async def _fetch(self, params: Any, fds: list[int]) -> Fetched:
-        if len(fds) != 1:
+        job = _convert(params, FetchGroup)
+        if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        return await fetch_group(_convert(params, FetchGroup), fds[0], self._connections, callbacks, self._coding)
+        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
+        return await fetch_group(job, sink, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding)

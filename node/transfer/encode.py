@@ -55,7 +55,13 @@ async def encode_group(
     try:
         compressed = await to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
         segments = await _code_segments(job, reader, code, compressed, files, executor, progress)
-        return await to_the_end(loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key))
+        finishing = loop.run_in_executor(executor, _finish, job, compressed, segments, files, staging, key)
+        try:
+            return await to_the_end(finishing)
+        except asyncio.CancelledError:
+            if finishing.exception() is None:
+                staging.drop(finishing.result().encoding)
+            raise
     except OSError as error:
         raise _disk_error(error, making) from error
     finally:

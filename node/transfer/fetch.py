@@ -23,6 +23,7 @@ from node.transfer.fetch_assemble import Assembler
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Fetched, FetchGroup, Source
+from node.transfer.sink import Sink
 from node.transfer.sources import Callbacks, Connections, Grants, ShardReader, SourceFailed, WrongBytes
 from protocol import limits
 from protocol.encoding import encoding_id, parse_encoding
@@ -46,14 +47,14 @@ log = logging.getLogger(__name__)
 
 
 async def fetch_group(
-    job: FetchGroup, fd: int, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes = PUBLIC_SECRET
+    job: FetchGroup, sink: Sink, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes = PUBLIC_SECRET
 ) -> Fetched:
-    """Writes the whole group at `job.offset` of `fd` (the caller's, open until this returns).
+    """Writes the whole group to `sink` (its descriptors are the caller's, open until this returns).
 
     `Unavailable`: fewer than k shards can be had, its details say how many are missing and who was asked; `PeerFault`: the
     encoding itself doesn't decode, naming its signer; `DeadlineExceeded`; `StorageFull`; `BadInput`: a broken envelope.
     """
-    fetch = GroupFetch(job, fd, connections, callbacks, executor, secret)
+    fetch = GroupFetch(job, sink, connections, callbacks, executor, secret)
     try:
         async with asyncio.timeout(fetch.deadline):
             return await fetch.run()
@@ -64,18 +65,20 @@ async def fetch_group(
 class GroupFetch:
     """The lanes of one fetch and the rules by which they are started, doubled and dropped."""
 
-    def __init__(self, job: FetchGroup, fd: int, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes) -> None:
+    def __init__(
+        self, job: FetchGroup, sink: Sink, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes
+    ) -> None:
         self._signer, self._record = parse_encoding(job.envelope)
         encoding = encoding_id(job.envelope)
         self._job = job
         self._shape = Shape.of(encoding, self._record)
         self._board = Board(self._shape, connections.buffers)
-        self._assembler = Assembler(self._record, self._shape, fd, job.offset, secret)
+        self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret)
         self._connections = connections
         self._callbacks = callbacks
         self._executor = executor
         self._sources = _in_order(job.sources, self._record.k, len(self._record.roots))
-        self._grants = Grants(encoding, self._sources, callbacks)
+        self._grants = Grants(encoding, self._sources, job.granted or [], callbacks)
         self._lanes: dict[asyncio.Task[None], ShardReader] = {}
         self._ended: list[ShardReader] = []
         self._tries: Counter[tuple[str, int]] = Counter()
@@ -288,6 +291,8 @@ class GroupFetch:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        for buffer in self._assembler.end():
+            self._board.give_back(buffer)
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _note_last_faults(self) -> None:

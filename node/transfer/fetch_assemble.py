@@ -3,37 +3,68 @@
 Called from an executor's thread, one window after the other. A piece may lie across two windows, never three: it has at most
 a little over 256 KiB.
 
-Written by pwrite rather than through a mapping: a full disk is then an error with a name, not a SIGBUS.
+A segment's digest isn't checked here. Its leaves hold what its signer committed to, the cipher that it was sealed under that
+digest; whether these are the model's bytes only the manifest can say, and whoever asked compares all of them with it before use.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from erasure.code import Code
 from erasure.segment import open_segment
 from node.transfer.fetch_board import WINDOW, Shape
+from node.transfer.sink import Sink
+from protocol import limits
 from protocol.encoding import Encoding
-from protocol.errors import StorageFull
+
+ROOMS_KEPT = 4
+ROOM_MOST = 3 * limits.MIB
+
+
+class Workroom:
+    """Pairs of buffers for a segment, sealed and plain, kept for the next group: fresh memory costs a page fault for every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[bytearray, bytearray]] = []
+
+    def take(self, sealed: int, plain: int) -> tuple[bytearray, bytearray]:
+        """Two of at least these sizes."""
+        for number, pair in enumerate(self._pairs):
+            if len(pair[0]) >= sealed and len(pair[1]) >= plain:
+                return self._pairs.pop(number)
+        return bytearray(sealed), bytearray(plain)
+
+    def give_back(self, sealed: bytearray, plain: bytearray) -> None:
+        if len(self._pairs) < ROOMS_KEPT and len(sealed) + len(plain) <= ROOM_MOST:
+            self._pairs.append((sealed, plain))
 
 
 class Assembler:
-    """Writes the group at `offset` of `fd` as its windows come."""
+    """Writes the group to `sink` as its windows come."""
 
-    def __init__(self, record: Encoding, shape: Shape, fd: int, offset: int, secret: bytes) -> None:
+    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes) -> None:
         self._record = record
         self._shape = shape
-        self._fd = fd
-        self._at = offset
+        self._sink = sink
+        self._room = room
+        self._at = 0
         self._secret = secret
         self._code = Code(record.k, len(record.roots))
         self._lengths = record.piece_lengths()
         self._segment = 0
         self._piece_at = 0
         self._before: dict[int, bytearray] = {}
-        self._sealed = bytearray(record.k * max(self._lengths, default=0))
-        self._plain = bytearray(max((segment.plain for segment in record.segments), default=0))
+        self._sealed, self._plain = room.take(
+            record.k * max(self._lengths, default=0), max((segment.plain for segment in record.segments), default=0)
+        )
+
+    def end(self) -> list[bytearray]:
+        """The buffers still held; nothing may be called after it."""
+        free = list(self._before.values())
+        self._before = {}
+        self._room.give_back(self._sealed, self._plain)
+        return free
 
     def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
         """Writes what this window completes; returns the buffers free again. `spare` holds one per data shard missing in `got`."""
@@ -70,16 +101,8 @@ class Assembler:
             begin = max(0, self._piece_at - start)
             sealed[to + early : to + length] = memoryview(rows[shard])[begin : begin + length - early]
         plain = memoryview(self._plain)[: segment.plain]
-        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret)
-        self._write_out(plain)
+        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret, check_digest=False)
+        self._sink.write(plain, self._at)
         self._at += segment.plain
         self._piece_at += length
         self._segment += 1
-
-    def _write_out(self, plain: memoryview) -> None:
-        done = 0
-        try:
-            while done < len(plain):
-                done += os.pwrite(self._fd, plain[done:], self._at + done)
-        except OSError as error:
-            raise StorageFull(f"writing the fetched group failed: {error.strerror}", hint="free some space on that disk") from error

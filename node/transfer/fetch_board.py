@@ -20,8 +20,8 @@ WINDOW = limits.WINDOW_LEAVES * limits.LEAF
 MEMORY = 48 * limits.MIB
 """Bytes of windows held at once, as long as k leaves room for two windows of every lane."""
 
-KEPT = 32
-"""Buffers of a window kept for the next fetch."""
+KEPT = 56
+"""Buffers of a window kept for the next fetch: as many as three groups use at once."""
 
 
 @dataclass(frozen=True)

@@ -68,17 +68,43 @@ class Source(Record):
     speed: float | None = None
 
 
-class FetchGroup(Record):
-    """Assembles one group into the descriptor sent along, at `offset`. `sources` in order of preference.
+class Granted(Record):
+    """A grant of `peer` for its shards of the encoding, at most `GRANT_KEPT` seconds old; `urls`, `tls` as in `GrantReply`."""
 
-    The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer, `leaf_fault(peer,
-    encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
+    peer: str
+    urls: list[str]
+    tls: bytes
+    grant: bytes
+
+
+GRANT_KEPT = 25.0
+"""Seconds for which a node keeps a grant in store. The rest of the 60 s, in which it must be opened, is the fetch's."""
+
+
+class TargetSpan(msgspec.Struct, array_like=True, frozen=True):
+    """`length` bytes at `at` of the group go to `offset` of the file in descriptor number `fd` (index into the message's descriptors)."""
+
+    fd: int
+    at: int
+    offset: int
+    length: int
+
+
+class FetchGroup(Record):
+    """Assembles one group into the descriptor sent along, at `offset`, or into the `spans` of several. `sources` in order of preference.
+
+    The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
+
+    The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer that isn't in `granted`,
+    `leaf_fault(peer, encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
     """
 
     job: str
     envelope: bytes
     offset: int
     sources: list[Source]
+    granted: list[Granted] | None = None
+    spans: list[TargetSpan] | None = None
 
 
 class Fetched(Record):

@@ -11,7 +11,8 @@ import aiohttp
 
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import PushShard
-from node.transfer.sources import CONNECT_WITHIN, Access, Connections, SourceFailed, refusal, shard_path
+from node.transfer.lines import CONNECT_WITHIN
+from node.transfer.sources import Access, Connections, SourceFailed, refusal, shard_path
 from node.transfer.staging import StagedShard, Staging
 from protocol import limits
 from protocol.errors import DeadlineExceeded, Unavailable

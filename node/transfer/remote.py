@@ -26,6 +26,7 @@ from protocol.ids import EncodingId, ModelId
 T = TypeVar("T")
 START_WITHIN = 10.0
 STOP_WITHIN = 2.0
+RESTART_WITHIN = 5.0
 CALL_WITHIN = 60.0
 """A call that only touches the own disk. Coding, fetching and pushing bound themselves."""
 
@@ -43,6 +44,9 @@ class TransferCallbacks(Protocol):
 
     async def shard_stored(self, info: ShardInfo) -> None:
         """After a durable put by a peer, or by `keep_shard`."""
+
+    async def shards_gone(self, model: ModelId) -> None:
+        """Shards of the model were forgotten or taken back."""
 
     def ended(self, error: MfError) -> None:
         """The process died without being told to; every call pending has failed. `restart` it."""
@@ -67,6 +71,9 @@ class Transfer:
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
         self.closed = asyncio.Event()
+        self._standing = asyncio.Event()
+        """Cleared from a death by itself until a new process is configured."""
+        self._standing.set()
         self.port = 0
         """Where the server listens, once started."""
 
@@ -98,6 +105,7 @@ class Transfer:
         except BaseException:
             await self.stop()
             raise
+        self._standing.set()
 
     async def restart(self) -> None:
         """After `ended`: a new process on the same port, since peers know that one. Errors as of `start`; may be tried again."""
@@ -123,6 +131,8 @@ class Transfer:
         if self._process is None or self._channel is None:
             return
         code = await self._process.wait()
+        if not self._stopping:
+            self._standing.clear()
         await self._channel.close()
         self.closed.set()
         if not self._stopping:
@@ -133,7 +143,18 @@ class Transfer:
     async def _call(self, method: str, params: Any, kind: Any, fds: Sequence[int] = (), timeout: float | None = CALL_WITHIN) -> Any:
         if self._channel is None:
             raise Unavailable("the transfer process isn't started")
+        await self._restarted()
         return await self._channel.call(method, params, kind, fds=fds, timeout=timeout)
+
+    async def _restarted(self) -> None:
+        """After a death by itself a new process is there within a second: a call waits for it rather than fail."""
+        if self._standing.is_set():
+            return
+        try:
+            async with asyncio.timeout(RESTART_WITHIN):
+                await self._standing.wait()
+        except TimeoutError:
+            raise Unavailable("the transfer process ended and isn't back yet", hint="ask again in a moment; its log says why") from None
 
     # What the process asks of the node.
 
@@ -143,6 +164,7 @@ class Transfer:
             "leaf_fault": self._leaf_fault,
             "progress": self._progress,
             "shard_stored": self._shard_stored,
+            "shards_gone": self._shards_gone,
         }
 
     async def _need_grant(self, params: Any, fds: list[int]) -> Access:
@@ -159,6 +181,9 @@ class Transfer:
 
     async def _shard_stored(self, params: Any, fds: list[int]) -> None:
         await self._callbacks.shard_stored(_plain(params, calls.ShardEntry).info())
+
+    async def _shards_gone(self, params: Any, fds: list[int]) -> None:
+        await self._callbacks.shards_gone(ModelId(_plain(params, calls.ModelRef).model or b""))
 
     # The store.
 
@@ -187,8 +212,18 @@ class Transfer:
     async def has_shard(self, key: ShardKey) -> bool:
         return bool(await self._call("has_shard", _ref(key), bool))
 
+    async def shard_lengths(self, keys: Sequence[ShardKey]) -> list[int | None]:
+        """Bytes of each shard, None where it isn't held."""
+        refs = calls.ShardRefs(shards=[_ref(key) for key in keys])
+        found: list[int | None] = await self._call("shard_lengths", refs, list[int | None])
+        return found
+
     async def drop_shard(self, key: ShardKey, reason: str) -> None:
         await self._call("drop_shard", _ref(key, reason), None)
+
+    async def take_back(self, key: ShardKey, owner: str) -> bool:
+        """Drops a shard that `owner` put, or was given leave to put; False when it didn't."""
+        return bool(await self._call("take_back", calls.ShardRef(encoding=key.encoding, shard=key.shard, owner=owner), bool))
 
     async def verify_shard(self, key: ShardKey) -> Verified:
         """Reads it and checks every leaf now; a bad one is dropped."""
@@ -220,9 +255,9 @@ class Transfer:
         done: Encoded = await self._call("encode_group", job, Encoded, fds, timeout=None)
         return done
 
-    async def fetch_group(self, job: FetchGroup, fd: int) -> Fetched:
-        """Writes the group at `job.offset` of `fd`, which stays the caller's."""
-        done: Fetched = await self._call("fetch_group", job, Fetched, [fd], timeout=None)
+    async def fetch_group(self, job: FetchGroup, *fds: int) -> Fetched:
+        """Writes the group at `job.offset` of the one descriptor, or into `job.spans` of several; they stay the caller's."""
+        done: Fetched = await self._call("fetch_group", job, Fetched, fds, timeout=None)
         return done
 
     async def push_shard(self, job: PushShard) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.store.interface import ShardInfo, ShardKey, ShardReader, ShardStore
 from node.transfer.admission import ExpectedPuts, Grants, OpenGrant
+from node.transfer.finishing import to_the_end
 from node.transfer.intake import Shapes, take_in
 from node.transfer.windows import body_bytes, signed_window, span_bytes
 from protocol import limits
@@ -134,58 +136,76 @@ class TransferServer:
     async def _get_shard(self, request: web.Request) -> web.StreamResponse:
         key = _key(request)
         grant = self._grants.admit(_grant(request), "get", key)
-        reader = await asyncio.get_running_loop().run_in_executor(self._executor, self._store.open_shard, key)
-        if reader is None:
+        first, count = _number(request, "first", 0), _number(request, "count", -1)
+        listed = request.query.get("leaves") == "1"
+        begun = await to_the_end(asyncio.get_running_loop().run_in_executor(self._executor, self._begin, key, first, count, listed))
+        if begun is None:
             raise NotFound(f"shard {key.shard} of {request.match_info['encoding']} isn't held here")
         try:
-            return await self._send_shard(request, grant, key, reader)
+            return await self._send_shard(request, grant, key, begun)
         finally:
-            reader.close()
+            begun.reader.close()
 
-    async def _send_shard(self, request: web.Request, grant: OpenGrant, key: ShardKey, reader: ShardReader) -> web.StreamResponse:
-        first = _number(request, "first", 0)
-        count = _number(request, "count", leaf_count(reader.length) - first)
-        size = span_bytes(reader.length, first, count)
-        leaves = b""
-        if request.query.get("leaves") == "1":
-            leaves = await asyncio.get_running_loop().run_in_executor(self._executor, reader.leaves)
+    def _begin(self, key: ShardKey, first: int, count: int, listed: bool) -> _Begun | None:
+        """In the executor, at one go: many a shard of a small group is read whole here."""
+        reader = self._store.open_shard(key)
+        if reader is None:
+            return None
+        try:
+            count = leaf_count(reader.length) - first if count < 0 else count
+            size = span_bytes(reader.length, first, count)
+            leaves = reader.leaves() if listed else b""
+            window = signed_window(reader, self._signer, key, first, min(limits.WINDOW_LEAVES, count), leaves)
+            return _Begun(reader, first, count, size, len(leaves), window)
+        except BaseException:
+            reader.close()
+            raise
+
+    async def _send_shard(self, request: web.Request, grant: OpenGrant, key: ShardKey, begun: _Begun) -> web.StreamResponse:
+        reader, first, count, size = begun.reader, begun.first, begun.count, begun.size
         self._grants.charge(grant, size)
         left = size
         try:
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-            response.content_length = len(leaves) + body_bytes(reader.length, first, count)
+            response.content_length = begun.listed + body_bytes(reader.length, first, count)
             await response.prepare(request)
-            if leaves:
-                await self._send(request, response, leaves)
-            async with aclosing(self._windows(reader, key, first, count)) as windows:
-                async for window, plain in windows:
+            second = first + limits.WINDOW_LEAVES
+            async with aclosing(self._windows(reader, key, second, first + count)) as windows:
+                await anext(windows)
+                await self._send(request, response, begun.window)
+                left -= len(begun.window) - begun.listed - SIGNATURE
+                async for window in windows:
                     await self._send(request, response, window)
-                    left -= plain
+                    left -= len(window) - SIGNATURE
             await response.write_eof()
         finally:
             self._grants.refund(grant, left)
         return response
 
-    async def _windows(self, reader: ShardReader, key: ShardKey, first: int, count: int) -> AsyncGenerator[tuple[bytes, int], None]:
-        """(signed window, shard bytes in it), each read while the one before is sent."""
+    async def _windows(self, reader: ShardReader, key: ShardKey, first: int, end: int) -> AsyncGenerator[bytearray, None]:
+        """Signed windows from leaf `first` on, each read while the one before is sent; the first thing yielded is empty."""
         loop = asyncio.get_running_loop()
 
-        def begin(at: int) -> asyncio.Future[bytes]:
-            leaves = min(limits.WINDOW_LEAVES, first + count - at)
+        def begin(at: int) -> asyncio.Future[bytearray]:
+            leaves = min(limits.WINDOW_LEAVES, end - at)
             return loop.run_in_executor(self._executor, signed_window, reader, self._signer, key, at, leaves)
 
+        if first >= end:
+            yield bytearray()
+            return
         coming = begin(first)
         try:
-            for at in range(first, first + count, limits.WINDOW_LEAVES):
+            yield bytearray()
+            for at in range(first, end, limits.WINDOW_LEAVES):
                 window = await asyncio.shield(coming)
-                if at + limits.WINDOW_LEAVES < first + count:
+                if at + limits.WINDOW_LEAVES < end:
                     coming = begin(at + limits.WINDOW_LEAVES)
-                yield window, len(window) - SIGNATURE
+                yield window
         finally:
             # The reader is closed after this: no thread may be in it any more.
             await asyncio.shield(asyncio.wait([coming]))
 
-    async def _send(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    async def _send(self, request: web.Request, response: web.StreamResponse, data: bytes | bytearray) -> None:
         """Hands bytes to the connection; one that takes none for `write_timeout` is cut."""
         try:
             async with asyncio.timeout(self.write_timeout):
@@ -230,6 +250,18 @@ class TransferServer:
             await self._send(request, response, bytes(view[at : at + limits.MIB]))
         await response.write_eof()
         return response
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A shard being read: `size` bytes from leaf `first` on; `window` is the leaf list (`listed` bytes) and the first signed window."""
+
+    reader: ShardReader
+    first: int
+    count: int
+    size: int
+    listed: int
+    window: bytearray
 
 
 class _Refusal(asyncio.Protocol):

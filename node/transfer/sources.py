@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from typing import Any
 import aiohttp
 from blake3 import blake3
 
+from node.transfer.fetch_assemble import Workroom
 from node.transfer.fetch_board import Board, Shape
-from node.transfer.jobs import Source
+from node.transfer.jobs import GRANT_KEPT, Granted, Source
+from node.transfer.lines import Broken, Line, Lines, OtherCertificate
 from protocol import limits
 from protocol.encoding import shard_root
 from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
@@ -30,8 +33,6 @@ from protocol.signing import verify_bytes
 from protocol.windows import DOMAIN as WINDOW_DOMAIN
 from protocol.windows import SIGNATURE, window_body
 
-CONNECT_WITHIN = 3.0
-SILENT_AT_MOST = 10.0
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
 MAX_URLS = 4
@@ -70,15 +71,18 @@ class Callbacks:
 
 
 class Connections:
-    """The HTTPS client of the transfer process: one session, connections pooled per peer, buffers for windows. `close` it with the loop."""
+    """The HTTPS client of the transfer process: lines for shards to get, a session for those to put, buffers. `close` it with the loop."""
 
     def __init__(self) -> None:
         self.buffers: list[bytearray] = []
+        self.workroom = Workroom()
+        self.lines = Lines()
         self._session: aiohttp.ClientSession | None = None
         # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
         self._pins: dict[bytes, aiohttp.Fingerprint] = {}
 
     async def close(self) -> None:
+        self.lines.close()
         if self._session is not None:
             await self._session.close()
 
@@ -150,19 +154,26 @@ def shard_path(encoding: bytes, shard: int) -> str:
 async def refusal(response: aiohttp.ClientResponse) -> MfError:
     """The error in a response that isn't the one wanted, in the words of the node that wrote it."""
     try:
-        wire = json.loads(await response.content.read(MAX_ERROR))
-    except (ValueError, aiohttp.ClientError, TimeoutError):
+        data = await response.content.read(MAX_ERROR)
+    except (aiohttp.ClientError, TimeoutError):
+        data = b""
+    return _refused(response.status, data)
+
+
+def _refused(status: int, data: bytes) -> MfError:
+    try:
+        wire = json.loads(data)
+    except ValueError:
         wire = None
-    if not isinstance(wire, dict):
-        return Unavailable(f"HTTP status {response.status}")
-    return error_from_wire(wire)
+    return error_from_wire(wire) if isinstance(wire, dict) else Unavailable(f"HTTP status {status}")
 
 
 class Grants:
     """One grant per peer for all its shards of this encoding, asked for once and again when it has aged."""
 
-    def __init__(self, encoding: bytes, sources: list[Source], callbacks: Callbacks) -> None:
+    def __init__(self, encoding: bytes, sources: list[Source], granted: list[Granted], callbacks: Callbacks) -> None:
         self._encoding = encoding
+        self._granted = {given.peer: Access(urls=given.urls, tls=given.tls, grant=given.grant) for given in granted}
         self._shards: dict[str, list[int]] = {}
         for source in sources:
             self._shards.setdefault(source.peer, []).append(source.shard)
@@ -172,7 +183,11 @@ class Grants:
     def prefetch(self, peer: str) -> asyncio.Task[Access]:
         now = asyncio.get_running_loop().time()
         at, task = self._asked.get(peer, (0.0, None))
-        if task is None or now - at > GRANT_FRESH or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None and peer in self._granted:
+            access = self._granted[peer]
+            task = asyncio.create_task(_given(access), name=f"grant of {peer}")
+            self._asked[peer] = (now - GRANT_KEPT, task)
+        elif task is None or now - at > GRANT_FRESH or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.create_task(self._ask(peer), name=f"grant of {peer}")
             self._asked[peer] = (now, task)
         return task
@@ -193,6 +208,10 @@ class Grants:
             return await self._callbacks.need_grant(peer, self._encoding, sorted(set(self._shards[peer])))
 
 
+async def _given(access: Access) -> Access:
+    return access
+
+
 class ShardReader:
     """Reads shard `source.shard` from `source.peer`, window by window.
 
@@ -203,17 +222,17 @@ class ShardReader:
     def __init__(self, source: Source, shape: Shape, board: Board, first: int, executor: Executor) -> None:
         self.source = source
         self.position = first
-        self.since = self.started = asyncio.get_running_loop().time()
+        self.since = self.started = time.monotonic()
         self.heard: float | None = None
         self.resting = False
         self.hedged = False
         self.received = 0
         self.reading = 0.0
         self.evidence: Evidence | None = None
-        self._over: memoryview | None = None
+        self._line: Line | None = None
+        self._executor = executor
         self._shape = shape
         self._board = board
-        self._executor = executor
 
     @property
     def finished(self) -> bool:
@@ -221,78 +240,94 @@ class ShardReader:
 
     async def run(self, connections: Connections, grants: Grants) -> None:
         """To the shard's end. `SourceFailed`: try another; `WrongBytes`: set the shard aside (see `evidence`)."""
-        peer = self.source.peer
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN, sock_read=SILENT_AT_MOST)
+        access = await grants.of(self.source.peer)
+        if len(access.tls) != 32:
+            raise SourceFailed(self.source.peer, "gave a certificate digest that isn't SHA-256")
         try:
-            access = await grants.of(peer)
-            path = f"{shard_path(self._shape.encoding, self.source.shard)}?{self._query()}"
-            async with await connections.request("GET", access, peer, path, timeout) as response:
-                if response.status != 200:
-                    raise SourceFailed(peer, f"refused: {(await refusal(response)).message}")
-                await self._follow(response.content)
-        except TimeoutError as error:
-            raise SourceFailed(peer, f"sent nothing for {SILENT_AT_MOST:g} s") from error
-        except aiohttp.ClientError as error:
-            raise SourceFailed(peer, f"broke off: {error or type(error).__name__}") from error
+            await self._begin(connections.lines, access)
+            await self._follow()
+            if self._line is not None:
+                connections.lines.keep(self._line, access.tls)
+                self._line = None
+        except Broken as error:
+            raise SourceFailed(self.source.peer, str(error)) from error
+        finally:
+            if self._line is not None:
+                self._line.close()
 
-    def _query(self) -> str:
+    def _path(self) -> str:
         first = self.position * limits.WINDOW_LEAVES
         leaves = "" if self.source.shard in self._board.leaves else "&leaves=1"
-        return f"first={first}&count={self._shape.leaves - first}{leaves}"
+        return f"{shard_path(self._shape.encoding, self.source.shard)}?first={first}&count={self._shape.leaves - first}{leaves}"
 
-    async def _follow(self, content: aiohttp.StreamReader) -> None:
-        shard = self.source.shard
-        if shard not in self._board.leaves:
+    async def _begin(self, lines: Lines, access: Access) -> None:
+        """Asks for the shard on a line that is open, else on a new one, and takes the leaf list that comes first."""
+        path, grant = self._path(), header_from(access.grant)
+        line = await self._ask(lines, access, path, grant)
+        if line.status != 200:
+            raise SourceFailed(self.source.peer, f"refused: {_refused(line.status, await line.body(MAX_ERROR)).message}")
+        if path.endswith("&leaves=1"):
             listed = bytearray(32 * self._shape.leaves)
-            await self._fill(content, memoryview(listed))
-            if shard_root(self._shape.length, bytes(listed)) != self._shape.roots[shard]:
+            await line.fill(memoryview(listed), self._note)
+            if shard_root(self._shape.length, bytes(listed)) != self._shape.roots[self.source.shard]:
                 raise WrongBytes("its leaf list doesn't give the encoding's root")
-            self._board.leaves[shard] = bytes(listed)
+            self._board.leaves[self.source.shard] = bytes(listed)
+
+    async def _ask(self, lines: Lines, access: Access, path: str, grant: str) -> Line:
+        reason = "can't be reached (it gave no address)"
+        for base in access.urls[:MAX_URLS]:
+            kept = lines.idle(base, access.tls)
+            # A line kept open may have been closed by the other end meanwhile: then a new one.
+            for line in (Line(base, access.tls),) if kept is None else (kept, Line(base, access.tls)):
+                self._line = line
+                try:
+                    if not line.used:
+                        await line.open()
+                    await line.ask(path, grant)
+                    return line
+                except Broken as error:
+                    reason = str(error)
+                    line.close()
+                    if isinstance(error, OtherCertificate):
+                        raise
+        raise Broken(reason)
+
+    def _note(self, count: int) -> None:
+        self.received += count
+        self.heard = time.monotonic()
+
+    async def _follow(self) -> None:
         for window in range(self.position, self._shape.windows):
             self.position = window
             self.resting = True
             await self._board.room(window)
             self.resting = False
-            self.since = asyncio.get_running_loop().time()
-            await self._window(content, window)
+            self.since = time.monotonic()
+            await self._window(window)
         self.position = self._shape.windows
 
-    async def _window(self, content: aiohttp.StreamReader, window: int) -> None:
+    async def _window(self, window: int) -> None:
         size = self._shape.window_length(window)
         buffer = self._board.buffer()
         view = memoryview(buffer)[: size + SIGNATURE]
-        await self._fill(content, view)
+        if self._line is None:
+            raise Broken("was given up")
+        await self._line.fill(view, self._note)
+        seconds = time.monotonic() - self.since
+        self.reading += seconds
+        signature = bytes(view[size:])
         if not self._board.wants(window, self.source.shard):
             self._board.give_back(buffer)
             return
         first = window * limits.WINDOW_LEAVES
         expected = self._board.leaves[self.source.shard][32 * first : 32 * (first + limits.WINDOW_LEAVES)]
-        seconds = asyncio.get_running_loop().time() - self.since
         self.resting = True
         digests = await asyncio.get_running_loop().run_in_executor(self._executor, _digests, view[:size])
         if digests != expected:
-            self._keep_evidence(first, digests, bytes(view[size:]))
+            self._keep_evidence(first, digests, signature)
             wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
             raise WrongBytes(f"leaf {first + wrong} has wrong bytes")
         self._board.deliver(window, self.source.shard, buffer, seconds)
-
-    async def _fill(self, content: aiohttp.StreamReader, view: memoryview) -> None:
-        loop = asyncio.get_running_loop()
-        before, done = loop.time(), 0
-        while done < len(view):
-            # readchunk gives what came as it came; read(n) would join it first, one copy of every byte more.
-            data = self._over or memoryview((await content.readchunk())[0])
-            if not data:
-                if content.at_eof():
-                    raise SourceFailed(self.source.peer, "closed the connection early")
-                continue
-            take = min(len(data), len(view) - done)
-            view[done : done + take] = data[:take]
-            self._over = data[take:] if take < len(data) else None
-            done += take
-            self.received += take
-            self.heard = loop.time()
-        self.reading += loop.time() - before
 
     def _keep_evidence(self, first: int, digests: bytes, signature: bytes) -> None:
         count = len(digests) // 32

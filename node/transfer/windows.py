@@ -27,12 +27,16 @@ def body_bytes(length: int, first: int, count: int) -> int:
     return span_bytes(length, first, count) + -(-count // limits.WINDOW_LEAVES) * SIGNATURE
 
 
-def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> bytes:
-    """The bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
+def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int, before: bytes = b"") -> bytearray:
+    """`before`, the bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
     size = span_bytes(reader.length, first, count)
-    data = reader.read(first * limits.LEAF, size)
-    if len(data) != size:
-        raise MfError(f"shard {key.shard} ends early on the disk: {len(data)} of {size} bytes at leaf {first}")
-    view = memoryview(data)
+    start = len(before)
+    window = bytearray(start + size + SIGNATURE)
+    window[:start] = before
+    view = memoryview(window)[start : start + size]
+    read = reader.read_into(first * limits.LEAF, view)
+    if read != size:
+        raise MfError(f"shard {key.shard} ends early on the disk: {read} of {size} bytes at leaf {first}")
     digests = b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, size, limits.LEAF))
-    return data + sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))
+    window[start + size :] = sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))
+    return window

@@ -21,6 +21,12 @@ from protocol.manifest import Cut, GroupEntry, Manifest, Summary, TensorEntry
 from tests.node.verb_fakes import VerbNode, VerbSwarm, small_model, verb_swarm
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few shards aren't waited for."""
+    monkeypatch.setattr(node.assemble, "PATIENCE", 0.0)
+
+
 @pytest.fixture
 async def stored(tmp_path: Path) -> AsyncIterator[tuple[VerbSwarm, VerbNode, ModelId]]:
     async with verb_swarm(4, tmp_path) as swarm:
@@ -166,7 +172,7 @@ async def test_a_cancelled_or_failing_fetch_leaves_no_descriptor(stored: Stored)
     located = await asker.locator.locate(model)
     begun = asyncio.Event()
 
-    async def stuck(job: object, fd: int) -> None:
+    async def stuck(job: object, *fds: int) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -179,7 +185,7 @@ async def test_a_cancelled_or_failing_fetch_leaves_no_descriptor(stored: Stored)
         await task
     assert descriptors() == 0
 
-    async def broken(job: object, fd: int) -> None:
+    async def broken(job: object, *fds: int) -> None:
         raise MfError("the transfer process is gone")
 
     asker.transfer.fetch_group = broken  # type: ignore[assignment,method-assign]

@@ -29,6 +29,8 @@ PROMPT = [3, 14, 15, 92]
 class Text:
     """The worker's text side: a token is shown as `<token>`; prompts are numbers."""
 
+    running = True
+
     def __init__(self) -> None:
         self.open: set[str] = set()
 

@@ -178,7 +178,7 @@ async def test_only_who_put_a_shard_takes_it_back(pair: tuple[VerbNode, VerbNode
     third = await swarm.add(tmp_path)
     info = other.transfer.store.list_shards()[0]
     told: list[ModelId] = []
-    other.desk.dropped = told.append
+    other.keeper.changed = told.append  # type: ignore[method-assign]
     await third.book.to_drop(other.peer, info.key.encoding, info.key.shard)
     assert other.transfer.store.has(info.key)
     assert not told

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +59,21 @@ def test_tickets_are_hidden_wherever_they_stand(stream: io.StringIO, form: str) 
         logging.getLogger("node.x").exception("failed with %s", ticket, extra={"fields": {"why": f"x {ticket}"}})
     assert "abcdefgh" not in stream.getvalue()
     assert "ValueError" in stream.getvalue()
+
+
+def test_text_says_nothing_twice_and_shortens_ids(stream: io.StringIO) -> None:
+    configure_logs("text", stream=stream)
+    model = "mfm1" + "abcdefgh" * 7
+    fields = {"peer": "12D3KooWabc", "reason": "no answer", "model": model, "shards": 3}
+    logging.getLogger("node.x").info("12D3KooWabc left: no answer", extra={"event": "e", "fields": fields})
+    assert stream.getvalue().split("info", 1)[1].strip() == "12D3KooWabc left: no answer  model=mfm1abcde…cdefgh shards=3"
+
+
+def test_libp2p_prints_nothing_by_itself() -> None:
+    """Imported after the logs are set up, as the node does it."""
+    script = "from node.logs import configure_logs as c; c('text'); import logging, libp2p; logging.getLogger('libp2p.x').error('noise')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_counts_of_tokens_stay() -> None:

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.gateway import Finished, Piece, Planned
 from node.keep_holdings import GATHER, HoldingKeeper
 from node.owner_methods import OwnerMethods
-from node.publishers import publisher
 from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import CardView
+from node.whom import shown
 from protocol.errors import BadInput, MfError, NotFound, Unavailable
-from protocol.ids import EncodingId, ModelId, PeerId, fingerprint, public_from_peer
+from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.manifest import Summary
 from protocol.records import Card
 from protocol.signing import peer_of
@@ -33,24 +33,6 @@ def card(label: str, signer: PeerId) -> CardView:
 
 def someone() -> PeerId:
     return peer_of(Ed25519PrivateKey.generate())
-
-
-def test_a_publisher_is_meant_by_key_label_or_fingerprint() -> None:
-    alice, other, bob = someone(), someone(), someone()
-    cards = [card("alice", alice), card("alice", alice), card("bob", bob)]
-    assert publisher(alice, []) == alice
-    assert publisher("alice", cards) == alice
-    assert publisher(f"alice~{fingerprint(public_from_peer(alice))}", cards) == alice
-    cards.append(card("alice", other))
-    with pytest.raises(BadInput, match="2 keys publish as 'alice'") as caught:
-        publisher("alice", cards)
-    assert alice in caught.value.message
-    assert other in caught.value.message
-    assert publisher(f"alice~{fingerprint(public_from_peer(other))}", cards) == other
-    for unknown in ("carol", f"bob~{fingerprint(public_from_peer(other))}", "12D3KooWnot"):
-        with pytest.raises(NotFound) as missing:
-            publisher(unknown, cards)
-        assert missing.value.details["candidates"] == ["alice", "bob"]
 
 
 class Replies:
@@ -74,7 +56,7 @@ class Setting:
         transfer: Any = node.transfer
         nobody: Any = None
         self.table = OwnerMethods(
-            node.swarm, transfer, node.locator, node.publisher, node.fetcher, replies, nobody, node.reporter, node.keeper, self.stop
+            node.swarm, transfer, node.locator, node.publisher, node.fetcher, replies, nobody, node.reporter, node.keeper, "raw", self.stop
         ).table()
 
     def stop(self) -> None:
@@ -149,7 +131,7 @@ async def test_wrong_parameters_are_said(owned: tuple[VerbSwarm, Setting], metho
 async def test_trust_ticket_join_and_stop(owned: tuple[VerbSwarm, Setting]) -> None:
     swarm, owner = owned
     swarm.board.cards.append(card("bob", swarm.nodes[1].peer))
-    assert await owner.call("trust", who="bob") == {"trusted": swarm.nodes[1].peer}
+    assert await owner.call("trust", who=shown(swarm.board.cards[-1])) == {"trusted": swarm.nodes[1].peer}
     assert swarm.nodes[1].peer in swarm.nodes[0].swarm.trusts
     assert await owner.call("ticket") == {"ticket": "mft1x"}
     assert await owner.call("join", ticket="mft1x") == {"peers": 1}

@@ -48,7 +48,7 @@ async def drain(pipeline: Pipeline, after_first: Callable[[], None]) -> None:
             after_first()
 
 
-@pytest.mark.parametrize("places", [[0], [1], [0, 1, 2], [1, 2, 3], [1, 0, 2], [1, 2, 0]])
+@pytest.mark.parametrize("places", [[0], [1], [0, 1, 2], [1, 2, 3], [1, 0, 2], [1, 2, 0], [0, 1, 0], [1, 0, 1]])
 async def test_the_same_tokens_over_any_route(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
     _hub, nodes = swarm
     made = await run(nodes[0], request(route(*(nodes[place].peer for place in places))))
@@ -125,7 +125,7 @@ async def test_a_stranger_cannot_slip_in_a_step(swarm: tuple[MemoryHub, list[Mem
     _hub, nodes = swarm
     wanted = request(route(nodes[1].peer, nodes[2].peer), 30)
     async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
-        head = StepHead(session=pipeline._session, epoch=0, position=4, kind="hidden", dtype="bf16", shape=[1, 2])
+        head = StepHead(session=pipeline._session, epoch=0, position=4, kind="hidden", dtype="bf16", shape=[1, 2], stage=1)
         made = []
         async for sampled in pipeline.run():
             made.append(sampled.token)

@@ -224,7 +224,7 @@ async def test_what_a_holder_dropped_is_no_longer_announced(six: VerbSwarm, mode
     for node in six.nodes[1:4]:
         node.transfer.refuse = full()
     changed: list[object] = []
-    six.nodes[4].desk.dropped = changed.append
+    six.nodes[4].keeper.changed = changed.append  # type: ignore[assignment,method-assign]
     with pytest.raises(StorageFull):
         await six.nodes[0].publish(model, k=2, n=6)
     assert changed
@@ -245,6 +245,6 @@ async def test_progress_is_told(six: VerbSwarm, model: Path) -> None:
         events.append(event)
 
     await six.nodes[0].publisher.publish(PublishRequest(path=model), notify)
-    stored = [event for event in events if event["stage"] == "store"]
+    stored = [event for event in events if event.get("stage") == "store"]
     assert stored[-1]["done"] == stored[-1]["total"]
     assert [event["done"] for event in stored] == sorted(event["done"] for event in stored)

@@ -41,7 +41,7 @@ async def test_status_is_as_documented(stored: Stored) -> None:
     assert (line["name"], line["survives_losses"], line["holders"]) == ("alice/little@1", 3, 5)
     (holding,) = status["holdings"]
     assert holding["groups"] == holding["shards"]
-    assert holding["owners"] == [node.peer]
+    assert (await node.reporter.holdings())[0]["owners"] == [node.peer]
 
 
 async def test_each_loss_is_one_less_to_survive_down_to_unreadable(stored: Stored) -> None:

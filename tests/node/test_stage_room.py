@@ -37,6 +37,10 @@ class FakeWorker:
         self.open_fault: Exception | None = None
         self.cost: Any = None
 
+    @property
+    def running(self) -> bool:
+        return self.generation > 0
+
     async def start(self) -> None:
         self.generation = self.generation or 1
 

@@ -34,6 +34,16 @@ def text_message() -> api.LoadText:
     return api.LoadText(model="m", files=model_files(demo_model()) | {"config.json": config_bytes(tiny_config())})
 
 
+async def test_an_asker_that_leaves_doesnt_end_the_start(worker: Worker) -> None:
+    asked = asyncio.create_task(worker.ping())
+    await until(lambda: worker.pid is not None, 5.0, "the process is there")
+    pid = worker.pid
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await worker.ping()
+    assert (worker.pid, worker.generation) == (pid, 1)
+
+
 async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
     await worker.load_text(text_message())
     fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))

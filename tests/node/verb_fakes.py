@@ -7,7 +7,6 @@ but only under a grant that opens there. `FakeSwarm` knows at once what every li
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, Future
@@ -40,6 +39,7 @@ from node.store.memory import MemoryStore
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.transfer.encode import SpanReader, choose_compression
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard
+from node.transfer.sink import Sink
 from protocol import limits
 from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
@@ -101,8 +101,27 @@ class FakeTransfer:
     async def drop_shard(self, key: ShardKey, reason: str) -> None:
         self.store.drop_shard(key, reason)
 
+    async def shard_lengths(self, keys: Sequence[ShardKey]) -> list[int | None]:
+        lying = {info.key: info.bytes for info in self.store.list_shards()}
+        return [lying.get(key) for key in keys]
+
+    async def take_back(self, key: ShardKey, owner: str) -> bool:
+        info = next((info for info in self.store.list_shards() if info.key == key and info.owner == owner), None)
+        awaited = self._expected.pop(key, None)
+        if info is not None:
+            self.store.drop_shard(key, "taken back")
+        if info is None and awaited is None:
+            return False
+        model = info.model if info is not None else awaited[0] if awaited else None
+        assert model is not None
+        self.store.prune([key.encoding, model])
+        await self.callbacks.shards_gone(model)
+        return True
+
     async def forget(self, model: ModelId) -> int:
-        return self.store.forget(model)
+        freed = self.store.forget(model)
+        await self.callbacks.shards_gone(model)
+        return freed
 
     async def space(self) -> Space:
         return self.store.space()
@@ -160,7 +179,7 @@ class FakeTransfer:
         if self.callbacks is not None:
             await self.callbacks.shard_stored(info)
 
-    async def fetch_group(self, job: FetchGroup, fd: int) -> Fetched:
+    async def fetch_group(self, job: FetchGroup, *fds: int) -> Fetched:
         self.fetches += 1
         record, encoding = parse_encoding(job.envelope)[1], encoding_id(job.envelope)
         got: dict[int, bytes] = {}
@@ -174,7 +193,7 @@ class FakeTransfer:
         if len(got) < record.k:
             missing = record.k - len(got)
             raise Unavailable(f"{len(got)} of {record.k} shards could be read", details={"missing": missing, "asked": asked})
-        self._decode(record, got, fd, job.offset)
+        self._decode(record, got, Sink(job.spans, fds) if job.spans is not None else Sink.whole(fds[0], job.offset))
         return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=asked, speeds=dict.fromkeys(asked, 1e6))
 
     async def _read(self, peer: str, encoding: EncodingId, shard: int, record: Encoding) -> bytes | None:
@@ -192,13 +211,13 @@ class FakeTransfer:
             return None
         return data
 
-    def _decode(self, record: Encoding, shards: dict[int, bytes], fd: int, offset: int) -> None:
-        at = 0
+    def _decode(self, record: Encoding, shards: dict[int, bytes], sink: Sink) -> None:
+        at = offset = 0
         for index, segment in enumerate(record.segments):
             size, plain = record.piece_length(index), bytearray(segment.plain)
             pieces = {shard: data[at : at + size] for shard, data in shards.items()}
             decode_segment(record, index, pieces, memoryview(plain), PUBLIC_SECRET)
-            os.pwrite(fd, plain, offset)
+            sink.write(memoryview(plain), offset)
             at, offset = at + size, offset + segment.plain
 
     async def list_staged(self) -> dict[EncodingId, list[int]]:
@@ -339,12 +358,12 @@ class VerbNode:
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
         config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.keeper.changed)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
-        self.assembler = Assembler(self.swarm, known, executor, scratch)
+        self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
-        self.placer = Placer(me, self.swarm, known, self.book, self.keeper.changed)
+        self.placer = Placer(me, self.swarm, known, self.book)
         self.publisher = Publisher(self.swarm, known, self.locator, self.placer, executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)

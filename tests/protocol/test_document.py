@@ -31,7 +31,8 @@ def test_signed_records_list_every_field(kind: type[msgspec.Struct]) -> None:
 
 TABLED: list[Any] = [
     manifest.Manifest, manifest.FileEntry, manifest.TensorEntry, manifest.Cut, manifest.GroupEntry, manifest.Span, manifest.Summary,
-    messages.GrantRequest, messages.GrantReply, messages.BlobRequest, messages.BlobHead, messages.OpenSession, messages.StageSpec,
+    messages.GrantRequest, messages.GrantAsk, messages.GrantReply, messages.BlobRequest, messages.BlobHead, messages.OpenSession,
+    messages.StageSpec,
     messages.Sampling, messages.SessionEvent, messages.StepHead,
 ]  # fmt: skip
 

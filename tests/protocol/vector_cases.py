@@ -61,8 +61,8 @@ MESSAGES: dict[str, messages.Record] = {
     ),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
 }  # fmt: skip
-HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4])
-TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens")
+HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
+TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
 
 
 def records_vectors() -> dict[str, Any]:

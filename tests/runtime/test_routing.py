@@ -71,3 +71,19 @@ def test_every_plan_covers_all_layers_once_within_each_nodes_memory(layers: int,
     assert plan.stages[-1].end == layers
     assert len({stage.peer for stage in plan.stages}) == len(plan.stages)
     assert all(wanted.cost(stage.first, stage.end) <= room[stage.peer] for stage in plan.stages)
+
+
+def test_ends_here_keeps_first_and_last_layer_on_this_node() -> None:
+    offers = [Offer("me", 160, here=True), Offer("p1", 120, 0.01), Offer("p2", 120, 0.02)]
+    plan = plan_route(shape(30), offers, ends_here=True)
+    assert [stage.peer for stage in plan.stages] == ["me", "p1", "p2", "me"]
+    assert [(stage.first, stage.end) for stage in plan.stages][::3] == [(0, 1), (29, 30)]
+
+
+def test_ends_here_never_sends_the_whole_request_away() -> None:
+    with pytest.raises(Unavailable, match="both ends"):
+        plan_route(shape(30), [Offer("me", 10, here=True), Offer("peer", 10_000)], ends_here=True)
+
+
+def test_ends_here_with_room_runs_here() -> None:
+    assert plan_route(shape(30), [Offer("me", 10_000, here=True), Offer("peer", 99_999)], ends_here=True).kind == "here"

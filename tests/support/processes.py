@@ -160,8 +160,15 @@ class Node:
 
     def stop(self) -> int:
         """SIGTERM; the exit code. AssertionError when it isn't gone in time."""
+        return self.end_by(signal.SIGTERM)
+
+    def end_by(self, number: signal.Signals) -> int:
+        """As `stop`, by any signal; SIGINT goes to the children too, as from a terminal."""
         assert self._process is not None
-        self._process.terminate()
+        if number is signal.SIGINT:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
         try:
             return self._process.wait(STOP_WITHIN)
         except subprocess.TimeoutExpired:

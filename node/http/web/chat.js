@@ -6,6 +6,7 @@ const made = (tag, cls, text) => Object.assign(document.createElement(tag), { cl
 
 const history = [];
 let chosen = null;
+let shown = null;
 let running = null;
 
 async function ask(path) {
@@ -24,20 +25,21 @@ function size(bytes) {
 function choose(id, label) {
   if (chosen !== id) history.length = 0, at("talk").replaceChildren();
   chosen = id;
+  shown = label;
   at("title").textContent = `Chat with ${label}`;
   at("send").disabled = false;
-  for (const button of document.querySelectorAll(".model")) button.setAttribute("aria-pressed", button.dataset.id === id);
+  for (const button of document.querySelectorAll(".model")) button.setAttribute("aria-pressed", button.dataset.name === label);
 }
 
 function modelButton(model) {
   const label = model.name ?? model.id;
   const button = made("button", "model");
   button.type = "button";
-  button.dataset.id = model.id;
+  button.dataset.name = label;
   const losses = model.storage.survives_losses;
   const safe = losses == null ? "durability unknown" : `survives ${losses} ${losses === 1 ? "loss" : "losses"}`;
   button.append(made("b", "", label), made("span", "soft", `${size(model.size_bytes)} · `), made("span", losses > 0 ? "soft good" : "soft bad", safe));
-  button.setAttribute("aria-pressed", model.id === chosen);
+  button.setAttribute("aria-pressed", label === shown);
   button.onclick = () => choose(model.id, label);
   const row = document.createElement("li");
   row.append(button);

@@ -17,7 +17,7 @@ import node.http.errors
 import node.pipeline
 from node.cli.app import cli, run_command_line
 from node.owner import Notify, OwnerServer
-from protocol.errors import MfError, NotFound, NotRunning, _tree
+from protocol.errors import MfError, NotFound, NotRunning, StorageFull, _tree
 from tests.support.documents import GUIDE, check_document, schemas
 
 PEER = "12D3KooWMPviAYmX2YYLEQt3aNS8wDVa5SxpzZc9RW51GnJLxbN7"
@@ -49,7 +49,7 @@ ANSWERS: dict[str, Any] = {
             }
         ]
     },
-    "fetch": {"files": 3},
+    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1},
     "generate": {
         "event": "finished",
         "reason": "stop",
@@ -110,9 +110,11 @@ class FakeNode:
             self.asked.append((name, params))
             if params.get("model") == "nope":
                 raise NotFound("no model nope", hint="mf-node models", details={"candidates": ["a/b"]})
+            if params.get("model") == "full":
+                raise StorageFull("no room", details={"refusals": {PEER: "its disk\x1b[2J is full"}})
             if name == "generate":
                 await notify({"event": "planned", "kind": "here", "route": [], "model_id": "mfm1x"})
-                await notify({"event": "text", "text": "Hel", "tokens": 1})
+                await notify({"event": "text", "text": "\x1b\x07Hel", "tokens": 1})
                 await notify({"event": "text", "text": "lo", "tokens": 2})
             if name == "publish":
                 await notify({"event": "progress", "stage": "store", "done": 5, "total": 10})
@@ -198,6 +200,11 @@ def test_an_error_is_a_document_with_json_and_a_sentence_without(
     assert "Traceback" not in captured.err
 
 
+def test_who_refused_is_told_and_nobody_steers_the_terminal(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--data-dir", str(tmp_path), "explain", "full"]) == StorageFull.exit_code
+    assert f"{PEER}: its disk[2J is full" in capsys.readouterr().err
+
+
 def test_nobody_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["--json", "--data-dir", str(tmp_path), "status"]) == NotRunning.exit_code
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "not_running"
@@ -218,7 +225,7 @@ def test_the_conversation_survives_an_error(fake: FakeNode, tmp_path: Path, monk
     chat._turn(session, "nope", messages, "one", {})
     assert messages == []
     chat._turn(session, "a/b", messages, "two", {})
-    assert messages == [{"role": "user", "content": "two"}, {"role": "assistant", "content": "Hello"}]
+    assert messages == [{"role": "user", "content": "two"}, {"role": "assistant", "content": "\x1b\x07Hello"}]
 
 
 def test_every_command_is_in_the_guide() -> None:

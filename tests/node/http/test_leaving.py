@@ -168,7 +168,7 @@ async def test_hostile_paths_get_a_plain_answer(site: Site, path: str) -> None:
 
 
 async def test_each_request_is_one_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "node.http.app")
+    caplog.set_level(logging.DEBUG, "node.http.app")
     reply, _ = await site.call("GET", "/v1/models", headers={"X-Request-Id": "mine-1"})
     await site.call("GET", "/health", headers={"X-Request-Id": "no good\t"})
     lines = [record.__dict__["fields"] for record in caplog.records if record.__dict__.get("event") == "http_request"]

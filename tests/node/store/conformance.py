@@ -28,6 +28,10 @@ class StoreConformance:
         assert store.list_shards() == [sample[0]]
         reader = store.open_shard(key)
         assert reader is not None
+        room = bytearray(20)
+        end = max(0, length - 15)
+        assert reader.read_into(end, memoryview(room)) == length - end
+        assert bytes(room[: length - end]) == sample[3][end:]
         assert (reader.length, reader.leaves(), reader.read(limits.LEAF, 10)) == (
             length,
             sample[1],
@@ -111,6 +115,15 @@ class StoreConformance:
         assert not store.has(key)
         assert get(store, key) is None
         assert store.space().used == 0
+
+    def test_blobs_are_pruned_when_nothing_needs_them(self, store: ShardStore) -> None:
+        sample = shard(1, 1000)
+        key, listed, loose = put(store, sample), store.put_blob(b"listed"), store.put_blob(b"loose")
+        store.add_model(ModelId(listed), [listed])
+        store.prune([listed, loose, key.encoding])
+        assert store.get_blob(listed) == b"listed"
+        assert store.get_blob(loose) is None
+        assert store.has(key)
 
     def test_blobs_lie_under_their_hash(self, store: ShardStore) -> None:
         blob = store.put_blob(b"words")

@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from node.transfer.jobs import Source
 from node.transfer.sources import Access, Callbacks, Evidence
+from node.transfer.windows import body_bytes
 from protocol import limits
 from protocol.encoding import leaf_digests
 from protocol.errors import Forbidden, Unavailable
@@ -97,11 +98,13 @@ class Holder:
         if self.manner == "mute":
             await self._open.wait()
         response = web.StreamResponse()
+        first, count = int(request.query["first"]), int(request.query["count"])
+        leaves = len(self.leaves) if "leaves" in request.query else 0
+        response.content_length = leaves + body_bytes(len(self.content), first, count)
         await response.prepare(request)
-        if "leaves" in request.query:
+        if leaves:
             await response.write(self.leaves[::-1] if self.manner == "lies_in_list" else self.leaves)
-        first = int(request.query["first"])
-        await self._windows(request, response, first, first + int(request.query["count"]))
+        await self._windows(request, response, first, first + count)
         await response.write_eof()
         return response
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, SourceSpan
+from node.transfer.sink import Sink
 from node.transfer.sources import Connections
 from node.transfer.staging import Staging
 from protocol.errors import PeerFault, Unavailable
@@ -54,7 +55,7 @@ class Swarm:
         path = self.tmp_path / "out"
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            result = await fetch_group(job, fd, self.connections, node.callbacks, self.executor)
+            result = await fetch_group(job, Sink.whole(fd, OFFSET), self.connections, node.callbacks, self.executor)
         finally:
             os.close(fd)
         assert path.read_bytes()[OFFSET:] == self.data
@@ -169,7 +170,7 @@ async def test_another_certificate_isnt_trusted(swarm: Swarm) -> None:
 
 async def test_too_few_says_how_many_and_who_was_asked(swarm: Swarm) -> None:
     node = await swarm.hold("honest", "refuses", "lies", "no grant")
-    with pytest.raises(Unavailable, match="[12] of the 3 shards needed are missing") as caught:
+    with pytest.raises(Unavailable, match=r"[12] of the 3 shards needed are missing") as caught:
         await swarm.fetch(node)
     # two refuse and one lies: it ends as soon as that many are known to be of no use that k can't be had
     assert caught.value.details["missing"] in (1, 2)

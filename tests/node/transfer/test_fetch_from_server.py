@@ -18,6 +18,7 @@ from node.transfer.fetch import fetch_group
 from node.transfer.jobs import EncodeGroup, FetchGroup, PushShard, Source, SourceSpan
 from node.transfer.push import push_shard
 from node.transfer.server import TransferServer
+from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from protocol.grants import Grant, seal_grant
@@ -109,7 +110,7 @@ async def test_pushed_and_fetched_with_n_minus_k_gone(tmp_path: Path) -> None:
         out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
         await fetch_group(
             FetchGroup(job="j", envelope=encoded.envelope, offset=0, sources=sources),
-            out,
+            Sink.whole(out),
             connections,
             Callbacks(need_grant, leaf_fault, progress),
             executor,

@@ -45,6 +45,7 @@ class Node:
         self.end: MfError | None = None
         self.port = 0
         self.asked: list[list[int]] = []
+        self.gone: list[ModelId] = []
 
     def access(self, encoding: bytes, shards: list[int], verb: str = "get") -> Access:
         coded = Coded(100)
@@ -62,6 +63,9 @@ class Node:
 
     async def progress(self, job: str, done: int, total: int) -> None:
         self.progressed.append((job, done, total))
+
+    async def shards_gone(self, model: ModelId) -> None:
+        self.gone.append(model)
 
     async def shard_stored(self, info: ShardInfo) -> None:
         self.stored.append(info)
@@ -190,7 +194,7 @@ async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, N
     answers = await asyncio.gather(*waiting, return_exceptions=True)
     assert any(isinstance(answer, ChannelClosed) for answer in answers)
     await until(lambda: node.end is not None, 5, "the end is told")
-    with pytest.raises(ChannelClosed, match="not running"):
+    with pytest.raises(Unavailable, match="isn't back yet"):
         await transfer.space()
     port = transfer.port
     await transfer.restart()
