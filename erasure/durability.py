@@ -8,7 +8,7 @@ worse than three copies would: where few nodes are up, copies beat a code, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.errors import BadInput
@@ -69,6 +69,25 @@ def survives_losses(groups: Iterable[Collection[int]], k: int | Sequence[int]) -
     counts = [len(set(shards)) for shards in groups]
     needed = [k] * len(counts) if isinstance(k, int) else list(k)
     return min((have - need for have, need in zip(counts, needed, strict=True)), default=0)
+
+
+def apart(shards: Mapping[int, Iterable[str]]) -> dict[int, str]:
+    """The most shards that lie in distinct domains, each with a domain of its own; `shards` gives every domain a shard lies in."""
+    taken: dict[str, int] = {}
+    lying = {shard: sorted(set(domains)) for shard, domains in shards.items()}
+
+    def settle(shard: int, tried: set[str]) -> bool:
+        for domain in lying[shard]:
+            if domain not in tried:
+                tried.add(domain)
+                if domain not in taken or settle(taken[domain], tried):
+                    taken[domain] = shard
+                    return True
+        return False
+
+    for shard in sorted(lying):
+        settle(shard, set())
+    return {shard: domain for domain, shard in taken.items()}
 
 
 def enough_durable(k: int, n: int) -> int:

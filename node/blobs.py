@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
 from node.network.interface import Network, Stream, StreamClosed
 from node.transfer.remote import Transfer
 from protocol import limits
-from protocol.errors import BadInput, MfError, PeerFault, Unavailable
+from protocol.errors import BadInput, DeadlineExceeded, MfError, PeerFault, Unavailable
 from protocol.framing import pack, unpack
 from protocol.ids import PeerId, digest
 from protocol.messages import BLOB_PROTOCOL, BlobHead, BlobRequest, parse_reply, refusal_frame, reply_frame
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 MAX_IDS = 1_024
 _FRAME = 512 * limits.KIB
 _TIMEOUT = 2.0
+_SLOWEST = 256 * limits.KIB
+"""Bytes a second: who sends a blob slower, or in drops, is given up."""
 
 
 class BlobServer:
@@ -74,18 +77,28 @@ async def _receive(stream: Stream, blob: bytes) -> bytes | None:
         return None
     if not 0 <= head.length <= limits.MAX_BLOB:
         raise PeerFault(f"{stream.peer} announces a blob of {head.length} bytes, at most {limits.MAX_BLOB} allowed")
-    data = bytearray()
-    while len(data) < head.length:
-        data += await stream.receive(_TIMEOUT)
-        if len(data) > head.length:
-            raise PeerFault(f"{stream.peer} sent more bytes of a blob than announced")
+    within = _TIMEOUT + head.length / _SLOWEST
+    try:
+        async with asyncio.timeout(within):
+            data = await _body(stream, head.length)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{stream.peer} didn't send a blob of {head.length} bytes within {within:.0f} s") from None
     if digest(data) != blob:
         raise PeerFault(f"{stream.peer} sent bytes that don't hash to the blob asked for")
     return bytes(data)
 
 
-async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
-    """All of `ids`, from the peers in turn; `Unavailable` says how many are missing and who was asked."""
+async def _body(stream: Stream, length: int) -> bytearray:
+    data = bytearray()
+    while len(data) < length:
+        data += await stream.receive(_TIMEOUT)
+        if len(data) > length:
+            raise PeerFault(f"{stream.peer} sent more bytes of a blob than announced")
+    return data
+
+
+async def gather_blobs(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Those of `ids` that any of the peers gives out, asked in turn; a liar's blobs are left out."""
     found: dict[bytes, bytes] = {}
     for peer in peers:
         missing = [blob for blob in ids if blob not in found]
@@ -95,6 +108,12 @@ async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: S
             found |= await fetch_blobs(network, peer, missing)
         except MfError as error:
             log.info("no blobs from %s: %s", peer, error)
+    return found
+
+
+async def fetch_blobs_from_any(network: Network, peers: Sequence[PeerId], ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """All of `ids`, from the peers in turn; `Unavailable` says how many are missing and who was asked."""
+    found = await gather_blobs(network, peers, ids)
     missing = [blob for blob in ids if blob not in found]
     if missing:
         raise Unavailable(

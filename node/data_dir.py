@@ -1,4 +1,4 @@
-"""The node's directory: made private, locked by one process, marked with a format number, with the swarm's state.
+"""The node's directory: made private, locked by one process, marked with a format number.
 
 `format` says which version of this program wrote the directory. A newer one is refused instead of guessed at.
 The lock is an flock, so that it goes with the process however that ends; the pid beside it is only for the message.
@@ -10,24 +10,14 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.store.durable import sync_folder
 from protocol.errors import BadInput, Conflict, StorageFull
 
 FORMAT = 1
 _FORMAT_FILE = "format"
 _LOCK_FILE = "lock"
-_STATE_FILE = "swarm.msgpack"
-_STATE_LIMIT = 1 << 20
-
-
-@dataclass
-class SwarmState:
-    """Secrets (32 bytes) of the private swarms this node is in, and the keys (PeerIDs) its owner trusts."""
-
-    secrets: list[bytes] = field(default_factory=list)
-    trusts: list[str] = field(default_factory=list)
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -48,14 +38,6 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise _write_error(path, error) from error
-
-
-def sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _write_error(path: Path, error: OSError) -> BadInput | StorageFull:
@@ -140,32 +122,3 @@ def running_pid(path: Path) -> int | None:
     finally:
         os.close(lock)
     return None
-
-
-def load_state(path: Path) -> SwarmState:
-    """The swarm state of the data directory `path`; empty when there is none, `BadInput` when it is broken."""
-    from protocol.framing import unpack_plain
-    from protocol.ids import public_from_peer
-
-    file = path / _STATE_FILE
-    try:
-        value = unpack_plain(file.read_bytes(), str(file), _STATE_LIMIT)
-    except FileNotFoundError:
-        return SwarmState()
-    except OSError as error:
-        raise BadInput(f"{file} can't be read: {error.strerror}") from error
-    secrets, trusts = (value.get("secrets"), value.get("trusts")) if isinstance(value, dict) else (None, None)
-    if not isinstance(secrets, list) or not isinstance(trusts, list):
-        raise BadInput(f"{file} is broken: no lists of secrets and trusts")
-    if not all(isinstance(secret, bytes) and len(secret) == 32 for secret in secrets):
-        raise BadInput(f"{file} is broken: a secret has 32 bytes")
-    for peer in trusts:
-        public_from_peer(str(peer))
-    return SwarmState(secrets=list(secrets), trusts=[str(peer) for peer in trusts])
-
-
-def save_state(path: Path, state: SwarmState) -> None:
-    """Durably, atomically, mode 0600."""
-    from protocol.framing import pack
-
-    write_durably(path / _STATE_FILE, pack({"secrets": state.secrets, "trusts": state.trusts}))

@@ -26,7 +26,7 @@ from node.stage_room import StageRoom
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, DeadlineExceeded, MfError
+from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.ids import PeerId, model_text
 from runtime.interface import TextLoaded
 from runtime.routing import Plan
@@ -79,12 +79,12 @@ class Generator:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
-        deadline = time.monotonic() + request.timeout
+        deadline = asyncio.get_running_loop().time() + request.timeout
         reply = await _before(deadline, self._begin(request))
         stream = uuid.uuid4().hex
-        await self._worker.open_text(model_text(reply.located.model), stream)
         stops, open_stream = StopStrings(request.stop), True
         try:
+            await _before(deadline, self._worker.open_text(model_text(reply.located.model), stream))
             reply.plan = self._plan(reply)
             yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
             async with aclosing(self._tokens(reply)) as tokens:
@@ -178,7 +178,10 @@ class Generator:
             reply.avoid.add(lost.peer)
             if lost.cause is None:
                 self._swarm.suspect(lost.peer, lost.message)
-        reply.plan = self._plan(reply)
+        try:
+            reply.plan = self._plan(reply)
+        except Unavailable as error:
+            raise Unavailable(f"{error.message}; before that, {lost.message}", hint=error.hint, details=error.details) from lost
 
     async def _close_text(self, stream: str) -> None:
         """Lets the worker forget a decoder that won't be read to its end."""
@@ -215,7 +218,7 @@ async def _next(tokens: AsyncIterator[int]) -> int | None:
 async def _before(deadline: float, work: Any) -> Any:
     """`work`'s result, or `DeadlineExceeded` once the request's own time is up."""
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+        async with asyncio.timeout_at(deadline):
             return await work
     except TimeoutError:
         raise DeadlineExceeded("the reply wasn't finished within the request's timeout", hint="raise timeout_seconds") from None

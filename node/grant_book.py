@@ -41,14 +41,16 @@ class GrantBook:
         self._network = network
         self._swarm = swarm
         self._desk = desk
-        self._pool = StreamPool(network, GRANT_PROTOCOL)
+        self._gets = StreamPool(network, GRANT_PROTOCOL)
+        self._puts = StreamPool(network, GRANT_PROTOCOL)
+        """Apart from the gets: a put may take seconds, and who queues behind it would look like a dead peer."""
         self._coming: dict[tuple[PeerId, bytes], _Coming] = {}
 
     async def close(self) -> None:
         for coming in self._coming.values():
             coming.replies.cancel()
         self._coming.clear()
-        await self._pool.close()
+        await asyncio.gather(self._gets.close(), self._puts.close())
 
     def expected(self, peer: PeerId, encoding: EncodingId) -> bool:
         """Whether a grant of `peer` is in store, or was asked for a moment ago, whatever came of it."""
@@ -87,22 +89,22 @@ class GrantBook:
                 raise DeadlineExceeded(late.message, details=late.details)
             if (reply := self.in_store(peer, encoding)) is not None:
                 return reply
-        return await self._ask(peer, GrantRequest(verb="get", encoding=encoding, shards=shards), GET_TIMEOUT)
+        return await self._ask(self._gets, peer, GrantRequest(verb="get", encoding=encoding, shards=shards), GET_TIMEOUT)
 
     async def to_put(self, peer: PeerId, encoding: EncodingId, envelope: bytes, shard: int, model: ModelId) -> GrantReply:
         request = GrantRequest(verb="put", encoding=encoding, shards=[shard], model=model, envelope=envelope)
-        return await self._ask(peer, request, PUT_TIMEOUT)
+        return await self._ask(self._puts, peer, request, PUT_TIMEOUT)
 
     async def to_drop(self, peer: PeerId, encoding: EncodingId, shard: int) -> None:
         """Asks a holder to drop a shard this node put there."""
         frame = pack(GrantRequest(verb="drop", encoding=encoding, shards=[shard]))
-        parse_reply(await self._pool.ask(peer, frame, PUT_TIMEOUT), GrantReply, f"drop at {peer}")
+        parse_reply(await self._puts.ask(peer, frame, PUT_TIMEOUT), GrantReply, f"drop at {peer}")
 
     async def _ask_many(self, peer: PeerId, asks: Sequence[GrantAsk]) -> dict[bytes, GrantReply]:
         first, *also = asks
         request = GrantRequest(verb="get", encoding=first.encoding, shards=first.shards, also=also or None)
         try:
-            reply = await self._ask(peer, request, GET_TIMEOUT)
+            reply = await self._ask(self._gets, peer, request, GET_TIMEOUT)
         except DeadlineExceeded:
             raise
         except MfError as error:
@@ -115,11 +117,11 @@ class GrantBook:
                 found[ask.encoding] = GrantReply(grant=grant, urls=reply.urls, tls=reply.tls)
         return found
 
-    async def _ask(self, peer: PeerId, request: GrantRequest, timeout: float) -> GrantReply:
+    async def _ask(self, pool: StreamPool, peer: PeerId, request: GrantRequest, timeout: float) -> GrantReply:
         if peer == self._network.peer_id:
             return await self._desk.decide(request, peer)
         try:
-            reply = parse_reply(await self._pool.ask(peer, pack(request), timeout), GrantReply, f"grant from {peer}")
+            reply = parse_reply(await pool.ask(peer, pack(request), timeout), GrantReply, f"grant from {peer}")
         except DeadlineExceeded:
             self._swarm.suspect(peer, "no answer to a grant request in time")
             raise

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.blobs import fetch_blobs_from_any
 from node.network.interface import Network, Stream, StreamClosed
-from node.store.interface import ShardKey
+from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol import limits
@@ -130,18 +130,23 @@ class GrantDesk:
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
         data = await self._transfer.get_blob(model)
+        pulled = data is None
         if data is None:
             data = (await fetch_blobs_from_any(self._network, [client], [model]))[model]
-            parse_manifest(data)
-            await self._transfer.put_blob(data)
         for index, group in enumerate(parse_manifest(data).groups):
             if group.id == encoding.group and group.length == encoding.length:
+                if pulled:
+                    await self._transfer.put_blob(data)
                 return index
         raise BadInput("grant request: the encoding codes a group the model doesn't have")
 
     async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId) -> None:
-        if len(request.shards) > 1:
+        shards = await self._transfer.list_shards()
+        lying = {shard.key.shard for shard in shards if shard.key.encoding == request.encoding}
+        if len(lying.union(request.shards)) > 1:
             raise Conflict("at most one shard of a group lies on one node")
+        if any(shard.key.encoding == request.encoding and shard.owner != client for shard in shards):
+            raise Conflict("another node put this shard here already")
         if max(request.shards) >= len(encoding.roots):
             raise BadInput(f"grant request: the encoding commits to {len(encoding.roots)} shards")
         size = encoding.shard_length() + 32 * leaf_count(encoding.shard_length())
@@ -151,10 +156,9 @@ class GrantDesk:
         if size > space.free:
             raise StorageFull(f"{size} bytes don't fit on its disk: {space.free} are free")
         if not self._swarm.trusted(client):
-            await self._admit_stranger(size, space.quota)
+            self._admit_stranger(shards, size, space.quota)
 
-    async def _admit_stranger(self, size: int, quota: int) -> None:
-        shards = await self._transfer.list_shards()
+    def _admit_stranger(self, shards: list[ShardInfo], size: int, quota: int) -> None:
         taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
         if taken + size > quota * STRANGERS_SHARE:
             raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
@@ -178,7 +182,7 @@ class GrantDesk:
 
 
 def _check_ask(ask: GrantAsk) -> None:
-    if len(ask.encoding) != 32 or not 0 < len(ask.shards) <= limits.MAX_SHARDS:
-        raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 numbers")
+    if len(ask.encoding) != 32 or not ask.shards or len(set(ask.shards)) != len(ask.shards):
+        raise BadInput("grant request: encoding has 32 bytes, shards 1 to 256 distinct numbers")
     if any(not 0 <= shard < limits.MAX_SHARDS for shard in ask.shards):
         raise BadInput("grant request: shard numbers are below 256")

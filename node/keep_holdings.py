@@ -18,6 +18,8 @@ from protocol.records import Held
 
 log = logging.getLogger(__name__)
 GATHER = 0.2
+AGAIN = 2.0
+"""Seconds before what couldn't be told is tried again."""
 
 
 class HoldingKeeper:
@@ -35,21 +37,28 @@ class HoldingKeeper:
 
     async def run(self) -> None:
         """Tells what lies here at start, then each change; ends when cancelled."""
-        for shard in await self._transfer.list_shards():
-            self.changed(shard.model)
+        for model in {shard.model for shard in await self._transfer.list_shards()}:
+            self.changed(model)
         while True:
             await self._wake.wait()
             await asyncio.sleep(GATHER)
             self._wake.clear()
             models, self._changed = self._changed, set()
-            await self.tell(models)
+            if untold := await self.tell(models):
+                await asyncio.sleep(AGAIN)
+                for model in untold:
+                    self.changed(model)
 
-    async def tell(self, models: Iterable[ModelId]) -> None:
+    async def tell(self, models: Iterable[ModelId]) -> list[ModelId]:
+        """Those it couldn't tell of: the store was away, or the swarm's book is full."""
+        untold = []
         for model in models:
             try:
                 await self._swarm.put_holding(model, await self._held(model), [])
             except MfError as error:
+                untold.append(model)
                 log.warning("the holding of %s was not spread: %s", model_text(model), error)
+        return untold
 
     async def _held(self, model: ModelId) -> list[Held]:
         shards: dict[tuple[int, bytes], list[int]] = {}

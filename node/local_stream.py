@@ -24,7 +24,11 @@ class LocalStream:
     async def send(self, frame: bytes, timeout: float = 5.0) -> None:
         if self._ended or self._other._ended:
             raise StreamClosed("the session is over")
-        await self._other._inbox.put(frame)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._other._inbox.put(frame)
+        except TimeoutError:
+            raise DeadlineExceeded(f"this node's own stage took nothing within {timeout} s") from None
 
     async def receive(self, timeout: float) -> bytes:
         try:

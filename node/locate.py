@@ -8,12 +8,12 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from node.blobs import fetch_blobs_from_any
+from node.blobs import fetch_blobs_from_any, gather_blobs
 from node.network.interface import Network
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol.encoding import Encoding, encoding_id, parse_encoding
-from protocol.errors import BadInput, NotFound, Unavailable
+from protocol.errors import BadInput, NotFound
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.manifest import Manifest, model_id, parse_manifest
 
@@ -47,15 +47,19 @@ class Located:
         return {known.id for entries in self.encodings.values() for known in entries}
 
     def add(self, envelope: bytes) -> KnownEncoding:
-        """Checks the record against the manifest and remembers it; `BadInput` when it codes no group of the model."""
+        """Checks the record against the manifest and remembers it; `BadInput` when it codes no group of the model.
+
+        A model may have equal groups (layers merged in twice): one encoding then serves them all.
+        """
         signer, record = parse_encoding(envelope)
-        for index, group in enumerate(self.manifest.groups):
-            if group.id == record.group and group.length == record.length:
-                known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
-                if known.id not in self.known_ids():
-                    self.encodings.setdefault(index, []).append(known)
-                return known
-        raise BadInput("the encoding codes a group the model doesn't have")
+        known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
+        coded = [index for index, group in enumerate(self.manifest.groups) if (group.id, group.length) == (record.group, record.length)]
+        if not coded:
+            raise BadInput("the encoding codes a group the model doesn't have")
+        if known.id not in self.known_ids():
+            for index in coded:
+                self.encodings.setdefault(index, []).append(known)
+        return known
 
 
 class Locator:
@@ -129,10 +133,9 @@ class Locator:
                 found[encoding] = envelope
         missing = sorted(wanted - found.keys())
         if missing:
-            try:
-                found |= await fetch_blobs_from_any(self._network, self._holders(located.model), missing)
-            except Unavailable as error:
-                log.warning("some encodings of %s can't be had: %s", model_text(located.model), error)
+            found |= await gather_blobs(self._network, self._holders(located.model), missing)
+            if lacking := wanted - found.keys():
+                log.warning("%d encodings announced of %s are given out by nobody", len(lacking), model_text(located.model))
         for envelope in found.values():
             self._take(located, envelope)
 

@@ -107,7 +107,7 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
-        server = StageServer(network, swarm, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
+        server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)

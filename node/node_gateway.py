@@ -40,6 +40,6 @@ class NodeGateway:
             "status": "healthy" if fresh else "degraded",
             "storage_network": await self._probe.storage(),
             "compute_network": self._probe.compute(),
-            "model_registry": {"models": len(await self._reporter.models())},
+            "model_registry": {"models": self._reporter.models_known()},
             "last_probe": None if last is None else {"at": last.at, "passed": last.passed, "seconds": last.seconds, "fault": last.fault},
         }

@@ -77,8 +77,8 @@ class OwnerMethods:
             path=Path(text(params, "path")),
             name=optional(params, "name"),
             version=optional(params, "version") or "1",
-            k=params.get("k"),
-            n=params.get("n"),
+            k=whole(params, "k"),
+            n=whole(params, "n"),
             compression=optional(params, "compression") or self._compression,
         )
         return await self._publisher.publish(request, notify)
@@ -109,14 +109,14 @@ class OwnerMethods:
         request = GenerationRequest(
             model=text(params, "model"),
             sampling=Sampling(
-                temperature=float(params.get("temperature") or 0.0),
-                top_p=float(params.get("top_p") or 1.0),
-                seed=params.get("seed"),
+                temperature=number(params, "temperature", 0.0),
+                top_p=number(params, "top_p", 1.0),
+                seed=whole(params, "seed"),
             ),
-            max_tokens=params.get("max_tokens"),
-            messages=params.get("messages"),
-            text=params.get("text"),
-            stop=tuple(params.get("stop") or ()),
+            max_tokens=whole(params, "max_tokens"),
+            messages=conversation(params),
+            text=optional(params, "text"),
+            stop=stops(params),
             continue_final=bool(params.get("continue_final")),
             precision=precision(params),
         )
@@ -198,3 +198,39 @@ def optional(params: dict[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadInput(f"{name} must be text")
     return value or None
+
+
+def whole(params: dict[str, Any], name: str) -> int | None:
+    value = params.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadInput(f"{name} must be a whole number")
+    return value
+
+
+def conversation(params: dict[str, Any]) -> list[dict[str, str]] | None:
+    value = params.get("messages")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(_is_message(message) for message in value):
+        raise BadInput("messages must be a list of maps with role and content, all text")
+    return value
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys() and all(isinstance(part, str) for part in value.values())
+
+
+def stops(params: dict[str, Any]) -> tuple[str, ...]:
+    value = params.get("stop") or []
+    if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
+        raise BadInput("stop must be a list of texts")
+    return tuple(value)
+
+
+def number(params: dict[str, Any], name: str, default: float) -> float:
+    value = params.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadInput(f"{name} must be a number")
+    return float(value)

@@ -93,8 +93,10 @@ class Pipeline:
 
     async def __aenter__(self) -> Pipeline:
         self._steps.listen(self._session, self._take)
+        opening = [asyncio.create_task(self._open(index), name="open stage") for index in range(len(self._request.stages))]
+        self._tasks += opening
         try:
-            await asyncio.gather(*(self._open(index) for index in range(len(self._request.stages))))
+            await asyncio.gather(*opening)
             await self._all_ready()
         except BaseException:
             await self.__aexit__()
@@ -107,6 +109,7 @@ class Pipeline:
             link.stream.reset()
         for task in self._tasks:
             task.cancel()
+        # a stage still being opened is given up too: its stream would keep a session alive that nobody reads
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not self._lost.done():
             self._lost.cancel()
@@ -155,14 +158,21 @@ class Pipeline:
     async def _dial(self, peer: PeerId, opening: OpenSession) -> Stream:
         try:
             stream = await self._network.open(peer, SESSION_PROTOCOL, OPEN_TIMEOUT)
-            await stream.send(pack(opening), OPEN_TIMEOUT)
+            try:
+                await stream.send(pack(opening), OPEN_TIMEOUT)
+            except BaseException:
+                stream.reset()
+                raise
         except MfError as error:
             raise StageLost(peer, error.message) from error
         return stream
 
     async def _all_ready(self) -> None:
-        ready = asyncio.gather(*(link.ready.wait() for link in self._links))
-        await self._or_lost(ready, LOAD_TIMEOUT, "not ready")
+        async def each_ready() -> None:
+            for link in self._links:
+                await link.ready.wait()
+
+        await self._or_lost(each_ready(), LOAD_TIMEOUT, "not ready")
         for name in ("assemble", "load", "open"):
             self.timings[name] = max((link.timings.get(name, 0.0) for link in self._links), default=0.0)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from erasure.placement import Candidate, domain_of, place
+from erasure.placement import Candidate, domain_of, merged_domains, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.store.interface import ShardKey
@@ -17,11 +17,9 @@ from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
 from protocol.ids import EncodingId, PeerId, encoding_text
-from protocol.manifest import Manifest
 
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
-_WIDTH = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 class Source(Protocol):
@@ -29,6 +27,9 @@ class Source(Protocol):
 
     def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
         """Spans in order, numbering the descriptors beside them, which stay the source's to close."""
+
+    def element(self, group: int) -> int:
+        """Bytes of the group's commonest element."""
 
     def check(self) -> None:
         """`BadInput` when the bytes may have changed since the manifest was made of them."""
@@ -51,17 +52,22 @@ class Placer:
         peers = [candidate_of(view) for view in self._swarm.peers() if self._usable(view)]
         return [self._me, *peers]
 
+    def domains(self) -> dict[str, str]:
+        """The failure domain of this node and of every peer known, lending or not."""
+        return merged_domains([self._me, *(candidate_of(view) for view in self._swarm.peers() if view.peer != self._me.peer)])
+
     def _usable(self, view: PeerView) -> bool:
         lends = view.record is not None and view.record.lend in ("storage", "both")
         return lends and view.routable and view.peer != self._me.peer and not self._swarm.banned(view.peer)
 
     async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
         """Codes the group unless an own encoding already lies at enough holders, then pushes what is missing."""
-        held = self._already(located, group, tally)
-        tally.durable[group] = held
-        if len(held) >= tally.n:
+        known = self._own_encoding(located, group, tally)
+        if known is not None:
+            await self._count(known, group, tally)
             await on_shard()
-            return
+            if len(tally.durable[group]) >= tally.n:
+                return
         spans, fds = source.spans(group)
         entry = located.manifest.groups[group]
         job = EncodeGroup(
@@ -73,19 +79,19 @@ class Placer:
             k=tally.k,
             n=tally.n,
             compression=compression,
-            element=element_width(located.manifest, group),
+            element=source.element(group),
         )
         self._placing += 1
         try:
             encoded = await self._transfer.encode_group(job, fds)
             source.check()
             await self._transfer.put_blob(encoded.envelope)
-            known = located.add(encoded.envelope)
+            fresh = located.add(encoded.envelope)
             await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
-            if known.id not in self._ids_held(located, group):
-                held.clear()
-            await self._push_all(located, group, known, tally, on_shard)
-            await self._transfer.drop_staged(known.id)
+            if known is None or fresh.id != known.id:
+                await self._count(fresh, group, tally)
+            await self._push_all(located, group, fresh, tally, on_shard)
+            await self._transfer.drop_staged(fresh.id)
         finally:
             self._placing -= 1
             await self._sweep()
@@ -96,48 +102,63 @@ class Placer:
         for encoding in staged:
             await self._transfer.drop_staged(encoding)
 
-    def _ids_held(self, located: Located, group: int) -> set[bytes]:
-        views = self._swarm.holdings(located.model)
-        return {held.encoding for view in views for held in view.held if held.group == group}
+    def _own_encoding(self, located: Located, group: int, tally: Tally) -> KnownEncoding | None:
+        """The own encoding with this k and n of which most shards are announced."""
+        own = [
+            known
+            for known in located.encodings.get(group, [])
+            if known.signer == self._me.peer and (known.record.k, known.record.n) == (tally.k, tally.n)
+        ]
+        return max(own, key=lambda known: (len(self._swarm.holders(known.id)), known.id), default=None)
 
-    def _already(self, located: Located, group: int, tally: Tally) -> dict[int, PeerId]:
-        """Shards of an own encoding with this k and n that reachable holders announce: one node each."""
-        for known in located.encodings.get(group, []):
-            if known.signer == self._me.peer and (known.record.k, known.record.n) == (tally.k, tally.n):
-                found: dict[int, PeerId] = {}
-                for shard, peers in sorted(self._swarm.holders(known.id).items()):
-                    free = [peer for peer in peers if peer not in found.values()]
-                    if free and shard < tally.n:
-                        found[shard] = free[0]
-                return found
-        return {}
+    async def _count(self, known: KnownEncoding, group: int, tally: Tally) -> None:
+        """Notes the shards of this encoding that announced holders confirm to have: one node each."""
+        announced: dict[int, PeerId] = {}
+        for shard, peers in sorted(self._swarm.holders(known.id).items()):
+            free = [peer for peer in peers if peer not in announced.values()]
+            if free and shard < tally.n:
+                announced[shard] = free[0]
+        there = await asyncio.gather(*(self._lies_at(peer, known.id, shard) for shard, peer in announced.items()))
+        held = tally.durable.setdefault(group, {})
+        held.clear()
+        held.update(entry for entry, lies in zip(announced.items(), there, strict=True) if lies)
+        tally.shard_bytes[group] = known.record.shard_length()
+
+    async def _lies_at(self, peer: PeerId, encoding: EncodingId, shard: int) -> bool:
+        """An announcement may be older than a loss: the holder itself is asked."""
+        if peer == self._me.peer:
+            return await self._transfer.has_shard(ShardKey(encoding, shard))
+        try:
+            return shard in ((await self._grants.to_get(peer, encoding, [shard])).held or ())
+        except MfError as error:
+            log.info("%s doesn't confirm shard %d of %s: %s", peer, shard, encoding_text(encoding), error)
+            return False
 
     async def _push_all(self, located: Located, group: int, known: KnownEncoding, tally: Tally, on_shard: OnShard) -> None:
         held = tally.durable[group]
         refused: set[PeerId] = set()
-        while len(held) < tally.n:
-            missing = [shard for shard in range(tally.n) if shard not in held]
-            free = [candidate for candidate in self.candidates() if candidate.peer not in refused | set(held.values())]
-            if not free:
+        while missing := [shard for shard in range(tally.n) if shard not in held]:
+            free = self._free(refused | set(held.values()), held)
+            pairs = place(known.record.group, len(missing), free)
+            if not pairs:
                 return
-            taken = self._domains(held)
-            apart = [candidate for candidate in free if candidate.domain not in taken]
-            pairs = place(known.record.group, len(missing), apart or free)
-            jobs = [(shard, peer) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
-            tally.asked |= {(PeerId(peer), known.id, shard) for shard, peer in jobs}
-            results = await asyncio.gather(*(self._put(located, group, known, shard, PeerId(peer)) for shard, peer in jobs))
+            jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
+            tally.asked |= {(peer, known.id, shard) for shard, peer in jobs}
+            results = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
             for (shard, peer), refusal in zip(jobs, results, strict=True):
                 if refusal is None:
-                    held[shard] = PeerId(peer)
-                    tally.stored_bytes += known.record.shard_length()
+                    held[shard] = peer
                     await on_shard()
                 else:
-                    refused.add(PeerId(peer))
+                    refused.add(peer)
                     tally.refusals[peer] = refusal
 
-    def _domains(self, held: dict[int, PeerId]) -> set[str]:
-        domains = {candidate.peer: candidate.domain for candidate in self.candidates()}
-        return {domains[peer] for peer in held.values() if peer in domains}
+    def _free(self, excluded: set[PeerId], held: dict[int, PeerId]) -> list[Candidate]:
+        """Who may take another shard: those in domains that have none, else all with room."""
+        free = [candidate for candidate in self.candidates() if candidate.weight > 0 and candidate.peer not in excluded]
+        domains = self.domains()
+        taken = {domains[peer] for peer in held.values() if peer in domains}
+        return [candidate for candidate in free if domains[candidate.peer] not in taken] or free
 
     async def _put(self, located: Located, group: int, known: KnownEncoding, shard: int, peer: PeerId) -> str | None:
         """None once the shard is durable there; else why not."""
@@ -160,23 +181,29 @@ class Placer:
         return None
 
     async def take_back(self, located: Located, tally: Tally, published: bool) -> None:
-        """After a failed publish nothing of it stays, here and at peers; what an earlier one made durable does, if it was `published`."""
-        drops = set(tally.asked)
-        if not published:
-            drops |= {
-                (peer, known.id, shard)
-                for group, held in tally.durable.items()
-                for shard, peer in held.items()
-                for known in located.encodings.get(group, [])
-                if known.signer == self._me.peer
-            }
+        """After a failed publish nothing of it stays, here and at peers; what an earlier one made durable does, if it was `published`.
+
+        What others put here of the same model stays too.
+        """
+        drops = set(tally.asked) | (set() if published else self._left_over(located))
         await asyncio.gather(*(self._drop(*drop) for drop in drops))
-        if not published:
+        if not published and all(info.owner == self.me for info in await self._transfer.list_shards(located.model)):
             await self._transfer.forget(located.model)
+
+    def _left_over(self, located: Located) -> set[tuple[PeerId, EncodingId, int]]:
+        """What an interrupted publish left of own encodings, announced for this very model."""
+        own = {known.id for entries in located.encodings.values() for known in entries if known.signer == self.me}
+        return {
+            (view.peer, EncodingId(held.encoding), shard)
+            for view in self._swarm.holdings(located.model)
+            for held in view.held
+            if held.encoding in own
+            for shard in held.shards
+        }
 
     async def _drop(self, peer: PeerId, encoding: EncodingId, shard: int) -> None:
         try:
-            if peer == self._me.peer:
+            if peer == self.me:
                 await self._transfer.take_back(ShardKey(encoding, shard), peer)
             else:
                 await self._grants.to_drop(peer, encoding, shard)
@@ -199,14 +226,3 @@ def ip_addresses(multiaddrs: Sequence[str]) -> list[str]:
     """The IP address of each /ip4/… or /ip6/… multiaddr."""
     split = [address.split("/") for address in multiaddrs]
     return [words[2] for words in split if len(words) > 2 and words[1] in ("ip4", "ip6")]
-
-
-def element_width(manifest: Manifest, group: int) -> int:
-    """Bytes of the commonest element in a group (by bytes), for the byte planes; 1 where planes make no sense."""
-    weight: dict[int, int] = {1: 0}
-    for tensor in manifest.tensors:
-        for cut in tensor.cuts:
-            if cut.group == group:
-                width = _WIDTH.get(tensor.dtype, 1)
-                weight[width] = weight.get(width, 0) + cut.length
-    return max(weight, key=lambda width: weight[width])

@@ -64,6 +64,7 @@ class Publisher:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
         name = check_name(request.name or request.path.resolve().name)
+        check_name(request.version)
         k, n, words = self._choose(request)
         tally = Tally(k, n)
         folder, manifest, data = await self._read(request, notify)
@@ -73,7 +74,7 @@ class Publisher:
         try:
             with GroupSource(folder, manifest) as source:
                 await self._spread(located, source, request, tally, notify)
-        except BadInput:  # the files aren't those of the manifest any more: nobody can go on with what is there
+        except (BadInput, StorageFull):  # the files changed, or no room to code them: nobody can go on with what is there
             await self._take_back(located, tally)
             raise
         await self._finish(located, tally)
@@ -94,7 +95,7 @@ class Publisher:
         return folder, manifest, data
 
     def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
-        nodes = len(self._placer.candidates())
+        nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
@@ -117,7 +118,11 @@ class Publisher:
 
     async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
         limit = asyncio.Semaphore(AT_ONCE)
-        total = len(located.manifest.groups) * tally.n
+        groups = located.manifest.groups
+        total = len(groups) * tally.n
+        first: dict[bytes, int] = {}
+        for number, entry in enumerate(groups):
+            tally.durable[number] = tally.durable.get(first.setdefault(entry.id, number), {})
 
         async def one(group: int) -> None:
             async with limit:
@@ -129,25 +134,26 @@ class Publisher:
         async def on_shard() -> None:
             await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
 
-        tasks = [asyncio.create_task(one(group)) for group in range(len(located.manifest.groups))]
+        tasks = [asyncio.create_task(one(group)) for group in first.values()]
         try:
-            await self._until_durable(tasks, tally, len(tasks))
+            await self._until_durable(tasks, tally)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally, groups: int) -> None:
+    async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally) -> None:
         """All tasks done, or AFTER_R seconds after r shards of every group are durable."""
+        loop = asyncio.get_running_loop()
         pending: set[asyncio.Task[None]] = set(tasks)
         enough_at: float | None = None
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=0.25)
+            done, pending = await asyncio.wait(pending, timeout=0.25, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
-            if len(tally.durable) == groups and tally.least() >= tally.enough:
-                enough_at = enough_at or time.monotonic()
-                if time.monotonic() - enough_at > AFTER_R:
+            if tally.least() >= tally.enough:
+                enough_at = enough_at or loop.time()
+                if loop.time() - enough_at > AFTER_R:
                     return
 
     async def _finish(self, located: Located, tally: Tally) -> None:
@@ -165,6 +171,7 @@ class Publisher:
     async def _take_back(self, located: Located, tally: Tally) -> None:
         published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
         await self._placer.take_back(located, tally, published)
+        self._locator.forget(located.model)
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()
@@ -173,7 +180,7 @@ class Publisher:
             expires=int(now) + limits.CARD_LIFETIME,
             label=self._label,
             name=name,
-            version=check_name(request.version),
+            version=request.version,
             model=model,
             size=manifest.size(),
             parameters=manifest.parameters,
@@ -188,11 +195,11 @@ class Publisher:
             "groups": len(manifest.groups),
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
-            "stored_bytes": tally.stored_bytes,
+            "stored_bytes": tally.stored_bytes(),
             "peers": len(tally.holders()),
             "seconds": round(seconds, 3),
             "durable": tally.shards(),
-            "survives_losses": max(0, tally.least() - tally.k),
+            "survives_losses": tally.survives_losses(self._placer.domains()),
         }
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from erasure.durability import survives_losses
-from erasure.placement import merged_domains
+from erasure.durability import apart, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
 from node.place import Placer
-from node.swarm.interface import CardView, Swarm
+from node.swarm.interface import CardView, PeerView, Swarm
 from node.transfer.remote import Transfer
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
@@ -32,22 +31,11 @@ class Reporter:
         return {
             "peer_id": self._me,
             "version": self._version,
-            "peers": [self._peer(view.peer) for view in self._swarm.peers()],
+            "peers": [_peer_line(view) for view in self._swarm.peers()],
             "holdings": [{name: line[name] for name in _HOLDING} for line in await self.holdings()],
             "space": {"quota": space.quota, "used": space.used, "free": space.free},
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
-        }
-
-    def _peer(self, peer: PeerId) -> dict[str, Any]:
-        view = self._swarm.peer(peer)
-        assert view is not None
-        return {
-            "peer_id": peer,
-            "alive": view.routable,
-            "addresses": view.addresses,
-            "rtt_ms": None if view.rtt is None else round(view.rtt * 1000, 3),
-            "last_seen": view.last_seen,
         }
 
     async def holdings(self) -> list[dict[str, Any]]:
@@ -81,6 +69,10 @@ class Reporter:
         words = (query or "").lower().split()
         cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
         return [await self._info(view) for view in cards]
+
+    def models_known(self) -> int:
+        """Models that have a card, counted without asking anybody about them."""
+        return len({view.card.model for view in self._swarm.cards()})
 
     async def model(self, name: str) -> ModelInfo:
         model = self._swarm.resolve(name)
@@ -131,29 +123,27 @@ class Reporter:
         return self._storage_of(located, len(holders))
 
     def _storage_of(self, located: Located, holders: int) -> dict[str, Any]:
-        domains = merged_domains(self._placer.candidates())
+        domains = self._placer.domains()
+        known = {entry.id: entry for entries in located.encodings.values() for entry in entries}
+        lying = {name: self._swarm.holders(name) for name in known}
+        copies = {name: sum(map(len, by_shard.values())) for name, by_shard in lying.items()}
+        safe = {
+            name: set(apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in by_shard.items()}))
+            for name, by_shard in lying.items()
+        }
         durable: list[set[int]] = []
         needed: list[int] = []
-        shards = stored = 0
         for group in range(len(located.manifest.groups)):
-            best: set[int] = set()
-            k = 1
-            for known in located.encodings.get(group, []):
-                by_shard = self._swarm.holders(known.id)
-                apart = {domains.get(peer, peer): shard for shard, peers in by_shard.items() for peer in peers}
-                shards += sum(len(peers) for peers in by_shard.values())
-                stored += known.record.shard_length() * sum(len(peers) for peers in by_shard.values())
-                if len(set(apart.values())) - known.record.k >= len(best) - k:
-                    best, k = set(apart.values()), known.record.k
-            durable.append(best)
-            needed.append(k)
-        records = [known.record for entries in located.encodings.values() for known in entries]
+            best = max(located.encodings.get(group, []), key=lambda entry: len(safe[entry.id]) - entry.record.k, default=None)
+            durable.append(safe[best.id] if best else set())
+            needed.append(best.record.k if best else 1)
+        stored = sum(known[name].record.shard_length() * count for name, count in copies.items())
         size = located.manifest.size()
         return {
             "groups": len(located.manifest.groups),
-            "shards": shards,
-            "k": max((record.k for record in records), default=None),
-            "n": max((record.n for record in records), default=None),
+            "shards": sum(copies.values()),
+            "k": max((entry.record.k for entry in known.values()), default=None),
+            "n": max((entry.record.n for entry in known.values()), default=None),
             "holders": holders,
             "redundancy_factor": round(stored / size, 3) if size else None,
             "survives_losses": survives_losses(durable, needed),
@@ -171,6 +161,16 @@ class Reporter:
                     {"group": group.name, "encoding": encoding_text(known.id), "k": known.record.k, "n": known.record.n, "shards": shards}
                 )
         return {"model_id": model_text(model), "layers": layer_count(located.manifest), "groups": groups}
+
+
+def _peer_line(view: PeerView) -> dict[str, Any]:
+    return {
+        "peer_id": view.peer,
+        "alive": view.routable,
+        "addresses": view.addresses,
+        "rtt_ms": None if view.rtt is None else round(view.rtt * 1000, 3),
+        "last_seen": view.last_seen,
+    }
 
 
 def _searched(view: CardView) -> str:

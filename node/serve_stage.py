@@ -18,7 +18,6 @@ from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
 from node.steps import Steps
-from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol import limits
 from protocol.errors import BadInput, Forbidden, MfError, PeerFault
@@ -40,17 +39,13 @@ class Incoming:
 
 
 class StageServer:
-    def __init__(
-        self, network: Network, swarm: Swarm, steps: Steps, locator: Locator, room: StageRoom, worker: Worker, lends_compute: bool
-    ) -> None:
+    def __init__(self, network: Network, steps: Steps, locator: Locator, room: StageRoom, worker: Worker, lends_compute: bool) -> None:
         self._network = network
-        self._swarm = swarm
         self._steps = steps
         self._locator = locator
         self._room = room
         self._worker = worker
         self._lends = lends_compute
-        self.sessions = 0
 
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
@@ -77,13 +72,11 @@ class StageServer:
         beat = asyncio.create_task(self._beat(stream, session))
         work = asyncio.create_task(session.run())
         gone = asyncio.create_task(_until_gone(stream))
-        self.sessions += 1
         try:
             await asyncio.wait([work, gone, beat], return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not work.cancelled() and work.exception() is not None:
                 await _tell_failure(stream, work.exception())
         finally:
-            self.sessions -= 1
             for task in (beat, work, gone):
                 task.cancel()
             await asyncio.gather(beat, work, gone, return_exceptions=True)

@@ -10,6 +10,8 @@ from node.transfer.jobs import SourceSpan
 from protocol.layout import all_group_spans
 from protocol.manifest import Manifest
 
+_WIDTH = {"BF16": 2, "F16": 2, "F32": 4}
+
 
 class GroupSource:
     """Opens the folder's files once, read-only; `spans(group)` gives (spans, descriptors used, in the spans' numbering)."""
@@ -17,6 +19,7 @@ class GroupSource:
     def __init__(self, folder: ModelFolder, manifest: Manifest) -> None:
         self._manifest = manifest
         self._spans = all_group_spans(manifest)
+        self._elements = element_widths(manifest)
         self._files = {found.name: found for found in folder.files}
         self._fds: dict[int, int] = {}
 
@@ -47,6 +50,10 @@ class GroupSource:
             spans.append(SourceSpan(-1, 0, length - at))
         return spans, fds
 
+    def element(self, group: int) -> int:
+        """Bytes of the group's commonest element."""
+        return self._elements[group]
+
     def check(self) -> None:
         """`BadInput` when a file changed since it was hashed: what was coded meanwhile may hold bytes the manifest doesn't know."""
         for file, fd in self._fds.items():
@@ -60,3 +67,14 @@ class GroupSource:
 
     def _found(self, file: int) -> FoundFile:
         return self._files[self._manifest.files[file].name]
+
+
+def element_widths(manifest: Manifest) -> list[int]:
+    """For every group the bytes of its commonest element (by bytes), for the byte planes; 1 where planes make no sense."""
+    weights: list[dict[int, int]] = [{1: 0} for _ in manifest.groups]
+    for tensor in manifest.tensors:
+        width = _WIDTH.get(tensor.dtype, 1)
+        for cut in tensor.cuts:
+            weight = weights[cut.group]
+            weight[width] = weight.get(width, 0) + cut.length
+    return [max(weight, key=weight.__getitem__) for weight in weights]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 
 from node.assemble import Assembler, GroupBytes
@@ -132,16 +132,17 @@ class StageRoom:
             return sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
 
         idle = sorted((stage for stage in self._stages.values() if not stage.users and stage.key != keep), key=lambda stage: stage.used_at)
+        free = max(0, self.memory - used() + sum(stage.bytes for stage in idle))
+        if needed > free:
+            raise Unavailable(
+                f"this stage takes {needed} bytes, {free} of {self.memory} are free",
+                hint="raise --max-memory or wait for running sessions",
+                details={"needed": needed, "free": free},
+            )
         while used() + needed > self.memory and idle:
             stage = idle.pop(0)
-            del self._stages[stage.key]
+            self._stages.pop(stage.key, None)
             await self._worker.unload(stage.key)
-        if used() + needed > self.memory:
-            raise Unavailable(
-                f"this stage takes {needed} bytes, {max(0, self.memory - used())} of {self.memory} are free",
-                hint="raise --max-memory or wait for running sessions",
-                details={"needed": needed, "free": max(0, self.memory - used())},
-            )
 
     async def _assemble(self, located: Located, numbers: list[int]) -> list[GroupBytes]:
         limit = asyncio.Semaphore(AT_ONCE)
@@ -170,9 +171,8 @@ class StageRoom:
         for name, places in wanted.items():
             for place in places:
                 if place.group not in groups:
-                    group = await self._assembler.group(located, place.group)
-                    groups[place.group] = group.read()
-                    group.close()
+                    with closing(await self._assembler.group(located, place.group)) as group:
+                        groups[place.group] = group.read()
             files[name] = b"".join(groups[place.group][place.at : place.at + place.length] for place in places)
         return files
 

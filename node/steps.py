@@ -27,6 +27,7 @@ class Steps:
         self._sinks: dict[bytes, list[Sink]] = {}
         self._streams: dict[PeerId, Stream] = {}
         self._locks: dict[PeerId, asyncio.Lock] = {}
+        self._sending: set[asyncio.Future[None]] = set()
 
     def listen(self, session: bytes, sink: Sink) -> None:
         """Frames of `session` go to `sink`; a node that is entry and stage of one session has two."""
@@ -44,7 +45,18 @@ class Steps:
         if peer == self._network.peer_id:
             await self._deliver(peer, head, memoryview(raw))
             return
-        frame = step_frame(head, raw)
+        sending = asyncio.ensure_future(self._send_in_turn(peer, step_frame(head, raw)))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        # A session that ends in the middle of its write would reset the stream under the frames of all others.
+        await asyncio.shield(sending)
+
+    def _sent(self, sending: asyncio.Future[None]) -> None:
+        self._sending.discard(sending)
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            log.debug("a step wasn't sent: %s", error)
+
+    async def _send_in_turn(self, peer: PeerId, frame: bytes) -> None:
         async with self._locks.setdefault(peer, asyncio.Lock()):
             reused = peer in self._streams
             try:

@@ -25,7 +25,7 @@ class StreamPool:
             async with asyncio.timeout(timeout), lock:
                 return await self._ask_once_or_again(peer, frame, timeout)
         except TimeoutError:
-            self.drop(peer)
+            # who was only queueing leaves the stream to the one using it
             raise DeadlineExceeded(f"{peer} didn't answer {self._protocol} within {timeout} s") from None
 
     def drop(self, peer: PeerId) -> None:

@@ -17,6 +17,7 @@ from node.assemble import Assembler, GroupBytes
 from node.keep_holdings import HoldingKeeper
 from node.locate import Located, Locator
 from node.place import Placer
+from node.source import element_widths
 from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.tally import Tally
@@ -34,11 +35,15 @@ STEADY = 6.0
 class AssembledSource:
     """One group's plain bytes, assembled from shards, as a source to code from."""
 
-    def __init__(self, group: GroupBytes) -> None:
+    def __init__(self, group: GroupBytes, element: int) -> None:
         self._group = group
+        self._element = element
 
     def spans(self, group: int) -> tuple[list[SourceSpan], list[int]]:
         return [SourceSpan(0, 0, self._group.length)], [self._group.fd]
+
+    def element(self, group: int) -> int:
+        return self._element
 
     def check(self) -> None:
         """An assembled group was verified, and nobody else writes to it."""
@@ -86,8 +91,9 @@ class Widener:
         if not groups:
             return
         log.info("spreading %s: %s", model_text(model), choice.words, extra={"event": "widening", "fields": {"model": model_text(model)}})
+        widths = element_widths(located.manifest)
         for group in groups:
-            await self._widen_group(located, group, choice)
+            await self._widen_group(located, group, widths[group], choice)
         await self._drop_narrow(located, choice)
         log.info("spread", extra={"event": "widened", "fields": {"model": model_text(model), "k": choice.k, "n": choice.n}})
 
@@ -96,7 +102,7 @@ class Widener:
         mine = [known.record for known in located.encodings.get(group, []) if known.signer == self._me]
         return bool(mine) and all(record.n < choice.n and record.n <= 2 for record in mine)
 
-    async def _widen_group(self, located: Located, group: int, choice: Choice) -> None:
+    async def _widen_group(self, located: Located, group: int, element: int, choice: Choice) -> None:
         tally = Tally(choice.k, choice.n)
         assembled = await self._assembler.group(located, group)
 
@@ -104,7 +110,7 @@ class Widener:
             """Nobody waits for progress here."""
 
         try:
-            await self._placer.place_group(located, group, AssembledSource(assembled), "auto", tally, nothing)
+            await self._placer.place_group(located, group, AssembledSource(assembled, element), "auto", tally, nothing)
         finally:
             assembled.close()
         if tally.least() < tally.enough:

@@ -62,7 +62,7 @@ def plan_route(shape: Shape, offers: Sequence[Offer], *, ends_here: bool = False
         return _with_ends_here(shape, offers)
     ordered = sorted(offers, key=lambda offer: (-offer.memory, not offer.here, -offer.held, offer.rtt, offer.peer))
     for count in range(2, min(len(ordered), MAX_STAGES, shape.layers) + 1):
-        stages = _deal(shape, ordered[:count])
+        stages = _deal(shape, ordered[:count]) or _deal(shape, [offer for offer in ordered if not offer.here][:count])
         if stages is not None:
             return Plan("pipeline", stages, f"the whole model ({_mib(whole)}) fits no node that may run it; {count} together hold it")
     raise _no_route(whole, offers)
@@ -105,8 +105,11 @@ def _most_between(shape: Shape, offer: Offer) -> int:
 
 
 def _deal(shape: Shape, chosen: Sequence[Offer]) -> list[StageSpec] | None:
-    """Contiguous ranges over `chosen`, this node first; None when they can't hold all layers."""
-    order = sorted(chosen, key=lambda offer: not offer.here)
+    """Contiguous ranges over `chosen`, this node first, the roomiest of the others last; None when they can't hold all layers."""
+    head, *others = sorted(chosen, key=lambda offer: not offer.here)
+    if not others:
+        return None
+    order = [head, *others[1:], others[0]]  # the ends carry the embedding and the head
     room = [_most_layers(shape, offer, index, len(order)) for index, offer in enumerate(order)]
     if min(room) < 1 or sum(room) < shape.layers:
         return None
@@ -136,7 +139,7 @@ def _share(layers: int, room: Sequence[int]) -> list[int]:
     total = sum(room)
     counts = [max(1, layers * space // total) for space in room]
     while sum(counts) > layers:
-        index = max(range(len(counts)), key=lambda at: counts[at] / room[at])
+        index = max((at for at in range(len(counts)) if counts[at] > 1), key=lambda at: counts[at] / room[at])
         counts[index] -= 1
     while sum(counts) < layers:
         index = min((at for at in range(len(counts)) if counts[at] < room[at]), key=lambda at: counts[at] / room[at])

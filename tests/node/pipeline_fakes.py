@@ -89,8 +89,7 @@ class Member:
         locator: Any = SimpleNamespace(locate=locate)
         room: Any = self.room
         worker: Any = self.worker
-        swarm: Any = SimpleNamespace()
-        self.server = StageServer(self.network, swarm, self.steps, locator, room, worker, lends_compute=True)
+        self.server = StageServer(self.network, self.steps, locator, room, worker, lends_compute=True)
         self.network.serve(SESSION_PROTOCOL, self.server.handle)
         self.network.serve(STEP_PROTOCOL, self.steps.handle)
 

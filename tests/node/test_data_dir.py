@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.data_dir import FORMAT, DataDir, SwarmState, load_state, running_pid, save_state, write_durably
+from node.data_dir import FORMAT, DataDir, running_pid, write_durably
 from node.identity import load_identity
 from protocol.errors import BadInput, Conflict
 from protocol.signing import peer_of
@@ -50,23 +50,6 @@ def test_nonsense_for_a_format_and_a_file_for_a_directory_are_refused(tmp_path: 
         DataDir(tmp_path).open()
     with pytest.raises(BadInput, match="written"):
         DataDir(tmp_path / "format").open()
-
-
-def test_state_comes_back(tmp_path: Path) -> None:
-    assert load_state(tmp_path) == SwarmState()
-    state = SwarmState([b"s" * 32], [load_identity(tmp_path).peer_id])
-    save_state(tmp_path, state)
-    assert load_state(tmp_path) == state
-    assert stat.S_IMODE((tmp_path / "swarm.msgpack").stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\xc1", b"\x80", b"\x82\xa7secrets\x91\xc4\x01a\xa6trusts\x90", b"\x82\xa7secrets\x90\xa6trusts\x91\xa1x"]
-)
-def test_broken_state_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "swarm.msgpack").write_bytes(content)
-    with pytest.raises(BadInput):
-        load_state(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

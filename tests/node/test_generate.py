@@ -1,0 +1,320 @@
+"""Ask: the events of a reply, its bounds, and that a lost stage changes nothing but the time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
+from node.generate import REPLACEMENTS, Generator
+from node.network.memory import MemoryHub
+from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, Unavailable
+from protocol.ids import ModelId, PeerId, model_text
+from protocol.messages import Sampling, StageSpec
+from runtime.interface import TextLoaded
+from runtime.routing import Plan
+from tests.node.pipeline_fakes import Member, expected, members, route
+from tests.support.virtual_time import run_virtual
+from tests.support.wait import until
+
+MODEL = ModelId(bytes(32))
+PROMPT = [3, 14, 15, 92]
+
+
+class Text:
+    """The worker's text side: a token is shown as `<token>`; prompts are numbers."""
+
+    running = True
+
+    def __init__(self) -> None:
+        self.open: set[str] = set()
+
+    async def encode_text(self, model: str, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    async def encode_chat(self, model: str, messages: list[dict[str, str]], *, continue_final: bool = False) -> list[int]:
+        return [int(word) for message in messages for word in message["content"].split()]
+
+    async def open_text(self, model: str, stream: str) -> None:
+        self.open.add(stream)
+
+    async def decode_text(self, stream: str, tokens: list[int], *, last: bool = False) -> str:
+        if last:
+            self.open.discard(stream)
+        return "".join(f"<{token}>" for token in tokens)
+
+
+class Routes:
+    """Plans the first of `routes` that has none of the peers to avoid."""
+
+    def __init__(self, routes: list[list[StageSpec]]) -> None:
+        self.routes = routes
+        self.asked: list[tuple[int, set[PeerId]]] = []
+
+    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+        self.asked.append((tokens_max, set(avoid)))
+        for stages in self.routes:
+            if not {stage.peer for stage in stages} & set(avoid):
+                return Plan("pipeline" if len(stages) > 1 else "peer", stages, "chosen by the test")
+        raise Unavailable("no route: nobody is left")
+
+
+class Setting:
+    """A generator at the first of the nodes; `context` of the model."""
+
+    def __init__(self, nodes: list[Member], *routes: list[StageSpec], context: int | None = None, eos: Iterable[int] = ()) -> None:
+        self.nodes, self.text, self.routes = nodes, Text(), Routes(list(routes))
+        self.suspects: list[PeerId] = []
+        entry = nodes[0]
+
+        async def locate(model: ModelId) -> Any:
+            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(context=None)))
+
+        async def text(located: Any) -> TextLoaded:
+            return TextLoaded(eos=list(eos), context=context, has_template=True)
+
+        swarm: Any = SimpleNamespace(resolve=lambda name: MODEL, suspect=lambda peer, why: self.suspects.append(peer))
+        locator: Any = SimpleNamespace(locate=locate)
+        room: Any = SimpleNamespace(text=text)
+        worker: Any = self.text
+        router: Any = self.routes
+        self.generator = Generator(entry.network, swarm, locator, router, room, worker, entry.steps, entry.server)
+
+    async def events(self, at_first: Callable[[], None] = lambda: None, **options: Any) -> list[Event]:
+        seen: list[Event] = []
+        async with aclosing(self.generator.generate(ask(**options))) as events:
+            async for event in events:
+                if isinstance(event, Piece) and not any(isinstance(before, Piece) for before in seen):
+                    at_first()
+                seen.append(event)
+        return seen
+
+
+def ask(**options: Any) -> GenerationRequest:
+    fields: dict[str, Any] = {"model": "m", "sampling": Sampling(), "text": " ".join(map(str, PROMPT)), "max_tokens": 8}
+    return GenerationRequest(**(fields | options))
+
+
+def shown(tokens: Iterable[int]) -> str:
+    return "".join(f"<{token}>" for token in tokens)
+
+
+def said(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def virtually(test: Callable[[list[Member], MemoryHub], Any]) -> None:
+    async def main() -> None:
+        hub = MemoryHub(7, delay=(0.001, 0.003), stall=0.0)
+        nodes = await members(hub, 4)
+        try:
+            await test(nodes, hub)
+            await until(lambda: not any(node.room.open for node in nodes), 3.0, "rooms given back")
+        finally:
+            for node in nodes:
+                await node.network.stop()
+
+    run_virtual(main())
+
+
+def test_planned_pieces_finished() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[0].peer, nodes[1].peer))
+        events = await setting.events()
+        first, *pieces, last = events
+        assert isinstance(first, Planned)
+        assert (first.model_id, first.kind, first.prompt_tokens) == (model_text(MODEL), "pipeline", len(PROMPT))
+        assert [(stage["peer"], stage["here"]) for stage in first.route] == [(nodes[0].peer, True), (nodes[1].peer, False)]
+        assert [piece.tokens for piece in pieces if isinstance(piece, Piece)] == list(range(1, 9))
+        assert said(events) == shown(expected(PROMPT, 8))
+        assert isinstance(last, Finished)
+        assert (last.reason, last.prompt_tokens, last.completion_tokens, last.replaced) == ("length", 4, 8, 0)
+        assert {"plan", "first_token", "total", "load"} <= last.timings.keys()
+        assert not setting.text.open
+
+    virtually(test)
+
+
+def test_messages_go_through_the_template() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer))
+        events = await setting.events(text=None, messages=[{"role": "user", "content": "3 14"}, {"role": "user", "content": "15 92"}])
+        assert said(events) == shown(expected(PROMPT, 8))
+
+    virtually(test)
+
+
+def test_a_stop_string_ends_the_reply_and_is_never_shown() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer))
+        tokens = expected(PROMPT, 100)
+        stop = f"{tokens[3]}><{tokens[4]}"
+        events = await setting.events(stop=("never seen", stop), max_tokens=100)
+        assert said(events) == shown(tokens[:3]) + "<"
+        assert isinstance(events[-1], Finished)
+        assert (events[-1].reason, events[-1].completion_tokens) == ("stop", 5)
+        assert not setting.text.open
+
+    virtually(test)
+
+
+def test_an_end_token_ends_the_reply_and_isnt_shown() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        tokens = expected(PROMPT, 4)
+        events = await Setting(nodes, route(nodes[1].peer), eos=[tokens[3]]).events()
+        assert said(events) == shown(tokens[:3])
+        assert isinstance(events[-1], Finished)
+        assert events[-1].reason == "stop"
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(("options", "why"), [({"text": ""}, "empty"), ({"text": "1 2 3 4 5 6 7 8"}, "8 tokens, the model takes 8")])
+def test_prompts_that_cant_be_are_refused_before_any_plan(options: dict[str, Any], why: str) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer), context=8)
+        with pytest.raises(BadInput, match=why) as caught:
+            await setting.events(**options)
+        assert caught.value.status == 400
+        assert not setting.routes.asked
+
+    virtually(test)
+
+
+def test_the_reply_stays_within_the_models_context() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer), context=10)
+        events = await setting.events(max_tokens=50)
+        assert said(events) == shown(expected(PROMPT, 6))
+        assert setting.routes.asked == [(10, set())]
+
+    virtually(test)
+
+
+@pytest.mark.parametrize("harm", ["kill", "freeze"])
+def test_a_lost_stage_is_replaced_and_the_reply_is_the_same(harm: str) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        routes = route(nodes[0].peer, nodes[1].peer), route(nodes[0].peer, nodes[2].peer), route(nodes[2].peer), route(nodes[0].peer)
+        setting = Setting(nodes, *routes)
+        events = await setting.events(lambda: getattr(hub, harm)(nodes[1].peer), max_tokens=60)
+        assert said(events) == shown(expected(PROMPT, 60))
+        last = events[-1]
+        assert isinstance(last, Finished)
+        assert last.replaced >= 1
+        assert nodes[1].peer not in {stage["peer"] for stage in last.route}
+        assert setting.suspects == [nodes[1].peer]
+        assert all(tokens_max == len(PROMPT) + 60 for tokens_max, _avoid in setting.routes.asked)
+        hub.thaw(nodes[1].peer)
+
+    virtually(test)
+
+
+def test_a_busy_peer_is_passed_over_without_suspicion() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        nodes[1].room.fault = Busy("full")
+        setting = Setting(nodes, route(nodes[1].peer), route(nodes[2].peer))
+        assert said(await setting.events()) == shown(expected(PROMPT, 8))
+        assert not setting.suspects
+
+    virtually(test)
+
+
+def test_a_stages_bad_input_is_the_askers_and_not_tried_again() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        nodes[1].room.fault = BadInput("this architecture isn't known")
+        setting = Setting(nodes, route(nodes[1].peer), route(nodes[2].peer))
+        with pytest.raises(BadInput, match="architecture"):
+            await setting.events()
+        assert len(setting.routes.asked) == 1
+        assert not setting.text.open
+
+    virtually(test)
+
+
+def test_it_gives_up_after_so_many_losses_with_the_last_reason() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        class Stubborn(Routes):
+            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+                return super().plan(located, tokens_max, precision)
+
+        nodes[1].room.fault = Busy("full for ever")
+        setting = Setting(nodes, route(nodes[1].peer))
+        setting.generator._router = stubborn = Stubborn(setting.routes.routes)  # type: ignore[assignment]
+        with pytest.raises(Busy, match="full for ever"):
+            await setting.events()
+        assert len(stubborn.asked) == 1 + REPLACEMENTS
+
+    virtually(test)
+
+
+def test_an_own_stage_is_tried_a_second_time_but_not_for_ever() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        nodes[0].room.fault = MfError("the worker ended")
+        setting = Setting(nodes, route(nodes[0].peer))
+        with pytest.raises(MfError, match="the worker ended"):
+            await setting.events()
+        assert [avoid for _tokens, avoid in setting.routes.asked] == [set()] * 3
+
+    virtually(test)
+
+
+def test_when_no_route_is_left_the_loss_is_told_too() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        nodes[1].room.fault = Busy("full")
+        with pytest.raises(Unavailable, match=f"nobody is left; before that, stage at {nodes[1].peer}: full"):
+            await Setting(nodes, route(nodes[1].peer)).events()
+
+    virtually(test)
+
+
+def test_the_requests_own_time_ends_it() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer))
+        with pytest.raises(DeadlineExceeded, match="timeout"):
+            await setting.events(max_tokens=100_000, timeout=2.0)
+        assert nodes[2].worker.steps
+        assert not setting.text.open
+
+    virtually(test)
+
+
+def test_a_reader_who_leaves_ends_the_work_everywhere() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer))
+        async with aclosing(setting.generator.generate(ask(max_tokens=100_000))) as events:
+            async for event in events:
+                if isinstance(event, Piece):
+                    break
+        assert not setting.text.open
+        await until(lambda: not any(node.room.open for node in nodes), 3.0, "rooms given back")
+        steps = len(nodes[1].worker.steps)
+        await asyncio.sleep(5.0)
+        assert len(nodes[1].worker.steps) == steps
+
+    virtually(test)
+
+
+def test_a_stage_that_opens_late_in_a_failed_pipeline_is_let_go() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        """One stage refuses at once while the other is still being opened."""
+        ordinary = nodes[0].network.open
+
+        async def slow(peer: PeerId, protocol: str, timeout: float = 3.0) -> Any:
+            stream = await ordinary(peer, protocol, timeout)
+            if peer == nodes[2].peer:
+                await asyncio.sleep(1.0)
+            return stream
+
+        nodes[0].network.open = slow  # type: ignore[method-assign]
+        hub.kill(nodes[1].peer)
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer), route(nodes[3].peer))
+        assert said(await setting.events()) == shown(expected(PROMPT, 8))
+        await asyncio.sleep(3.0)
+        assert nodes[2].room.open == 0
+
+    virtually(test)

@@ -1,0 +1,250 @@
+"""What is loaded in the worker: shared, let go when room is needed, refused with numbers, given back whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.assemble import GroupBytes
+from node.locate import Located
+from node.model_cost import StageCost
+from node.model_folder import build_manifest, scan
+from node.stage_room import StageRoom, tensor_places
+from protocol.errors import BadInput, MfError, Unavailable
+from protocol.ids import ModelId
+from protocol.manifest import model_id
+from protocol.messages import Sampling
+from runtime.interface import LoadStage, LoadText, OpenSequence, StageLoaded, TextLoaded
+from tests.node.verb_fakes import VerbNode, small_model, verb_swarm
+from tests.support.wait import until
+
+
+class FakeWorker:
+    """Loads nothing; `restart` begins a new life."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.loads: list[LoadStage] = []
+        self.unloads: list[str] = []
+        self.texts: list[LoadText] = []
+        self.open: set[str] = set()
+        self.fault: Exception | None = None
+        self.open_fault: Exception | None = None
+        self.cost: Any = None
+
+    @property
+    def running(self) -> bool:
+        return self.generation > 0
+
+    async def start(self) -> None:
+        self.generation = self.generation or 1
+
+    async def load_text(self, params: LoadText) -> TextLoaded:
+        self.texts.append(params)
+        return TextLoaded(eos=[2], context=128, has_template=False)
+
+    async def load_stage(self, params: LoadStage, fds: list[int]) -> StageLoaded:
+        await asyncio.sleep(0)
+        if self.fault:
+            raise self.fault
+        assert len(fds) == len(params.lengths)
+        self.loads.append(params)
+        return StageLoaded(bytes=self.cost.total(params.first, params.end, 0), seconds=0.0, self_test="none")
+
+    async def unload(self, stage: str) -> None:
+        self.unloads.append(stage)
+
+    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
+        if self.open_fault:
+            raise self.open_fault
+        self.open.add(session)
+
+    async def close_sequence(self, session: str) -> None:
+        self.open.discard(session)
+
+
+class Setting:
+    """A room over a model published in a swarm of one. `memory` bytes, enough for `times` the whole model by default."""
+
+    def __init__(self, node: VerbNode, located: Located) -> None:
+        self.located = located
+        self.cost = StageCost(located.manifest, "bf16")
+        self.worker = FakeWorker()
+        self.worker.cost = self.cost
+        self.node = node
+        self.room = self.with_memory(1 << 40)
+
+    def with_memory(self, memory: int) -> StageRoom:
+        worker: Any = self.worker
+        self.room = StageRoom(worker, self.node.assembler, memory)
+        return self.room
+
+    def weights(self, first: int, end: int) -> int:
+        return self.cost.total(first, end, 0)
+
+    def kv(self, first: int, end: int, tokens: int = 16) -> int:
+        return self.cost.total(first, end, tokens) - self.weights(first, end)
+
+    def session(self, first: int, end: int, name: str = "s", tokens: int = 16) -> Any:
+        opening = OpenSequence(stage="", session=name, tokens_max=tokens, sampling=Sampling())
+        return self.room.sequence(self.located, first, end, "bf16", opening)
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+    async with verb_swarm(1, tmp_path) as swarm:
+        done = await swarm.nodes[0].publish(small_model(tmp_path / "m"))
+        await swarm.tell()
+        located = await swarm.nodes[0].locator.locate(swarm.nodes[0].swarm.resolve(done["model_id"]))
+        yield Setting(swarm.nodes[0], located)
+
+
+async def test_sessions_at_once_share_one_stage(setting: Setting) -> None:
+    async with AsyncExitStack() as stack:
+        enter = [stack.enter_async_context(setting.session(0, 3, f"s{number}")) for number in range(4)]
+        stages = await asyncio.gather(*enter)
+        assert len({id(stage) for stage in stages}) == 1
+        assert (stages[0].users, len(setting.worker.loads), len(setting.worker.texts)) == (4, 1, 1)
+        assert len(setting.worker.open) == 4
+        assert setting.room.free() == setting.room.memory - stages[0].bytes - 4 * setting.kv(0, 3)
+    assert stages[0].users == 0
+    assert not setting.worker.open
+    assert setting.room.free() == setting.room.memory
+
+
+async def test_the_first_session_tells_how_long_loading_took_the_next_doesnt(setting: Setting) -> None:
+    async with setting.session(0, 3) as stage:
+        assert stage.timings.keys() == {"assemble", "load"}
+    async with setting.session(0, 3) as stage:
+        assert stage.timings == {}
+
+
+async def test_the_longest_unused_stage_goes_first(setting: Setting) -> None:
+    # a stage with an end of the model is larger than one in the middle
+    setting.with_memory(setting.weights(0, 1) + setting.weights(1, 2) + setting.weights(2, 3) + setting.kv(0, 3))
+    for first in (1, 0, 1):
+        async with setting.session(first, first + 1):
+            pass
+    async with setting.session(2, 3):
+        pass
+    assert not setting.worker.unloads
+    async with setting.session(1, 3):
+        pass
+    assert [name.partition("[")[2] for name in setting.worker.unloads][:1] == ["0:1]bf16"]
+
+
+async def test_a_stage_in_use_is_never_unloaded_and_the_refusal_has_numbers(setting: Setting) -> None:
+    needed = setting.weights(1, 3) + setting.kv(1, 3)
+    setting.with_memory(setting.weights(0, 1) + setting.kv(0, 1) + setting.weights(1, 2) + setting.kv(1, 2) + 10)
+    async with setting.session(1, 2, "idle"):
+        pass
+    async with setting.session(0, 1, "busy"):
+        with pytest.raises(Unavailable, match=f"takes {needed} bytes") as caught:
+            async with setting.session(1, 3, "more"):
+                pass
+        assert caught.value.details == {"needed": needed, "free": setting.weights(1, 2) + setting.kv(1, 2) + 10}
+    assert not setting.worker.unloads, "nothing goes for a request that can't fit anyway"
+
+
+async def test_kv_room_counts_for_a_loaded_stage_too(setting: Setting) -> None:
+    setting.with_memory(setting.weights(0, 3) + setting.kv(0, 3) + setting.kv(0, 3) // 2)
+    async with setting.session(0, 3, "one"):
+        with pytest.raises(Unavailable, match="stage takes"):
+            async with setting.session(0, 3, "two"):
+                pass
+        async with setting.session(0, 3, "small", tokens=4):
+            pass
+    async with setting.session(0, 3, "two"):
+        pass
+    assert len(setting.worker.loads) == 1
+
+
+async def test_in_a_new_life_of_the_worker_nothing_is_loaded(setting: Setting) -> None:
+    async with setting.session(0, 3):
+        pass
+    setting.worker.generation += 1
+    async with setting.session(0, 3):
+        assert len(setting.room.loaded()) == 1
+    assert len(setting.worker.loads) == len(setting.worker.texts) == 2
+
+
+async def test_a_session_of_a_dead_worker_ends_without_harm(setting: Setting) -> None:
+    async with setting.session(0, 3, "old"):
+        setting.worker.generation += 1
+        async with setting.session(0, 3, "new") as stage:
+            assert stage.users == 1
+    assert setting.room.free() == setting.room.memory
+    assert [stage.users for stage in setting.room.loaded()] == [0]
+
+
+@pytest.mark.parametrize("where", ["fault", "open_fault"])
+async def test_what_fails_gives_its_room_back(setting: Setting, where: str) -> None:
+    setattr(setting.worker, where, MfError("no"))
+    with pytest.raises(MfError, match="no"):
+        async with setting.session(0, 3):
+            pass
+    assert setting.room.free() == setting.room.memory
+    setattr(setting.worker, where, None)
+    async with setting.session(0, 3) as stage:
+        assert stage.users == 1
+
+
+async def test_a_fault_inside_a_session_gives_its_room_back(setting: Setting) -> None:
+    with pytest.raises(RuntimeError):
+        async with setting.session(0, 3):
+            raise RuntimeError
+    assert setting.room.free() == setting.room.memory
+    assert not setting.worker.open
+
+
+async def test_a_group_that_cant_be_had_leaves_no_other_open(setting: Setting) -> None:
+    made: list[GroupBytes] = []
+    ordinary = setting.node.assembler.group
+
+    async def group(located: Located, number: int) -> GroupBytes:
+        if number == 2:
+            await until(lambda: bool(made), 2.0, "another group is there")
+            raise Unavailable("too few shards")
+        made.append(await ordinary(located, number))
+        return made[-1]
+
+    setting.node.assembler.group = group  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="too few"):
+        async with setting.session(0, 3):
+            pass
+    assert made
+    assert all(done.fd == -1 for done in made)
+
+
+async def test_the_texts_are_the_files_bytes(setting: Setting, tmp_path: Path) -> None:
+    await setting.room.text(setting.located)
+    await setting.room.text(setting.located)
+    (loaded,) = setting.worker.texts
+    assert loaded.files == {name: (tmp_path / "m" / name).read_bytes() for name in ("config.json", "generation_config.json")}
+
+
+async def test_a_model_without_config_can_be_fetched_not_run(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "bare")
+    (folder / "config.json").unlink()
+    try:
+        manifest, data = build_manifest(scan(folder), lambda done, total: None)
+    except BadInput:
+        return  # such a folder isn't even published
+    worker: Any = FakeWorker()
+    assembler: Any = None
+    with pytest.raises(BadInput, match="can be fetched, not run"):
+        await StageRoom(worker, assembler, 1).text(Located(ModelId(model_id(data)), manifest, data))
+
+
+async def test_places_name_each_tensor_where_it_lies(setting: Setting) -> None:
+    manifest = setting.located.manifest
+    places = tensor_places(manifest, [3, 1])
+    assert {place.group for place in places} == {0, 1}
+    for place in places:
+        tensor = next(tensor for tensor in manifest.tensors if tensor.name == place.name)
+        assert (tensor.cuts[0].group, tensor.cuts[0].at) == ([3, 1][place.group], place.at)
