@@ -166,6 +166,7 @@ class Line(asyncio.BufferedProtocol):
         """Until the target is full, or the head has grown."""
         transport, loop = self._connected(), asyncio.get_running_loop()
         self._waiting = loop.create_future()
+        before = self._filled
         self._last = time.monotonic()
         watch = loop.call_later(SILENT_AT_MOST, self._check_silence)
         transport.resume_reading()
@@ -174,7 +175,8 @@ class Line(asyncio.BufferedProtocol):
         finally:
             watch.cancel()
             self._waiting = None
-        if self._lost is not None and (self._target is self._head or self._filled < len(self._target)):
+        enough = self._filled > before if self._target is self._head else self._filled == len(self._target)
+        if self._lost is not None and not enough:
             raise Broken(self._lost)
 
     def _check_silence(self) -> None:

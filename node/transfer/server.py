@@ -254,7 +254,7 @@ class TransferServer:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A shard being read: `size` bytes from leaf `first` on; `window` is the leaf list (`listed` bytes) and the first signed window."""
+    """A shard being read, `size` bytes from leaf `first` on. `window`: the leaf list (`listed` bytes) and the first signed window."""
 
     reader: ShardReader
     first: int
