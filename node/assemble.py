@@ -26,7 +26,7 @@ from node.swarm.interface import Swarm
 from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
 from node.transfer.remote import Transfer
 from protocol import limits
-from protocol.errors import MfError, PeerFault, Unavailable
+from protocol.errors import MfError, PeerFault, StorageFull, Unavailable
 from protocol.grouping import files_group_id, group_id
 from protocol.ids import PeerId, digest, encoding_text, model_text
 from protocol.manifest import Manifest
@@ -72,28 +72,40 @@ class Assembler:
         self._silent: dict[str, float] = {}
 
     async def group(self, located: Located, group: int) -> GroupBytes:
-        """The group, or `Unavailable` naming it, how many shards are missing and who was asked."""
-        entry = located.manifest.groups[group]
-        for _attempt in range(ATTEMPTS):
-            known = self._best_encoding(located, group)
-            fd = self._room(entry.length)
+        """The group, or `Unavailable` naming it, how many shards are missing and who was asked.
+
+        Encodings are tried in turn: one that can't be read now, or decodes to other bytes, hides no other.
+        """
+        fault: Unavailable | None = None
+        for known in self._usable(located, group)[:ATTEMPTS]:
             try:
-                fetched = await self._fetch(located, group, known, [fd])
-                wrong = await self._wrong(located.manifest, group, fd)
-                if wrong is None:
-                    self._learn(fetched)
-                    return GroupBytes(group, fd, entry.length)
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
+                return await self._read(located, group, known)
+            except Unavailable as error:
+                log.info("an encoding of a group didn't do: %s", error)
+                fault = error
+        assert fault is not None  # _usable gives one at least
+        raise fault
+
+    async def _read(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
+        entry = located.manifest.groups[group]
+        room = GroupBytes(group, self._room(entry.length), entry.length)
+        try:
+            fetched = await self._fetch(located, group, known, [room.fd])
+            wrong = await self._wrong(located.manifest, group, room.fd)
+        except BaseException:
+            room.close()
+            raise
+        if wrong is not None:
+            room.close()
             self._blame_signer(located, known, wrong)
-        raise PeerFault(f"group {entry.name} of {model_text(located.model)}: every encoding tried decodes to other bytes")
+            raise PeerFault(f"group {entry.name} of {model_text(located.model)}: an encoding by {known.signer} decodes to other bytes")
+        self._learn(fetched)
+        return room
 
     async def straight(self, located: Located, group: int, spans: list[TargetSpan], fds: list[int]) -> None:
         """The group written to its places in files. The leaves are checked, so that a lying holder is found; the manifest isn't:
         the caller compares each whole file with it before anyone may use a byte, and takes `group` where one is wrong."""
-        known = self._best_encoding(located, group)
+        known = self._usable(located, group)[0]
         self._learn(await self._fetch(located, group, known, fds, spans))
 
     def _room(self, length: int) -> int:
@@ -102,11 +114,15 @@ class Assembler:
         else:
             fd, path = tempfile.mkstemp(prefix="assemble-", dir=self._scratch)
             os.unlink(path)
-        os.ftruncate(fd, length)
+        try:
+            os.ftruncate(fd, length)
+        except OSError as error:
+            os.close(fd)
+            raise StorageFull(f"no room for a group of {length} bytes: {error.strerror}") from error
         return fd
 
-    def _best_encoding(self, located: Located, group: int) -> KnownEncoding:
-        """The encoding with the most shards to spare among routable holders."""
+    def _usable(self, located: Located, group: int) -> list[KnownEncoding]:
+        """Encodings not found false, those with the most shards to spare among routable holders first; at least one."""
         name, model = located.manifest.groups[group].name, model_text(located.model)
         usable = [known for known in located.encodings.get(group, []) if known.id not in located.blamed]
         if not usable:
@@ -115,7 +131,7 @@ class Assembler:
                 hint="its holders may be away",
                 details={"group": name, "missing": None, "asked": [view.peer for view in self._swarm.holdings(located.model)]},
             )
-        return max(usable, key=lambda known: (len(self._swarm.holders(known.id)) - known.record.k, known.id))
+        return sorted(usable, key=lambda known: (len(self._swarm.holders(known.id)) - known.record.k, known.id), reverse=True)
 
     def _sources(self, known: KnownEncoding) -> list[Source]:
         """Every (peer, shard) that may be asked: data shards first, quick peers first, the lately silent last."""
@@ -157,6 +173,9 @@ class Assembler:
         job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted, spans=spans)
         try:
             return await self._transfer.fetch_group(job, *fds)
+        except PeerFault as error:
+            self._blame_signer(located, known, error.message)
+            raise
         except Unavailable as error:
             name = located.manifest.groups[group].name
             details = {**error.details, "group": name, "model": model_text(located.model)}
@@ -175,7 +194,7 @@ class Assembler:
         size = 0
         for following in range(group, min(group + limits.MAX_GRANTS_ASKED, len(located.manifest.groups))):
             try:
-                known = self._best_encoding(located, following)
+                known = self._usable(located, following)[0]
             except Unavailable:
                 continue
             sources = self._sources(known)

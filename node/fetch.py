@@ -19,6 +19,7 @@ from node.locate import Located, Locator
 from node.owner import Notify
 from node.restore import FileWriter
 from node.swarm.interface import Swarm
+from protocol.errors import Unavailable
 from protocol.ids import model_text
 
 AHEAD = 3
@@ -66,7 +67,10 @@ class Fetcher:
                 if len(fds) > MOST_FILES:
                     await self._checked(located, writer, group)
                 else:
-                    await self._assembler.straight(located, group, spans, fds)
+                    try:
+                        await self._assembler.straight(located, group, spans, fds)
+                    except Unavailable:
+                        await self._checked(located, writer, group)  # tries the group's other encodings too
             return located.manifest.groups[group].length
 
         tasks = [asyncio.create_task(one(group)) for group in wanted]

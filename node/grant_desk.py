@@ -30,6 +30,7 @@ from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest
 
 log = logging.getLogger(__name__)
 STRANGERS_SHARE = 0.25
+_MODELS_KEPT = 16
 _SLACK = 4 * limits.MIB
 """Bytes a grant allows beyond the shard itself: leaf lists, signatures, one repeated window."""
 
@@ -50,6 +51,7 @@ class GrantDesk:
         self._swarm = swarm
         self._transfer = transfer
         self._config = config
+        self._groups: dict[ModelId, dict[tuple[bytes, int], int]] = {}
 
     async def handle(self, stream: Stream) -> None:
         """Serves one peer's requests, one after another."""
@@ -129,16 +131,31 @@ class GrantDesk:
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
+        groups = self._groups.get(model)
+        if groups is None or not await self._transfer.has_blob(model):
+            groups = await self._read_groups(model, encoding, client)
+        index = groups.get((encoding.group, encoding.length))
+        if index is None:
+            raise BadInput("grant request: the encoding codes a group the model doesn't have")
+        return index
+
+    async def _read_groups(self, model: ModelId, encoding: Encoding, client: PeerId) -> dict[tuple[bytes, int], int]:
+        """Numbers by (group id, length). Kept where the encoding fits, since a publish asks for each group and manifests are long."""
         data = await self._transfer.get_blob(model)
         pulled = data is None
         if data is None:
             data = (await fetch_blobs_from_any(self._network, [client], [model]))[model]
+        groups: dict[tuple[bytes, int], int] = {}
         for index, group in enumerate(parse_manifest(data).groups):
-            if group.id == encoding.group and group.length == encoding.length:
-                if pulled:
-                    await self._transfer.put_blob(data)
-                return index
-        raise BadInput("grant request: the encoding codes a group the model doesn't have")
+            groups.setdefault((group.id, group.length), index)
+        if (encoding.group, encoding.length) not in groups:
+            return groups
+        if pulled:
+            await self._transfer.put_blob(data)
+        if len(self._groups) >= _MODELS_KEPT:
+            self._groups.pop(next(iter(self._groups)))
+        self._groups[model] = groups
+        return groups
 
     async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId) -> None:
         shards = await self._transfer.list_shards()

@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 from urllib.parse import urlsplit
 
 from protocol import limits
@@ -126,9 +127,8 @@ class Line(asyncio.BufferedProtocol):
     # As a protocol.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.pause_reading()
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._target[self._filled :] or _SPARE

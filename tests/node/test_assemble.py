@@ -14,6 +14,7 @@ from node.assemble import mismatch
 from node.locate import Located
 from node.model_folder import build_manifest, scan
 from node.swarm.interface import HoldingView
+from node.transfer.jobs import Fetched, FetchGroup
 from protocol.errors import MfError, PeerFault, Unavailable
 from protocol.grouping import group_id
 from protocol.ids import ModelId, digest, encoding_text, model_from
@@ -152,6 +153,29 @@ async def test_a_lying_encoding_blames_its_signer_and_another_one_is_used(stored
     assert descriptors() == 0
 
 
+@pytest.mark.parametrize("fault", [PeerFault("it doesn't decode as its signer declared"), Unavailable("its holders are gone")])
+async def test_an_encoding_that_cant_be_read_hides_no_other(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Unavailable
+) -> None:
+    swarm, asker, model = stored
+    other = swarm.nodes[1]
+    await other.publish(tmp_path / "m", k=1, n=4)
+    await swarm.tell()
+    located = await asker.locator.locate(model)
+    fetch, broken = asker.transfer.fetch_group, asker.assembler._usable(located, 1)[0]
+
+    async def fetch_group(job: FetchGroup, *fds: int) -> Fetched:
+        if job.envelope == broken.envelope:
+            raise fault
+        return await fetch(job, *fds)
+
+    monkeypatch.setattr(asker.transfer, "fetch_group", fetch_group)
+    (await asker.assembler.group(located, 1)).close()
+    blamed = {blame["peer_id"] for blame in asker.swarm.blames}
+    assert blamed == ({broken.signer} if isinstance(fault, PeerFault) else set())
+    assert descriptors() == 0
+
+
 async def test_only_lies_are_a_fault_of_peers(stored: Stored, tmp_path: Path) -> None:
     swarm, asker, model = stored
     liar = swarm.nodes[1]
@@ -162,7 +186,7 @@ async def test_only_lies_are_a_fault_of_peers(stored: Stored, tmp_path: Path) ->
     located = await asker.locator.locate(model)
     for entries in located.encodings.values():
         entries[:] = [known for known in entries if known.signer == liar.peer]
-    with pytest.raises(PeerFault, match="every encoding tried"):
+    with pytest.raises(PeerFault, match="decodes to other bytes"):
         await asker.assembler.group(located, 1)
     assert descriptors() == 0
 

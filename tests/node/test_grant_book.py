@@ -59,7 +59,7 @@ def book_with(pool: Pool, swarm: Swarm) -> GrantBook:
     state: Any = swarm
     desk: Any = None
     book = GrantBook(network, state, desk)
-    book._pool = pool  # type: ignore[assignment]
+    book._gets = book._puts = pool  # type: ignore[assignment]
     return book
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from node.model_folder import build_manifest, scan
 from node.restore import WORK, FileWriter
+from node.transfer.sink import Sink
 from protocol.errors import BadInput, Conflict, StorageFull
 from protocol.layout import all_group_spans
 from protocol.manifest import Manifest
@@ -166,3 +167,24 @@ def test_too_little_room_and_no_folder(made: tuple[Path, Manifest], tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(Conflict, match="not a folder"):
         FileWriter(huge, tmp_path / "file" / "x").open()
+
+
+def test_groups_written_straight_to_their_places_are_checked_by_whole_files(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    writer = FileWriter(manifest, tmp_path / "out")
+    writer.open()
+    everything = writer.wrong_files()
+    for group in writer.wanted():
+        spans, fds = writer.targets(group)
+        Sink(spans, fds).write(memoryview(group_bytes(folder, manifest, group)), 0)
+    assert not writer.wrong_files()
+    assert everything
+    group = writer.wanted()[-1]
+    spans, fds = writer.targets(group)
+    os.pwrite(fds[0], bytes([os.pread(fds[0], 1, spans[0].offset)[0] ^ 1]), spans[0].offset)
+    wrong = writer.wrong_files()
+    assert len(wrong) == 1
+    assert group in writer.groups_of(wrong)
+    writer.write_group(group, group_bytes(folder, manifest, group))
+    writer.finish()
+    assert_equal(folder, manifest, tmp_path / "out")

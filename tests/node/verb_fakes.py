@@ -83,6 +83,9 @@ class FakeTransfer:
     async def put_blob(self, data: bytes) -> bytes:
         return self.store.put_blob(data)
 
+    async def has_blob(self, blob: bytes) -> bool:
+        return await self.get_blob(blob) is not None
+
     async def get_blob(self, blob: bytes) -> bytes | None:
         return self.store.get_blob(blob)
 
