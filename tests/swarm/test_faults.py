@@ -16,7 +16,7 @@ import pytest
 from tests.support.processes import CommandFailed
 from tests.support.wait import wait_until
 from tests.swarm import tools
-from tests.swarm.scene import LONG, PROMPT, K, N, Scene
+from tests.swarm.scene import LONG, PROMPT, TOKENS, K, N, Scene
 
 pytestmark = pytest.mark.swarm
 
@@ -90,16 +90,19 @@ def test_the_transfer_process_killed_comes_back_by_itself(scene: Scene, tmp_path
 def test_noise_on_disks_is_found_blamed_and_got_around(scene: Scene, tmp_path: Path) -> None:
     """Of one group the shards that a newcomer reads first are noise at n - k holders; what is left just suffices."""
     newcomer = scene.swarm.add("--join", scene.swarm.nodes[1].ticket)
-    group = max(tools.holders_of(newcomer, scene.model_id), key=lambda group: group["group"] == "layer.2")
+    group = max(tools.holders_of(newcomer, scene.model_id), key=lambda group: group["group"] == "layer.0")
     bad = {group["shards"][str(shard)][0] for shard in range(N - K)}
     assert len(bad) == N - K
     files = [tools.shard_files(scene.node(peer), group["encoding"]) for peer in bad]
     assert [len(found) for found in files] == [1] * len(bad), "one shard of a group per node"
     for [(_, path)] in files:
         tools.overwrite_with_noise(path)
+    # The newcomer runs the first layers itself, so that it reads them for its reply.
+    reply = tools.ask(newcomer, scene.model_id, PROMPT, TOKENS)
     newcomer.cli("fetch", scene.model_id, str(tmp_path / "noise"))
     for [(_, path)] in files:
         tools.overwrite_with_noise(path)  # twice is as before
+    assert (reply.error, reply.text) == (None, scene.text)
     assert tools.digests(tmp_path / "noise") == scene.files
     lines = newcomer.cli("status")["blamed"]
     assert {line["shard"].rpartition("/")[0] for line in lines} == {group["encoding"]}
