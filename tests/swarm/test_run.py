@@ -29,6 +29,8 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     folder = tmp_path_factory.mktemp("run")
     with Swarm(folder, 3, "--lend", "both") as swarm:
         swarm.nodes[0].cli("publish", str(tiny_llama(folder / "model")), "--name", "tiny")
+        for node in swarm.nodes:
+            wait_until(lambda node=node: node.cli("models", "tiny")["models"] != [], 10.0, "every node knows the model")  # type: ignore[misc]
         yield swarm
 
 

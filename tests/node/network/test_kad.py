@@ -27,7 +27,8 @@ def _peers(count: int, seed: int = 1) -> list[PeerId]:
 
 
 def _table(cap: int | None = None, k: int = 20) -> Table:
-    return Table(_peers(1, seed=99)[0], random.Random(5), k, cap)
+    # a seed that no test draws: a table leaves its own node out
+    return Table(_peers(1, seed=2**40)[0], random.Random(5), k, cap)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 120))
@@ -71,7 +72,7 @@ def test_the_cap_holds_and_this_node_is_no_contact_of_its_own() -> None:
     for peer in _peers(300):
         table.seen(peer, WHERE, 0)
         assert len(table) <= 8
-    own = _peers(1, seed=99)[0]
+    own = _peers(1, seed=2**40)[0]
     table.seen(own, WHERE, 0)
     assert table.get(own) is None
     distances = {256 - (contact.place ^ position(peer_bytes(own))).bit_length() for contact in table.contacts()}
