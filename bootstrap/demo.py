@@ -185,9 +185,9 @@ def _show_holders(demo: Demo) -> None:
     def safe() -> bool:
         lines = [line for line in node.cli("status")["models"] if line["model_id"] == demo.model_id]
         enough.update(lines[0] if lines else {})
-        return (enough.get("survives_losses") or 0) >= 2
+        return (enough.get("survives_losses") or 0) >= max(2, demo.told["published"]["survives_losses"])
 
-    _wait(safe, MEET_WITHIN, node, "to see the model survive two losses")
+    _wait(safe, MEET_WITHIN, node, "to see the model as durable as its publisher said")
     held = node.cli("holdings", demo.model_id)
     table = {group["group"]: group["shards"] for group in held["groups"]}
     names = {each.peer_id: each.number for each in demo.nodes}
