@@ -185,7 +185,8 @@ def _show_holders(demo: Demo) -> None:
     def safe() -> bool:
         lines = [line for line in node.cli("status")["models"] if line["model_id"] == demo.model_id]
         enough.update(lines[0] if lines else {})
-        return (enough.get("survives_losses") or 0) >= max(2, demo.told["published"]["survives_losses"])
+        wanted = max(2, int(demo.told["published"]["survives_losses"]))
+        return int(enough.get("survives_losses") or 0) >= wanted
 
     _wait(safe, MEET_WITHIN, node, "to see the model as durable as its publisher said")
     held = node.cli("holdings", demo.model_id)
