@@ -6,6 +6,12 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# A change is judged on the same examples each time; the search for new ones goes on wherever CI isn't set.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
 def allowed_to_skip(node_id: str, allowed: str) -> bool:
