@@ -54,6 +54,12 @@ class ShardReader(Protocol):
     def read_into(self, offset: int, view: memoryview) -> int:
         """The same into a buffer; bytes read, fewer at the shard's end."""
 
+    def read_cached(self, offset: int, view: memoryview) -> int:
+        """The same, but only what needs no waiting for the disk: may be called from a loop. Bytes read, 0 when it can't tell."""
+
+    def will_read(self, offset: int, length: int) -> None:
+        """A hint that these bytes are asked for soon; doesn't wait."""
+
     def close(self) -> None: ...
 
 

@@ -35,6 +35,11 @@ class MemoryReader:
         view[: len(data)] = data
         return len(data)
 
+    read_cached = read_into
+
+    def will_read(self, offset: int, length: int) -> None:
+        """It is in memory."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -90,6 +90,9 @@ def _check(header: Header, path: Path, rest: int) -> None:
         raise BadInput(f"{path}: {rest} bytes after the header, a shard of {header.length} bytes has other")
 
 
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+
 class DiskReader:
     """Reads by place: the leaf list and the shard lie at the file's end, so a damaged header doesn't matter here."""
 
@@ -115,6 +118,17 @@ class DiskReader:
             while done < most and (got := os.preadv(self._fd, [view[done:most]], self._data_at + offset + done)):
                 done += got
         return done
+
+    def read_cached(self, offset: int, view: memoryview) -> int:
+        most = max(0, min(len(view), self._length - offset))
+        try:
+            return os.preadv(self._fd, [view[:most]], self._data_at + offset, _NOWAIT) if most and _NOWAIT else 0
+        except OSError:  # not in memory, or a file system that can't tell
+            return 0
+
+    def will_read(self, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, self._data_at + offset, length, os.POSIX_FADV_WILLNEED)
 
     def _pread(self, length: int, at: int) -> bytes:
         with disk_errors(self._path):

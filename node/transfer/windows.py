@@ -29,14 +29,31 @@ def body_bytes(length: int, first: int, count: int) -> int:
 
 def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int, before: bytes = b"") -> bytearray:
     """`before`, the bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
-    size = span_bytes(reader.length, first, count)
-    start = len(before)
-    window = bytearray(start + size + SIGNATURE)
-    window[:start] = before
-    view = memoryview(window)[start : start + size]
+    window = _room(reader, first, count, before)
+    view = memoryview(window)[len(before) : -SIGNATURE]
     read = reader.read_into(first * limits.LEAF, view)
-    if read != size:
-        raise MfError(f"shard {key.shard} ends early on the disk: {read} of {size} bytes at leaf {first}")
-    digests = b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, size, limits.LEAF))
-    window[start + size :] = sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))
+    if read != len(view):
+        raise MfError(f"shard {key.shard} ends early on the disk: {read} of {len(view)} bytes at leaf {first}")
+    _sign(window, view, signer, key, first, count)
     return window
+
+
+def cached_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> bytearray | None:
+    """The same without `before` and at once, in half a millisecond; None when the disk must be waited for."""
+    window = _room(reader, first, count)
+    view = memoryview(window)[:-SIGNATURE]
+    if reader.read_cached(first * limits.LEAF, view) != len(view):
+        return None
+    _sign(window, view, signer, key, first, count)
+    return window
+
+
+def _room(reader: ShardReader, first: int, count: int, before: bytes = b"") -> bytearray:
+    window = bytearray(len(before) + span_bytes(reader.length, first, count) + SIGNATURE)
+    window[: len(before)] = before
+    return window
+
+
+def _sign(window: bytearray, view: memoryview, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> None:
+    digests = b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, len(view), limits.LEAF))
+    memoryview(window)[-SIGNATURE:] = sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))

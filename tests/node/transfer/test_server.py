@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.store.interface import ShardInfo
 from node.store.memory import MemoryStore
 from node.transfer import server as server_module
+from node.transfer import serving as serving_module
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.server import TransferServer, tls_context
 from protocol import limits
@@ -208,13 +209,13 @@ async def test_a_client_that_never_reads_is_cut(plane: Plane) -> None:
     _reader, writer = await asyncio.open_connection("127.0.0.1", int(plane.base.rpartition(":")[2]), ssl=trusting(), limit=1024)
     header = grant(SIGNER, plane.coded)["MF-Grant"]
     writer.write(f"GET {plane.coded.path(0)} HTTP/1.1\r\nHost: x\r\nMF-Grant: {header}\r\n\r\n".encode())
-    await until(lambda: plane.server._running == 1, 5, "the request runs")
-    await until(lambda: plane.server._running == 0, 10, "the request was cut")
+    await until(lambda: plane.server._gate.running == 1, 5, "the request runs")
+    await until(lambda: plane.server._gate.running == 0, 10, "the request was cut")
     writer.transport.abort()
 
 
 async def test_requests_are_counted(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(serving_module, "MAX_REQUESTS", 0)
     status, body = await plane.get(plane.coded.path(0), grant(SIGNER, plane.coded))
     assert (status, b"busy" in body) == (429, True)
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 0)
