@@ -7,14 +7,22 @@ A public group's secret is a constant of the protocol: its cipher hides nothing,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from protocol.errors import BadInput
 
 TAG = 16
 """Bytes that sealing adds."""
+
+SLACK = 15
+"""Bytes beyond the plain ones that `open_views` wants room for: a cipher's block less one."""
 
 PUBLIC_SECRET = blake3(b"mf/public-group/1").digest()
 
@@ -42,5 +50,21 @@ def decrypt_into(secret: bytes, scheme: str, index: int, digest: bytes, sealed: 
     key, nonce = derive(secret, scheme, index, digest)
     try:
         AESGCM(key).decrypt_into(nonce, sealed, None, out)
+    except InvalidTag as error:
+        raise BadInput(f"segment {index} doesn't open: it was sealed under another secret or digest") from error
+
+
+def open_views(secret: bytes, scheme: str, index: int, digest: bytes, views: Sequence[memoryview], tag: bytes, out: memoryview) -> None:
+    """The same from sealed bytes that lie in several places, without bringing them together first: a third of the time.
+
+    `out` holds their sum and `SLACK` more; nothing in it may be used before this returns.
+    """
+    key, nonce = derive(secret, scheme, index, digest)
+    opening = Cipher(AES256(key), GCM(nonce, tag)).decryptor()
+    done = 0
+    for view in views:
+        done += opening.update_into(view, out[done:])
+    try:
+        opening.finalize()
     except InvalidTag as error:
         raise BadInput(f"segment {index} doesn't open: it was sealed under another secret or digest") from error

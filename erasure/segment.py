@@ -5,7 +5,7 @@ Layout as in `protocol/encoding.py`: the sealed bytes are cut in k pieces of cei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from erasure import cipher, compression
 from erasure.code import Code
@@ -49,21 +49,53 @@ def decode_segment(encoding: Encoding, index: int, pieces: Mapping[int, Buffer],
     open_segment(encoding, index, memoryview(sealed)[: encoding.segments[index].coded], out, secret)
 
 
-def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memoryview, secret: bytes, check_digest: bool = True) -> None:
-    """The second half of decoding, for a caller that has the data pieces in a row: `sealed` are the segment's coded bytes.
-
-    Without `check_digest` the signer may have sealed other bytes than the digest says: only for a caller that compares the whole
-    group with its manifest.
-    """
+def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memoryview, secret: bytes) -> None:
+    """The second half of decoding, for a caller that has the data pieces in a row: `sealed` are the segment's coded bytes."""
     segment = encoding.segments[index]
-    if len(sealed) != segment.coded or len(out) != segment.plain:
-        raise BadInput(f"segment {index}: {len(sealed)} coded and {len(out)} plain bytes, not {segment.coded} and {segment.plain}")
+    _check_lengths(encoding, index, len(sealed), len(out))
     raw = encoding.compression == "raw"
-    if raw and segment.coded - cipher.TAG != segment.plain:
-        raise BadInput(f"segment {index}: raw bytes of another length than declared")
     stored = out if raw else memoryview(bytearray(segment.coded - cipher.TAG))
     cipher.decrypt_into(secret, encoding.scheme, index, segment.digest, sealed, stored)
-    if check_digest and digest(stored) != segment.digest:
+    if digest(stored) != segment.digest:
         raise BadInput(f"segment {index}: its bytes don't have the digest that its encoding declares")
     if not raw:
         compression.decompress_into(encoding.compression, stored, out)
+
+
+def open_scattered(encoding: Encoding, index: int, pieces: Iterable[memoryview], room: memoryview, secret: bytes) -> memoryview:
+    """The segment's plain bytes, at the start of `room` (SLACK longer), from its data pieces in order, each in one or more views.
+
+    The digest isn't checked: the signer may have sealed other bytes than it says. Only for a caller that compares the whole group
+    with its manifest.
+    """
+    segment = encoding.segments[index]
+    views, tag = _without_tag(pieces, segment.coded)
+    _check_lengths(encoding, index, sum(map(len, views)) + len(tag), len(room) - cipher.SLACK)
+    if encoding.compression == "raw":
+        cipher.open_views(secret, encoding.scheme, index, segment.digest, views, tag, room)
+        return room[: segment.plain]
+    stored = memoryview(bytearray(segment.coded - cipher.TAG + cipher.SLACK))
+    cipher.open_views(secret, encoding.scheme, index, segment.digest, views, tag, stored)
+    compression.decompress_into(encoding.compression, stored[: -cipher.SLACK], room[: segment.plain])
+    return room[: segment.plain]
+
+
+def _check_lengths(encoding: Encoding, index: int, coded: int, plain: int) -> None:
+    segment = encoding.segments[index]
+    if coded != segment.coded or plain != segment.plain:
+        raise BadInput(f"segment {index}: {coded} coded and {plain} plain bytes, not {segment.coded} and {segment.plain}")
+    if encoding.compression == "raw" and segment.coded - cipher.TAG != segment.plain:
+        raise BadInput(f"segment {index}: raw bytes of another length than declared")
+
+
+def _without_tag(pieces: Iterable[memoryview], coded: int) -> tuple[list[memoryview], bytes]:
+    """The first `coded` bytes: their views without the last TAG bytes, and those."""
+    views: list[memoryview] = []
+    tag = b""
+    left = coded - cipher.TAG
+    for piece in pieces:
+        body = min(len(piece), max(0, left))
+        views.append(piece[:body])
+        tag += piece[body : body + cipher.TAG - len(tag)]
+        left -= body
+    return views, tag

@@ -1,4 +1,4 @@
-"""Windows of k shards into plain bytes of the group: recover, gather pieces into segments, open, write.
+"""Windows of k shards into plain bytes of the group: recover, open segments from their pieces, write.
 
 Called from an executor's thread, one window after the other. A piece may lie across two windows, never three: it has at most
 a little over 256 KiB.
@@ -9,35 +9,36 @@ digest; whether these are the model's bytes only the manifest can say, and whoev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from erasure.cipher import SLACK
 from erasure.code import Code
-from erasure.segment import open_segment
+from erasure.segment import open_scattered
 from node.transfer.fetch_board import WINDOW, Shape
 from node.transfer.sink import Sink
 from protocol import limits
 from protocol.encoding import Encoding
 
 ROOMS_KEPT = 4
-ROOM_MOST = 3 * limits.MIB
+ROOM_MOST = 2 * limits.MIB
 
 
 class Workroom:
-    """Pairs of buffers for a segment, sealed and plain, kept for the next group: fresh memory costs a page fault for every 4 KiB."""
+    """Rooms for a plain segment, kept for the next group: fresh memory costs a page fault for every 4 KiB."""
 
     def __init__(self) -> None:
-        self._pairs: list[tuple[bytearray, bytearray]] = []
+        self._rooms: list[bytearray] = []
 
-    def take(self, sealed: int, plain: int) -> tuple[bytearray, bytearray]:
-        """Two of at least these sizes."""
-        for number, pair in enumerate(self._pairs):
-            if len(pair[0]) >= sealed and len(pair[1]) >= plain:
-                return self._pairs.pop(number)
-        return bytearray(sealed), bytearray(plain)
+    def take(self, size: int) -> bytearray:
+        """One of at least this size."""
+        for number, room in enumerate(self._rooms):
+            if len(room) >= size:
+                return self._rooms.pop(number)
+        return bytearray(size)
 
-    def give_back(self, sealed: bytearray, plain: bytearray) -> None:
-        if len(self._pairs) < ROOMS_KEPT and len(sealed) + len(plain) <= ROOM_MOST:
-            self._pairs.append((sealed, plain))
+    def give_back(self, room: bytearray) -> None:
+        if len(self._rooms) < ROOMS_KEPT and len(room) <= ROOM_MOST:
+            self._rooms.append(room)
 
 
 class Assembler:
@@ -55,15 +56,13 @@ class Assembler:
         self._segment = 0
         self._piece_at = 0
         self._before: dict[int, bytearray] = {}
-        self._sealed, self._plain = room.take(
-            record.k * max(self._lengths, default=0), max((segment.plain for segment in record.segments), default=0)
-        )
+        self._plain = room.take(SLACK + max((segment.plain for segment in record.segments), default=0))
 
     def end(self) -> list[bytearray]:
         """The buffers still held; nothing may be called after it."""
         free = list(self._before.values())
         self._before = {}
-        self._room.give_back(self._sealed, self._plain)
+        self._room.give_back(self._plain)
         return free
 
     def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
@@ -88,21 +87,21 @@ class Assembler:
         return rows | missing
 
     def _write(self, start: int, rows: Mapping[int, bytearray]) -> None:
-        index, length = self._segment, self._lengths[self._segment]
+        index = self._segment
         segment = self._record.segments[index]
-        sealed = memoryview(self._sealed)
-        # What of the piece lies in the window before: its tail, since windows follow each other without a gap.
-        early = max(0, min(length, start - self._piece_at))
-        for shard in range(self._record.k):
-            to = shard * length
-            if early:
-                tail = self._piece_at - (start - WINDOW)
-                sealed[to : to + early] = memoryview(self._before[shard])[tail : tail + early]
-            begin = max(0, self._piece_at - start)
-            sealed[to + early : to + length] = memoryview(rows[shard])[begin : begin + length - early]
-        plain = memoryview(self._plain)[: segment.plain]
-        open_segment(self._record, index, sealed[: segment.coded], plain, self._secret, check_digest=False)
-        self._sink.write(plain, self._at)
+        room = memoryview(self._plain)[: segment.plain + SLACK]
+        self._sink.write(open_scattered(self._record, index, self._pieces(start, rows), room, self._secret), self._at)
         self._at += segment.plain
-        self._piece_at += length
+        self._piece_at += self._lengths[index]
         self._segment += 1
+
+    def _pieces(self, start: int, rows: Mapping[int, bytearray]) -> Iterator[memoryview]:
+        """The data pieces of the segment in order, each where it lies: its head may be the tail of the window before."""
+        length = self._lengths[self._segment]
+        # Windows follow each other without a gap, so what is early ends with its window.
+        early = max(0, min(length, start - self._piece_at))
+        tail, begin = self._piece_at - (start - WINDOW), max(0, self._piece_at - start)
+        for shard in range(self._record.k):
+            if early:
+                yield memoryview(self._before[shard])[tail : tail + early]
+            yield memoryview(rows[shard])[begin : begin + length - early]
