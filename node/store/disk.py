@@ -86,6 +86,7 @@ class DiskStore:
 
     def __init__(self, root: Path, quota: int, reserve: int | None = None) -> None:
         self.root = root
+        self.removals = 0
         self._index = ShardIndex(root / "index.sqlite")
         self._room = Room(quota, root, self._disk, reserve)
         self._models: dict[ModelId, list[bytes]] = {}
@@ -225,6 +226,7 @@ class DiskStore:
             self._index.add([(info, size)])
             self._room.settled(size)
             if before:
+                self.removals += 1
                 self._room.give_back(before[1])
 
     def release(self, size: int) -> None:
@@ -255,6 +257,7 @@ class DiskStore:
             self._path(key).unlink(missing_ok=True)
             sync_folder(self.root / "shards")
             self._index.remove([key])
+            self.removals += 1
             self._room.give_back(found[1])
         fields = {"encoding": key.encoding.hex(), "shard": key.shard, "reason": reason}
         log.info(

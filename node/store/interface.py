@@ -76,6 +76,9 @@ class ShardWriter(Protocol):
 
 
 class ShardStore(Protocol):
+    removals: int
+    """Counts shards dropped or replaced: who keeps a reader open looks at it."""
+
     def put_blob(self, data: bytes) -> bytes:
         """Durable; returns its id."""
 

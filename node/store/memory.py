@@ -71,6 +71,7 @@ class MemoryStore:
     """`quota` in bytes counts shards with their leaf lists, and blobs."""
 
     def __init__(self, quota: int) -> None:
+        self.removals = 0
         self._shards: dict[ShardKey, _Lying] = {}
         self._blobs: dict[bytes, bytes] = {}
         self._models: dict[ModelId, list[bytes]] = {}
@@ -121,6 +122,7 @@ class MemoryStore:
         with self._lock:
             found = self._shards.pop(key, None)
         if found:
+            self.removals += 1
             self._room.give_back(len(found[1]) + len(found[2]))
 
     def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:

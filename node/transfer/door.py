@@ -125,10 +125,11 @@ class Door(asyncio.Protocol):
         application.data_received(bytes(self._buffer))
 
     async def _answer(self, head: bytes) -> None:
-        self._begun, self._keep = False, True
+        self._begun, self._keep, self._head = False, True, b""
         try:
             with self._gate.entered():
                 await self._serving.serve(self._parse(head), self)
+                self._flush()
         except MfError as error:
             self._refuse(error)
         except (ConnectionError, asyncio.CancelledError):
@@ -176,6 +177,10 @@ class Door(asyncio.Protocol):
 
     async def send(self, data: Bytes) -> None:
         view = memoryview(data)
+        if len(view) + len(self._head) < PIECE // 16:
+            # With what follows, rather than in a record and a packet of its own.
+            self._head += view
+            return
         for at in range(0, len(view), PIECE):
             if self._transport is None:
                 raise ConnectionResetError("the client left")
@@ -184,6 +189,11 @@ class Door(asyncio.Protocol):
             self._head = b""
             if self._paused:
                 await self._drained()
+
+    def _flush(self) -> None:
+        if self._head and self._transport is not None:
+            self._transport.write(self._head)
+        self._head = b""
 
     async def _drained(self) -> None:
         loop = asyncio.get_running_loop()

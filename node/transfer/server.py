@@ -107,6 +107,7 @@ class TransferServer:
             self._listener.close()
         for door in list(self._doors):
             door.close()
+        self._serving.close()
         if self._runner is not None:
             await self._runner.cleanup()
 

@@ -15,9 +15,10 @@ from urllib.parse import parse_qsl
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.store.interface import ShardKey, ShardReader, ShardStore
+from node.store.interface import ShardKey, ShardStore
 from node.transfer.admission import Grants, OpenGrant
 from node.transfer.finishing import to_the_end
+from node.transfer.open_shards import OpenShard, OpenShards
 from node.transfer.windows import body_bytes, cached_window, signed_window, span_bytes
 from protocol import limits
 from protocol.encoding import leaf_count
@@ -95,70 +96,47 @@ def _number(asked: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A shard being read, `size` bytes from leaf `first` on. `window`: the leaf list (`listed` bytes) and the first signed window."""
-
-    reader: ShardReader
-    first: int
-    count: int
-    size: int
-    listed: int
-    window: bytearray
-
-
 class ShardServing:
     def __init__(self, store: ShardStore, signer: Ed25519PrivateKey, executor: Executor, grants: Grants) -> None:
-        self._store, self._signer, self._executor, self._grants = store, signer, executor, grants
+        self._signer, self._executor, self._grants = signer, executor, grants
+        self._open = OpenShards(store, executor)
+
+    def close(self) -> None:
+        self._open.close()
 
     async def serve(self, request: ShardRequest, out: Out) -> None:
         """`Forbidden`, `BadInput` or `NotFound` before `out` has begun; any error after it leaves the answer short."""
         grant = self._grants.admit(request.grant, "get", request.key)
-        begun = await to_the_end(asyncio.get_running_loop().run_in_executor(self._executor, self._begin, request))
-        if begun is None:
+        shard = await self._open.take(request.key)
+        if shard is None:
             raise NotFound(f"shard {request.key.shard} of {encoding_text(request.key.encoding)} isn't held here")
         try:
-            await self._send(request.key, begun, grant, out)
+            await self._send(request, shard, grant, out)
         finally:
-            begun.reader.close()
+            self._open.give_back(shard)
 
-    def _begin(self, request: ShardRequest) -> _Begun | None:
-        """In the executor, at one go: many a shard of a small group is read whole here."""
-        key, first = request.key, request.first
-        reader = self._store.open_shard(key)
-        if reader is None:
-            return None
+    async def _send(self, request: ShardRequest, shard: OpenShard, grant: OpenGrant, out: Out) -> None:
+        length, first = shard.reader.length, request.first
+        count = leaf_count(length) - first if request.count < 0 else request.count
+        left = span_bytes(length, first, count)
+        self._grants.charge(grant, left)
         try:
-            count = leaf_count(reader.length) - first if request.count < 0 else request.count
-            size = span_bytes(reader.length, first, count)
-            leaves = reader.leaves() if request.listed else b""
-            window = signed_window(reader, self._signer, key, first, min(limits.WINDOW_LEAVES, count), leaves)
-            return _Begun(reader, first, count, size, len(leaves), window)
-        except BaseException:
-            reader.close()
-            raise
-
-    async def _send(self, key: ShardKey, begun: _Begun, grant: OpenGrant, out: Out) -> None:
-        reader, first, count = begun.reader, begun.first, begun.count
-        self._grants.charge(grant, begun.size)
-        left = begun.size
-        try:
-            await out.begin(begun.listed + body_bytes(reader.length, first, count))
-            await out.send(begun.window)
-            left -= len(begun.window) - begun.listed - SIGNATURE
-            for at in range(first + limits.WINDOW_LEAVES, first + count, limits.WINDOW_LEAVES):
-                window = await self._window(reader, key, at, min(limits.WINDOW_LEAVES, first + count - at))
+            await out.begin(request.listed * len(shard.leaves) + body_bytes(length, first, count))
+            if request.listed:
+                await out.send(shard.leaves)
+            for at in range(first, first + count, limits.WINDOW_LEAVES):
+                window = await self._window(shard, at, min(limits.WINDOW_LEAVES, first + count - at))
                 await out.send(window)
                 left -= len(window) - SIGNATURE
         finally:
             self._grants.refund(grant, left)
 
-    async def _window(self, reader: ShardReader, key: ShardKey, first: int, count: int) -> bytearray:
+    async def _window(self, shard: OpenShard, first: int, count: int) -> bytearray:
         """At once where the disk needn't be waited for: a hop to a thread and back costs as much as the window's hashes."""
-        window = cached_window(reader, self._signer, key, first, count)
+        window = cached_window(shard.reader, self._signer, shard.key, first, count)
         if window is not None:
             return window
-        reader.will_read(first * limits.LEAF, READ_AHEAD)
+        shard.reader.will_read(first * limits.LEAF, READ_AHEAD)
         loop = asyncio.get_running_loop()
-        # The reader is closed after this: no thread may be in it any more.
-        return await to_the_end(loop.run_in_executor(self._executor, signed_window, reader, self._signer, key, first, count))
+        # The reader may be closed after this: no thread may be in it any more.
+        return await to_the_end(loop.run_in_executor(self._executor, signed_window, shard.reader, self._signer, shard.key, first, count))

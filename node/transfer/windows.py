@@ -27,10 +27,10 @@ def body_bytes(length: int, first: int, count: int) -> int:
     return span_bytes(length, first, count) + -(-count // limits.WINDOW_LEAVES) * SIGNATURE
 
 
-def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int, before: bytes = b"") -> bytearray:
-    """`before`, the bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
-    window = _room(reader, first, count, before)
-    view = memoryview(window)[len(before) : -SIGNATURE]
+def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> bytearray:
+    """The bytes of one window and its signature. What is signed is what was read just now, not what the leaf list says."""
+    window = _room(reader, first, count)
+    view = memoryview(window)[:-SIGNATURE]
     read = reader.read_into(first * limits.LEAF, view)
     if read != len(view):
         raise MfError(f"shard {key.shard} ends early on the disk: {read} of {len(view)} bytes at leaf {first}")
@@ -39,7 +39,7 @@ def signed_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey,
 
 
 def cached_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> bytearray | None:
-    """The same without `before` and at once, in half a millisecond; None when the disk must be waited for."""
+    """The same at once, in half a millisecond; None when the disk must be waited for."""
     window = _room(reader, first, count)
     view = memoryview(window)[:-SIGNATURE]
     if reader.read_cached(first * limits.LEAF, view) != len(view):
@@ -48,10 +48,8 @@ def cached_window(reader: ShardReader, signer: Ed25519PrivateKey, key: ShardKey,
     return window
 
 
-def _room(reader: ShardReader, first: int, count: int, before: bytes = b"") -> bytearray:
-    window = bytearray(len(before) + span_bytes(reader.length, first, count) + SIGNATURE)
-    window[: len(before)] = before
-    return window
+def _room(reader: ShardReader, first: int, count: int) -> bytearray:
+    return bytearray(span_bytes(reader.length, first, count) + SIGNATURE)
 
 
 def _sign(window: bytearray, view: memoryview, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> None:

@@ -123,9 +123,16 @@ def _write_model(path: Path, config: dict[str, Any], seed: int, files: int, dtyp
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def synthetic_llama(path: Path, size: int, seed: int = 0, files: int = 1) -> Path:
-    """A model of about `size` bytes (16 MiB to 4 GiB) in bf16, with config.json; within a layer's size of what was asked."""
-    hidden = 256 if size < 64 * MIB else 512 if size < 512 * MIB else 1024 if size < 2048 * MIB else 2048
+def _usual_hidden(size: int) -> int:
+    return 256 if size < 64 * MIB else 512 if size < 512 * MIB else 1024 if size < 2048 * MIB else 2048
+
+
+def synthetic_llama(path: Path, size: int, seed: int = 0, files: int = 1, hidden: int | None = None) -> Path:
+    """A model of about `size` bytes (16 MiB to 4 GiB) in bf16, with config.json; within a layer's size of what was asked.
+
+    Layers of `hidden` 512 have 6 MiB, of 1024 (as in models of 0.4 billion weights) 25 MiB.
+    """
+    hidden = hidden or _usual_hidden(size)
     inner, vocabulary = hidden * 3, 8192
     layer = 2 * (hidden * hidden * 3 + 3 * hidden * inner + 2 * hidden)
     layers = max(2, (size - 4 * vocabulary * hidden) // layer)
