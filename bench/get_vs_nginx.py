@@ -1,9 +1,8 @@
 """Get of a 256 MiB model through six node processes (k 4, n 6, raw) by a seventh, to files, beside nginx -> curl to a file.
 
 Same file system, same run, turn about; medians, their ratio, and the CPU seconds that each kind of process spent on one get: where cores
-are few, these decide the ratio and drift less than the clock. `python -m bench.get_vs_nginx [MIB] [ROUNDS] [LOST]`,
-LOST data shards' holders
-being stopped first.
+are few, these decide the ratio and drift less than the clock. `python -m bench.get_vs_nginx [MIB] [ROUNDS] [LOST] [HIDDEN]`,
+LOST data shards' holders being stopped first; layers of HIDDEN 1024 have 25 MiB, of 512 6 MiB.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ def fetch(node: Node, model: str, to: Path) -> tuple[float, float]:
     return wall, result["seconds"]
 
 
-def measure(root: Path, mebibytes: int, rounds: int, lost: int) -> dict[str, Any]:
-    folder = synthetic_llama(root / "model", mebibytes * MIB)
+def measure(root: Path, mebibytes: int, rounds: int, lost: int, hidden: int) -> dict[str, Any]:
+    folder = synthetic_llama(root / "model", mebibytes * MIB, hidden=hidden)
     walls: list[float] = []
     inside: list[float] = []
     curls: list[float] = []
@@ -98,6 +97,7 @@ def measure(root: Path, mebibytes: int, rounds: int, lost: int) -> dict[str, Any
         "mib": mebibytes,
         "rounds": rounds,
         "holders_lost": lost,
+        "hidden": hidden,
         "seconds": {name: round(statistics.median(found), 3) for name, found in (("curl", curls), ("fetch", inside), ("command", walls))},
         "cpu_seconds": {kind: round(statistics.median(found), 2) for kind, found in spent.items()},
         "ratio": round(statistics.median(curls) / statistics.median(inside), 3),
@@ -113,13 +113,13 @@ def _wait_for_holders(node: Node, model: str, holders: int) -> None:
     wait_until(known, 30, "the seventh node knows the model's holders")
 
 
-def run(mebibytes: int = 256, rounds: int = 5, lost: int = 0) -> dict[str, Any]:
+def run(mebibytes: int = 256, rounds: int = 5, lost: int = 0, hidden: int = 1024) -> dict[str, Any]:
     root = Path(tempfile.mkdtemp(prefix="mf-bench-", dir=os.environ.get("MF_BENCH_DIR")))
     # nginx's workers read from here too.
     root.chmod(0o755)
     (root / "nodes").mkdir()
     try:
-        return measure(root, mebibytes, rounds, lost)
+        return measure(root, mebibytes, rounds, lost, hidden)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -58,6 +58,7 @@ class Ours:
     hello: Callable[[PeerId], Hello]
     greeted: Callable[[PeerId, Hello], None]
     answers: Callable[[PeerId], Awaitable[bool | None]]
+    asked: Callable[[PeerId], None]
     news: Callable[[AnyKept, str, PeerId], None]
     pinned: Callable[[PeerId], bool]
     now: Callable[[], float]
@@ -192,6 +193,7 @@ class _Answers:
                 self._greeted = True
                 await self._reply(frame, self._ours.hello(self._peer))
             case "ping":
+                self._ours.asked(self._peer)
                 await self._reply(frame, Nothing())
             case "push":
                 await self._pushed(body_of(frame, Batch))

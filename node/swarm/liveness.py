@@ -2,7 +2,8 @@
 
 A frozen peer keeps its connection, so only silence shows it: a ping every 2 s with 1.5 s to answer, after a miss at once
 another with 0.75 s, and after two the peer is asked about through others (0.75 s) before the verdict: about 5 s at
-worst. A peer that others can reach gets two more misses: it may be our stream that is stuck. A miss during
+worst. A peer that others can reach gets two more misses: it may be our stream that is stuck. Who asked us something lives too, so of two
+peers one pings most of the time: that is half of what a quiet node does. A miss during
 which our own timer woke late says nothing of the peer: an overloaded machine looks just like dead peers.
 
 Rejected: phi-accrual (its advantage is unknown delay distributions; here one number is asked: 10 s), and judging by
@@ -31,6 +32,8 @@ class Deadlines:
     helper: float = 0.5
     suspect: float = 0.5
     late: float = 0.25
+    own: float = 8.0
+    """At least so often a question of our own must be answered: the peer's questions don't show that ours get through."""
 
     def interval(self, peers: int) -> float:
         """Between pings; up to twice as long in a large mesh, so that it costs a bounded part of a core."""
@@ -103,6 +106,13 @@ class Liveness:
         pulse.next_ping = now + self.deadlines.interval(self._count())
         was, pulse.routable = pulse.routable, True
         return not was
+
+    def asked(self, peer: PeerId, now: float) -> None:
+        """The peer asked us something: as good as an answer for a while."""
+        pulse = self._pulses.get(peer)
+        if pulse is None or not pulse.routable or pulse.misses or pulse.last_answer is None:
+            return
+        pulse.next_ping = max(pulse.next_ping, min(now + self.deadlines.interval(self._count()), pulse.last_answer + self.deadlines.own))
 
     def woke(self, late: float, now: float) -> None:
         """Our own timer woke `late` seconds after its time."""

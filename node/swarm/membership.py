@@ -102,6 +102,7 @@ class Membership:
             hello=lambda peer: self._trust.hello(peer, self._own.facts.boot, self._config.version),
             greeted=self._greeted,
             answers=lambda peer: self._heartbeat.answers(peer),
+            asked=lambda peer: self._liveness.asked(peer, self._monotonic()),
             news=self._news,
             pinned=self._trust.believed,
             now=self._now,

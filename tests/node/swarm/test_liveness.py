@@ -33,6 +33,24 @@ def test_a_connection_alone_is_not_routable_its_first_answer_is() -> None:
     assert live.due(3.1) == [A]
 
 
+def test_who_asks_us_need_not_be_asked_for_a_while(live: Liveness) -> None:
+    live.asked(A, 2.0)
+    assert live.due(2.2) == [B]
+    live.asked(A, 3.9)
+    assert A not in live.due(5.8)
+    assert A in live.due(6.0)
+
+
+def test_questions_of_a_peer_do_not_hide_that_it_never_answers(live: Liveness) -> None:
+    for second in range(1, 9):
+        live.asked(A, float(second))
+    assert A in live.due(0.1 + live.deadlines.own)
+    live.missed(A, 8.1, 9.6)
+    due = live.due(20.0)
+    live.asked(A, 20.0)
+    assert A in due and A in live.due(20.0)
+
+
 def test_two_misses_then_others_then_the_verdict(live: Liveness) -> None:
     assert live.missed(A, 2.1, 3.6) is Verdict.AGAIN
     assert live.deadline(A) == 0.75
