@@ -48,6 +48,8 @@ class Desk:
         self._started = False
         self._files = ThreadPoolExecutor(4, thread_name_prefix="shard-files")
         self._coding = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="coding")
+        # The loop opens TLS and hashes meanwhile: with as many threads as cores, these only take the lock of one file from each other.
+        self._decoding = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="decoding")
         self._connections = Connections()
         self._expected = ExpectedPuts(time.monotonic)
 
@@ -256,7 +258,7 @@ class Desk:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
         sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
-        return await fetch_group(job, sink, self._connections, callbacks, self._coding)
+        return await fetch_group(job, sink, self._connections, callbacks, self._decoding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding)
