@@ -29,9 +29,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start swarms of real processes share no worker with one another (--dist loadgroup).
+# Who runs what beside what: tests/conftest.py.
 test: check
-	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) --dist loadgroup -q
+	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) -q
 
 nightly: $(STAMP)
 	$(NICE) $(BIN)/python -m pytest -m nightly -q
