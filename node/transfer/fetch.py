@@ -77,7 +77,7 @@ class GroupFetch:
         self._connections = connections
         self._callbacks = callbacks
         self._executor = executor
-        self._sources = _in_order(job.sources, self._record.k, len(self._record.roots))
+        self._sources = in_order(job.sources, self._record.k, len(self._record.roots))
         self._grants = Grants(encoding, self._sources, job.granted or [], callbacks)
         self._lanes: dict[asyncio.Task[None], ShardReader] = {}
         self._ended: list[ShardReader] = []
@@ -316,7 +316,7 @@ class GroupFetch:
         )
 
 
-def _in_order(sources: list[Source], k: int, shards: int) -> list[Source]:
+def in_order(sources: list[Source], k: int, shards: int) -> list[Source]:
     """Data shards first, since they need no arithmetic; known slow holders last; otherwise in the order given."""
     for source in sources:
         if not 0 <= source.shard < shards:

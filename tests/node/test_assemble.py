@@ -14,6 +14,7 @@ from node.assemble import mismatch
 from node.locate import Located
 from node.model_folder import build_manifest, scan
 from node.swarm.interface import HoldingView
+from node.transfer.fetch import in_order
 from node.transfer.jobs import Fetched, FetchGroup
 from protocol.errors import MfError, PeerFault, Unavailable
 from protocol.grouping import group_id
@@ -136,6 +137,26 @@ async def test_data_shards_of_quick_peers_come_first(stored: Stored) -> None:
     assert [source.shard for source in sources] == [0, 1, 2, 3]
     asker.assembler._speeds[sources[1].peer] = 5e6
     assert [source.shard for source in asker.assembler._sources(known)] == [1, 0, 2, 3]
+
+
+async def test_who_gave_nothing_is_asked_last_for_a_while(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    _swarm, asker, model = stored
+    located = await asker.locator.locate(model)
+    known = located.encodings[1][0]
+    first, *others = (source.peer for source in asker.assembler._sources(known))
+
+    def order() -> list[str]:
+        return [source.peer for source in in_order(asker.assembler._sources(known), known.record.k, len(known.record.roots))]
+
+    assert order()[0] == first
+    asker.assembler._learn(Fetched(bytes=1, seconds=0.1, asked=[first, *others], speeds=dict.fromkeys(others, 1e6)))
+    assert (order()[0] in others, order()[-1]) == (True, first)
+    asker.assembler._learn(Fetched(bytes=1, seconds=0.1, asked=[first], speeds={first: 1e6}))
+    assert order()[0] == first
+    asker.assembler._learn(Fetched(bytes=1, seconds=0.1, asked=[first], speeds={}))
+    assert order()[-1] == first
+    monkeypatch.setattr(node.assemble, "SILENT_FOR", 0.0)
+    assert order()[0] == first
 
 
 async def test_a_lying_encoding_blames_its_signer_and_another_one_is_used(stored: Stored, tmp_path: Path) -> None:

@@ -204,6 +204,18 @@ async def test_its_death_fails_what_waits_and_is_told(running: tuple[Transfer, N
         assert not isinstance(answer, bytes) or await transfer.get_blob(answer) is not None
 
 
+async def test_a_call_after_its_death_waits_for_the_next_life(running: tuple[Transfer, Node]) -> None:
+    transfer, node = running
+    blob = await transfer.put_blob(b"kept")
+    os.kill(transfer.pid, signal.SIGKILL)
+    await until(lambda: node.end is not None, 5, "the end is told")
+    asked = asyncio.create_task(transfer.get_blob(blob))
+    await asyncio.sleep(0)
+    assert not asked.done()
+    await transfer.restart()
+    assert await asked == b"kept"
+
+
 async def test_signals(running: tuple[Transfer, Node]) -> None:
     transfer, node = running
     os.kill(transfer.pid, signal.SIGINT)
