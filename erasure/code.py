@@ -46,14 +46,18 @@ class Code:
 
     def encode(self, pieces: Sequence[Buffer]) -> list[bytearray]:
         """The n - k parity pieces of k data pieces."""
-        if len(pieces) != self.k:
-            raise BadInput(f"encoding takes {self.k} pieces, not {len(pieces)}")
         length = _one_length(pieces)
-        if self.n == self.k:
-            return []
         parity = [bytearray(length) for _ in range(self.n - self.k)]
-        self._multiply(_PARITY, tuple(range(self.k, self.n)), pieces, parity)
+        self.encode_into(pieces, parity)
         return parity
+
+    def encode_into(self, pieces: Sequence[Buffer], parity: Sequence[bytearray | memoryview]) -> None:
+        """The same into buffers that the caller has: fresh ones cost more in page faults than the arithmetic."""
+        if len(pieces) != self.k or len(parity) != self.n - self.k:
+            raise BadInput(f"encoding takes {self.k} pieces and room for {self.n - self.k}, not {len(pieces)} and {len(parity)}")
+        _one_length([*pieces, *parity])
+        if parity:
+            self._multiply(_PARITY, tuple(range(self.k, self.n)), pieces, parity)
 
     def decode(self, have: Mapping[int, Buffer]) -> list[Buffer]:
         """The k data pieces from any k or more pieces by number; data pieces given come back as they are, uncopied."""

@@ -15,6 +15,7 @@ from protocol.ids import digest
 from protocol.limits import coded_limit
 
 Buffer = bytes | bytearray | memoryview
+CodedSegment = tuple[Segment, list[memoryview]]
 
 
 def segment_spans(k: int, length: int) -> Iterator[tuple[int, int]]:
@@ -24,18 +25,33 @@ def segment_spans(k: int, length: int) -> Iterator[tuple[int, int]]:
         yield offset, min(full, length - offset)
 
 
-def encode_segment(plain: Buffer, index: int, compressed: str, secret: bytes, code: Code) -> tuple[Segment, list[Buffer]]:
-    """The segment's line in the encoding and its n pieces (the k data pieces are views of one buffer)."""
+class Room:
+    """Buffers for one segment on its way out, to be used again for another: pieces stay valid until then."""
+
+    def __init__(self, code: Code) -> None:
+        plain = segment_plain(code.k)
+        piece = -(-coded_limit(plain) // code.k)
+        self.plain = memoryview(bytearray(plain))
+        self.sealed = memoryview(bytearray(piece * code.k))
+        self.parity = [memoryview(bytearray(piece)) for _ in range(code.n - code.k)]
+
+
+def encode_segment(plain: Buffer, index: int, compressed: str, secret: bytes, code: Code, room: Room | None = None) -> CodedSegment:
+    """The segment's line in the encoding and its n pieces, views of `room` (a fresh one if none is given)."""
+    room = room or Room(code)
     stored = compression.compress(compressed, plain)
     coded = len(stored) + cipher.TAG
     if coded > coded_limit(len(plain)):
         raise BadInput(f"segment {index}: {compressed} makes {coded} bytes of {len(plain)}, more than allowed; use raw")
     piece = -(-coded // code.k)
-    sealed = memoryview(bytearray(piece * code.k))
+    sealed = room.sealed[: piece * code.k]
     name = digest(stored)
     cipher.encrypt_into(secret, SCHEME, index, name, stored, sealed[:coded])
+    sealed[coded:] = bytes(len(sealed) - coded)
     data = [sealed[j * piece : (j + 1) * piece] for j in range(code.k)]
-    return Segment(len(plain), coded, name), [*data, *code.encode(data)]
+    parity = [buffer[:piece] for buffer in room.parity]
+    code.encode_into(data, parity)
+    return Segment(len(plain), coded, name), [*data, *parity]
 
 
 def decode_segment(encoding: Encoding, index: int, pieces: Mapping[int, Buffer], out: memoryview, secret: bytes) -> None:

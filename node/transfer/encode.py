@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from erasure import compression
 from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
-from erasure.segment import encode_segment, segment_spans
+from erasure.segment import Room, encode_segment, segment_spans
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
@@ -49,9 +50,9 @@ async def encode_group(
     """
     loop = asyncio.get_running_loop()
     reader = SpanReader(job.spans, fds, job.length)
-    code = Code(job.k, job.n)
+    code = Code(job.k, max(job.n, job.n_max))
     making = await to_the_end(loop.run_in_executor(executor, staging.begin))
-    files = ShardFiles(making, job.n)
+    files = ShardFiles(making, job.n, code.n)
     try:
         compressed = await to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
         segments = await _code_segments(job, reader, code, compressed, files, executor, progress)
@@ -74,27 +75,32 @@ async def _code_segments(
     job: EncodeGroup, reader: SpanReader, code: Code, compressed: str, files: ShardFiles, executor: Executor, progress: Progress | None
 ) -> list[Segment]:
     loop = asyncio.get_running_loop()
-    coding: deque[asyncio.Future[tuple[Segment, list[Buffer]]]] = deque()
+    coding: deque[asyncio.Future[_Coded]] = deque()
     writing: asyncio.Future[None] | None = None
     spans = enumerate(segment_spans(job.k, job.length))
-    at_once = max(2, min(8, IN_FLIGHT // (segment_plain(job.k) * (job.k + job.n) // job.k)))
+    at_once = max(2, min(8, IN_FLIGHT // (segment_plain(job.k) * (job.k + code.n) // job.k)))
     segments: list[Segment] = []
+    # One for each being coded, one being written, one waiting for it.
+    rooms = [Room(code) for _ in range(at_once + 2)]
+    in_write: Room | None = None
     done = 0
 
     def start_next() -> None:
         if (following := next(spans, None)) is not None:
             index, (offset, length) = following
-            coding.append(loop.run_in_executor(executor, _one_segment, reader, offset, length, index, compressed, code))
+            coding.append(loop.run_in_executor(executor, _one_segment, reader, offset, length, index, compressed, code, rooms.pop()))
 
     try:
         for _ in range(at_once):
             start_next()
         while coding:
-            segment, pieces = await to_the_end(coding[0])
+            coded = await to_the_end(coding[0])
             coding.popleft()
-            if writing is not None:
+            if writing is not None and in_write is not None:
                 await to_the_end(writing)
-            writing = loop.run_in_executor(executor, files.append, pieces)
+                rooms.append(in_write)
+            writing = loop.run_in_executor(executor, files.append, coded.pieces)
+            in_write, segment = coded.room, coded.segment
             segments.append(segment)
             start_next()
             done += segment.plain
@@ -108,8 +114,20 @@ async def _code_segments(
     return segments
 
 
-def _one_segment(reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code) -> tuple[Segment, list[Buffer]]:
-    return encode_segment(reader.read(offset, length), index, compressed, PUBLIC_SECRET, code)
+@dataclass(frozen=True)
+class _Coded:
+    """`pieces` lie in `room`."""
+
+    segment: Segment
+    pieces: list[memoryview]
+    room: Room
+
+
+def _one_segment(reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code, room: Room) -> _Coded:
+    plain = room.plain[:length]
+    reader.read_into(offset, plain)
+    segment, pieces = encode_segment(plain, index, compressed, PUBLIC_SECRET, code, room)
+    return _Coded(segment, pieces, room)
 
 
 def _finish(
@@ -161,7 +179,11 @@ class SpanReader:
 
     def read(self, offset: int, length: int) -> bytearray:
         out = bytearray(length)
-        view = memoryview(out)
+        self.read_into(offset, memoryview(out))
+        return out
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        length = len(view)
         number = bisect_right(self._starts, offset) - 1
         done = 0
         while done < length:
@@ -170,9 +192,10 @@ class SpanReader:
             take = min(span.length - skipped, length - done)
             if span.fd >= 0:
                 _read_fully(self._fds[span.fd], span.offset + skipped, view[done : done + take])
+            else:
+                view[done : done + take] = bytes(take)
             done += take
             number += 1
-        return out
 
 
 def _read_fully(fd: int, offset: int, view: memoryview) -> None:
@@ -185,20 +208,21 @@ def _read_fully(fd: int, offset: int, view: memoryview) -> None:
 
 
 class ShardFiles:
-    """The n files being filled, piece by piece; one `append` at a time."""
+    """The n files being filled, piece by piece, and the leaves of all `committed` shards; one `append` at a time."""
 
-    def __init__(self, folder: Path, n: int) -> None:
+    def __init__(self, folder: Path, n: int, committed: int) -> None:
         self.folder = folder
         self._fds: list[int] = []
         self._paths = [folder / str(j) for j in range(n)]
-        self._hashers = [LeafHasher() for _ in range(n)]
+        self._hashers = [LeafHasher() for _ in range(committed)]
 
     def append(self, pieces: Sequence[Buffer]) -> None:
         if not self._fds:
             self._open()
-        for fd, hasher, piece in zip(self._fds, self._hashers, pieces, strict=True):
+        for hasher, piece in zip(self._hashers, pieces, strict=True):
+            hasher.update(memoryview(piece))
+        for fd, piece in zip(self._fds, pieces, strict=False):
             view = memoryview(piece)
-            hasher.update(view)
             while view:
                 view = view[os.write(fd, view) :]
 
@@ -206,12 +230,10 @@ class ShardFiles:
         """Writes the leaf lists; returns the roots."""
         if not self._fds:
             self._open()
-        roots = []
-        for path, hasher in zip(self._paths, self._hashers, strict=True):
-            leaves = hasher.finish()
-            leaves_path(path).write_bytes(leaves)
-            roots.append(shard_root(hasher.length, leaves))
-        return roots
+        leaves = [hasher.finish() for hasher in self._hashers]
+        for path, found in zip(self._paths, leaves, strict=False):
+            leaves_path(path).write_bytes(found)
+        return [shard_root(hasher.length, found) for hasher, found in zip(self._hashers, leaves, strict=True)]
 
     def close(self) -> None:
         for fd in self._fds:

@@ -49,6 +49,8 @@ class EncodeGroup(Record):
     n: int
     compression: str
     element: int
+    n_max: int = 0
+    """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
 
 
 class Encoded(Record):

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from blake3 import blake3
 
 from node.transfer.fetch_assemble import Workroom
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import GRANT_KEPT, Granted, Source
 from node.transfer.lines import Broken, Line, Lines, OtherCertificate
 from protocol import limits
-from protocol.encoding import shard_root
+from protocol.encoding import leaf_digests, shard_root
 from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
 from protocol.framing import Record
 from protocol.grants import header_from
@@ -322,7 +321,7 @@ class ShardReader:
         first = window * limits.WINDOW_LEAVES
         expected = self._board.leaves[self.source.shard][32 * first : 32 * (first + limits.WINDOW_LEAVES)]
         # A third of a millisecond: a hop to a thread and back would cost as much.
-        digests = _digests(view[:size])
+        digests = b"".join(leaf_digests(view[:size]))
         if digests != expected:
             self._keep_evidence(first, digests, signature)
             wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
@@ -337,7 +336,3 @@ class ShardReader:
         except BadInput:  # a PeerID that isn't Ed25519 signs nothing
             signed = False
         self.evidence = Evidence(first=first, count=count, digests=digests, signature=signature, signed=signed)
-
-
-def _digests(view: memoryview) -> bytes:
-    return b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, len(view), limits.LEAF))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.store.interface import ShardKey, ShardReader
 from protocol import limits
-from protocol.encoding import leaf_count
+from protocol.encoding import leaf_count, leaf_digests
 from protocol.errors import BadInput, MfError
 from protocol.signing import sign_bytes
 from protocol.windows import DOMAIN, SIGNATURE, window_body
@@ -53,5 +52,5 @@ def _room(reader: ShardReader, first: int, count: int) -> bytearray:
 
 
 def _sign(window: bytearray, view: memoryview, signer: Ed25519PrivateKey, key: ShardKey, first: int, count: int) -> None:
-    digests = b"".join(blake3(view[at : at + limits.LEAF]).digest() for at in range(0, len(view), limits.LEAF))
+    digests = b"".join(leaf_digests(view))
     memoryview(window)[-SIGNATURE:] = sign_bytes(signer, DOMAIN, window_body(key.encoding, key.shard, first, count, digests))

@@ -51,6 +51,13 @@ def test_spans_of_pieces_recover_alike(case: tuple[int, int, list[bytes], list[i
     assert all(into[j] == pieces[j][at:] for j in into)
 
 
+def test_rooms_of_another_shape_are_refused() -> None:
+    pieces = [b"abcd", b"efgh"]
+    for parity in ([bytearray(4)], [bytearray(4), bytearray(3)], [bytearray(4)] * 3):
+        with pytest.raises(BadInput):
+            Code(2, 4).encode_into(pieces, parity)
+
+
 def test_parity_rows_dont_depend_on_n() -> None:
     pieces = [b"abcd", b"efgh", b"ijkl"]
     assert Code(3, 12).encode(pieces)[:2] == Code(3, 5).encode(pieces)

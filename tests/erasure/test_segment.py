@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure import cipher, compression
-from erasure.cipher import PUBLIC_SECRET
+from erasure.cipher import PUBLIC_SECRET, SLACK
 from erasure.code import Code
-from erasure.segment import decode_segment, encode_segment, segment_spans
+from erasure.segment import CodedSegment, Room, decode_segment, encode_segment, open_scattered, segment_spans
 from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, segment_plain
 from protocol.errors import BadInput
 from protocol.ids import digest
@@ -146,3 +146,34 @@ def test_spans_cover_the_group_in_full_segments() -> None:
     full = segment_plain(2)
     assert list(segment_spans(2, 2 * full + 5)) == [(0, full), (full, full), (2 * full, 5)]
     assert list(segment_spans(2, 0)) == []
+
+
+def test_a_room_used_again_leaves_nothing_of_the_segment_before() -> None:
+    code = Code(3, 5)
+    room = Room(code)
+    encode_segment(b"\xff" * 700, 0, "raw", PUBLIC_SECRET, code, room)
+    for plain in (b"a" * 100, b"b" * 101, b"c" * 102):
+        again = encode_segment(plain, 1, "raw", PUBLIC_SECRET, code, room)
+        assert (again[0], [bytes(piece) for piece in again[1]]) == _copied(encode_segment(plain, 1, "raw", PUBLIC_SECRET, code))
+
+
+def _copied(coded: CodedSegment) -> tuple[Segment, list[bytes]]:
+    return coded[0], [bytes(piece) for piece in coded[1]]
+
+
+@given(st.integers(1, 5), st.integers(1, 3_000), st.data())
+def test_pieces_in_any_views_open_alike(k: int, length: int, data: st.DataObject) -> None:
+    code = Code(k, k + 1)
+    plain = bytes(range(256)) * (length // 256 + 1)
+    segment, pieces = encode_segment(plain[:length], 0, "raw", PUBLIC_SECRET, code)
+    record = encoding_of(segment, "raw", code)
+    views = []
+    for piece in pieces[:k]:
+        cut = data.draw(st.integers(0, len(piece)))
+        views += [piece[:cut], piece[cut:]]
+    room = memoryview(bytearray(length + SLACK))
+    assert bytes(open_scattered(record, 0, views, room, PUBLIC_SECRET)) == plain[:length]
+    spoilt = bytearray(pieces[0])
+    spoilt[0] ^= 1
+    with pytest.raises(BadInput, match="doesn't open"):
+        open_scattered(record, 0, [memoryview(spoilt), *pieces[1:k]], room, PUBLIC_SECRET)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from erasure.cipher import PUBLIC_SECRET
+from erasure.code import Code
 from erasure.segment import decode_segment
 from node.transfer.encode import LeafHasher, encode_group
 from node.transfer.jobs import EncodeGroup, SourceSpan
@@ -92,6 +94,25 @@ async def test_any_k_staged_shards_give_the_group_back(
         assert b"".join(leaf_digests(content)) == staged.leaves
         assert shard_root(len(content), staged.leaves) == record.roots[shard]
     assert decoded(staging, result.encoding, [1, 3]) == expected
+
+
+async def test_shards_beyond_n_are_committed_to_and_made_by_anyone_later(
+    tmp_path: Path, staging: Staging, executor: ThreadPoolExecutor
+) -> None:
+    """The fifth shard of a group coded 2 of 3, from the two that are there: its leaves give the root signed long before."""
+    data = random.Random(5).randbytes(1_300_000)
+    fd = file_of(data, tmp_path)
+    job = msgspec.structs.replace(job_of([SourceSpan(0, 0, len(data))], 2, 3, "raw"), n_max=6)
+    done = await encode_group(job, [fd], staging, KEY, executor)
+    os.close(fd)
+    record = parse_encoding(done.envelope)[1]
+    assert (record.n, len(record.roots), list(staging.shards(done.encoding))) == (3, 6, [0, 1, 2])
+    files = [staging.path(done.encoding, shard).read_bytes() for shard in (0, 1)]
+    made, at = b"", 0
+    for length in record.piece_lengths():
+        made += Code(2, 6).encode([file[at : at + length] for file in files])[5 - 2]
+        at += length
+    assert shard_root(len(made), leaf_digests(made)) == record.roots[5]
 
 
 async def test_the_same_group_gives_the_same_encoding(tmp_path: Path, staging: Staging, executor: ThreadPoolExecutor) -> None:
