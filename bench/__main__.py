@@ -14,7 +14,8 @@ def report(found: dict[str, Any]) -> str:
     """One bench as lines for people."""
     seconds, cpu = found["seconds"], found["cpu_seconds"]
     lines = [
-        f"get of {found['mib']} MiB by a seventh node, k 4 of n 6, holders lost: {found['holders_lost']}, hidden {found['hidden']} (medians of {found['rounds']})",
+        f"get of {found['mib']} MiB (hidden {found['hidden']}) by a seventh node, k 4 of n 6,"
+        f" holders lost: {found['holders_lost']} (medians of {found['rounds']})",
         f"  nginx -> curl {seconds['curl']:.3f} s, node {seconds['fetch']:.3f} s, whole command {seconds['command']:.3f} s",
         f"  ratio {found['ratio']:.2f}, with the command's start {found['ratio_with_command_start']:.2f}",
         f"  published in {found['publish_seconds']} s",
