@@ -144,7 +144,7 @@ async def test_an_unforeseen_error_is_logged_without_its_text(start: Start, capl
 
 
 async def test_bytes_that_arent_http_arent_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="node.http.wire")  # also where a test before set the level of `node`
     reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
     writer.write(head.encode() + b"{}" + CANARY.encode() + b"\x00 is what I ask\r\n\r\n")
