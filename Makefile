@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NICE := nice -n 5
 
-.PHONY: venv demo test check bench nightly fmt wheel clean
+.PHONY: venv demo test tools check bench nightly fmt wheel clean
 .DEFAULT_GOAL := venv
 
 venv: $(STAMP)
@@ -29,11 +29,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Who runs what beside what: tests/conftest.py.
-test: check
+# Who runs what beside what: tests/conftest.py. The crash tests kill processes by strace.
+tools:
+	@bash bootstrap/system_packages.sh $(PYTHON) strace
+
+test: tools check
 	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) -q
 
-nightly: $(STAMP)
+nightly: tools $(STAMP)
 	$(NICE) $(BIN)/python -m pytest -m nightly -q
 
 bench: $(STAMP)

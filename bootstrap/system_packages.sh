@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sees that what pip must compile can be compiled: gcc, Python's headers, GMP's headers, venv itself.
+# Sees that what pip must compile can be compiled: gcc, Python's headers, GMP's headers, venv itself. Commands named after the
+# Python (the tests' strace) are packages of the same name.
 # Installs what lacks where it may (root, or sudo without a password, on Debian and Ubuntu); else names it and stops.
 set -euo pipefail
 python="${1:-python3}"
@@ -11,6 +12,7 @@ name=Python.h
 header "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')" || missing+=(python3-dev)
 name=gmp.h
 header /usr/include /usr/local/include || missing+=(libgmp-dev)
+for extra in "${@:2}"; do command -v "$extra" >/dev/null || missing+=("$extra"); done
 test ${#missing[@]} -eq 0 && exit 0
 echo "needed: ${missing[*]}"
 if command -v apt-get >/dev/null; then

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from node.store.durable import disk_errors, settle, sync_folder, write_all, write_file
+from node.store.durable import disk_errors, remove_quietly, settle, sync_folder, write_all, write_file
 from node.store.format import open_format
 from node.store.index import ShardIndex
 from node.store.interface import ShardInfo, ShardKey, Space
@@ -53,7 +54,7 @@ class DiskWriter:
 
     def write(self, data: bytes | memoryview) -> None:
         self._check.feed(data)
-        with disk_errors(self._temp):
+        with disk_errors(self._temp, writing=True):
             self._write_head()
             write_all(self._fd, data)
 
@@ -66,7 +67,7 @@ class DiskWriter:
         self._check.finish()
         if self._fd < 0:
             return
-        with disk_errors(self._temp):
+        with disk_errors(self._temp, writing=True):
             self._write_head()
             self._store.settle_shard(self._fd, self._temp, self._info, self._size)
             os.close(self._fd)
@@ -77,7 +78,7 @@ class DiskWriter:
             return
         os.close(self._fd)
         self._fd = -1
-        self._temp.unlink(missing_ok=True)
+        remove_quietly(self._temp)
         self._store.release(self._size)
 
 
@@ -100,6 +101,8 @@ class DiskStore:
             self._lock_folder()
             for name in _FOLDERS:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
+                # A name that a killed process gave counts from now on as if it had been acknowledged: make it durable first.
+                sync_folder(self.root / name)
             for left in [*(self.root / "incoming").iterdir(), *self.root.glob(".new-*")]:
                 left.unlink(missing_ok=True)
             self._index.open()
@@ -172,7 +175,7 @@ class DiskStore:
             raise TooLarge(f"a blob of {len(data)} bytes, at most {limits.MAX_BLOB} allowed")
         blob = digest(data)
         path = self.root / "blobs" / blob.hex()
-        with self._lock, disk_errors(path):
+        with self._lock, disk_errors(path, writing=True):
             if path.exists():
                 return blob
             self._room.take(len(data))
@@ -212,7 +215,7 @@ class DiskStore:
         size = len(head) + info.bytes
         self._room.take(size)
         try:
-            with disk_errors(self.root / "incoming"):
+            with disk_errors(self.root / "incoming", writing=True):
                 return DiskWriter(self, info, leaves, head)
         except BaseException:
             self.release(size)
@@ -222,8 +225,13 @@ class DiskStore:
         """A writer's verified file gets its name, then its row; an older file of the same key is replaced."""
         with self._lock:
             before = self._index.find(info.key)
-            settle(fd, temp, self._path(info.key))
-            self._index.add([(info, size)])
+            try:
+                settle(fd, temp, self._path(info.key))
+                self._index.add([(info, size)])
+            except (OSError, sqlite3.Error):
+                if before is None:  # a replaced file holds the same bytes: the root is part of its name
+                    remove_quietly(self._path(info.key))
+                raise
             self._room.settled(size)
             if before:
                 self.removals += 1
@@ -254,11 +262,11 @@ class DiskStore:
             found = self._index.find(key)
             if found is None:
                 return
-            self._path(key).unlink(missing_ok=True)
-            sync_folder(self.root / "shards")
-            self._index.remove([key])
+            self._index.remove([key])  # first: a row without a file would be a promise; a file without a row is found at the next start
             self.removals += 1
+            self._path(key).unlink(missing_ok=True)
             self._room.give_back(found[1])
+            sync_folder(self.root / "shards")
         fields = {"encoding": key.encoding.hex(), "shard": key.shard, "reason": reason}
         log.info(
             "dropped shard %d of %s: %s", key.shard, key.encoding.hex()[:16], reason, extra={"event": "shard_dropped", "fields": fields}
@@ -266,7 +274,7 @@ class DiskStore:
 
     def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
         path = self.root / "models" / model.hex()
-        with self._lock, disk_errors(path):
+        with self._lock, disk_errors(path, writing=True):
             if self._models.get(model) != list(blobs):
                 write_file(path, pack(list(blobs)), self.root / "incoming")
                 self._models[model] = list(blobs)
