@@ -3,7 +3,9 @@
     format          the layout's number        shards/    one file a shard (see `shard_file`)
     index.sqlite    deletable                  blobs/     manifests and encodings, named by their id
     store.lock      held while open            models/    which blobs belong to a model
-    incoming/       unfinished files, removed at start
+    incoming/       unfinished files, removed at start      pins/  an empty file for each model its owner pinned
+
+A shard file's time of change is when its lease was renewed last: it needs no other place that could disagree.
 
 A kill at any point costs what was not acknowledged and nothing else: names appear by rename after fdatasync
 (`durable`), and each start compares index and folders. It compares names and sizes only, so that a restart is quick;
@@ -16,10 +18,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,6 +33,7 @@ from node.store.index import ShardIndex
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.store.keeping import doomed, for_model, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
+from node.store.leases import GRACE, Collected, ended, stale
 from node.store.room import Room
 from node.store.shard_file import DiskReader, file_name, head_bytes, key_of, read_info
 from protocol import limits
@@ -38,7 +42,8 @@ from protocol.framing import pack, unpack_plain
 from protocol.ids import ModelId, digest
 
 log = logging.getLogger(__name__)
-_FOLDERS = ("shards", "blobs", "models", "incoming")
+_ID = re.compile("[0-9a-f]{64}")
+_FOLDERS = ("shards", "blobs", "models", "pins", "incoming")
 
 
 class DiskWriter:
@@ -69,6 +74,7 @@ class DiskWriter:
             return
         with disk_errors(self._temp, writing=True):
             self._write_head()
+            os.utime(self._fd, (self._info.put_at, self._info.put_at))
             self._store.settle_shard(self._fd, self._temp, self._info, self._size)
             os.close(self._fd)
             self._fd = -1
@@ -91,6 +97,8 @@ class DiskStore:
         self._index = ShardIndex(root / "index.sqlite")
         self._room = Room(quota, root, self._disk, reserve)
         self._models: dict[ModelId, list[bytes]] = {}
+        self._renewed: dict[ShardKey, float] = {}
+        self._pins: set[ModelId] = set()
         self._lock = threading.RLock()
         self._lock_fd = -1
 
@@ -107,6 +115,7 @@ class DiskStore:
                 left.unlink(missing_ok=True)
             self._index.open()
             self._models = dict(self._read_models())
+            self._pins = {ModelId(bytes.fromhex(path.name)) for path in (self.root / "pins").iterdir() if _ID.fullmatch(path.name)}
             self._room.count(self._reconcile() + sum(entry.stat().st_size for entry in os.scandir(self.root / "blobs")))
 
     def close(self) -> None:
@@ -143,6 +152,7 @@ class DiskStore:
         """Bytes of all shard files, after the index lists exactly the whole ones."""
         rows = self._index.rows()
         found: dict[ShardKey, int] = {}
+        self._renewed = {}
         added: list[tuple[ShardInfo, int]] = []
         for entry in os.scandir(self.root / "shards"):
             key, size = key_of(entry.name), entry.stat().st_size
@@ -155,6 +165,7 @@ class DiskStore:
                 key = info.key
             if key is not None:
                 found[key] = size
+                self._renewed[key] = entry.stat().st_mtime
         self._index.remove(key for key in rows if key not in found)
         self._index.add(added)
         return sum(found.values())
@@ -233,6 +244,7 @@ class DiskStore:
                     remove_quietly(self._path(info.key))
                 raise
             self._room.settled(size)
+            self._renewed[info.key] = info.put_at
             if before:
                 self.removals += 1
                 self._room.give_back(before[1])
@@ -262,6 +274,7 @@ class DiskStore:
             found = self._index.find(key)
             if found is None:
                 return
+            self._renewed.pop(key, None)
             self._index.remove([key])  # first: a row without a file would be a promise; a file without a row is found at the next start
             self.removals += 1
             self._path(key).unlink(missing_ok=True)
@@ -288,6 +301,47 @@ class DiskStore:
             for blob in unneeded([info for info, _ in self._index.rows().values()], self._models, blobs):
                 self._drop_blob(blob)
 
+    def renew(self, keys: Iterable[ShardKey], now: float) -> None:
+        with self._lock, disk_errors(self.root / "shards", writing=True):
+            for key in stale(self._renewed, keys, now):
+                os.utime(self._path(key), (now, now))
+                self._renewed[key] = now
+
+    def renewed(self) -> dict[ShardKey, float]:
+        with self._lock:
+            return dict(self._renewed)
+
+    def pin(self, model: ModelId) -> None:
+        path = self.root / "pins" / model.hex()
+        with self._lock, disk_errors(path, writing=True):
+            if model not in self._pins:
+                write_file(path, b"", self.root / "incoming")
+                self._pins.add(model)
+
+    def unpin(self, model: ModelId) -> None:
+        path = self.root / "pins" / model.hex()
+        with self._lock, disk_errors(path):
+            path.unlink(missing_ok=True)
+            self._pins.discard(model)
+            sync_folder(path.parent)
+
+    def pins(self) -> set[ModelId]:
+        with self._lock:
+            return set(self._pins)
+
+    def collect(self, now: float) -> Collected:
+        with self._lock, disk_errors(self.root):
+            before = self._room.space().used
+            gone = ended(self.list_shards(), self._renewed, self._models, self._pins, now)
+            for info in gone:
+                self.drop_shard(info.key, "its lease ended")
+            entries = [entry for entry in os.scandir(self.root / "blobs") if _ID.fullmatch(entry.name)]
+            aged = [bytes.fromhex(entry.name) for entry in entries if now - entry.stat().st_mtime > GRACE]
+            old = unneeded(self.list_shards(), self._models, aged)
+            for blob in old:
+                self._drop_blob(blob)
+            return Collected(gone, len(old), before - self._room.space().used)
+
     def forget(self, model: ModelId) -> int:
         with self._lock, disk_errors(self.root):
             before = self._room.space().used
@@ -300,6 +354,7 @@ class DiskStore:
             (self.root / "models" / model.hex()).unlink(missing_ok=True)
             sync_folder(self.root / "models")
             self._models.pop(model, None)
+            self.unpin(model)
             return before - self._room.space().used
 
     def space(self) -> Space:

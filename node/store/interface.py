@@ -7,11 +7,14 @@ blobs are stored under BLAKE3 of their bytes. These methods block (files, SQLite
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from protocol.ids import EncodingId, ModelId
+
+if TYPE_CHECKING:
+    from node.store.leases import Collected
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,23 @@ class ShardStore(Protocol):
     def prune(self, blobs: Sequence[bytes]) -> None:
         """Removes those of these blobs that no shard and no model kept here needs."""
 
+    def renew(self, keys: Iterable[ShardKey], now: float) -> None:
+        """Their leases run from `now` (Unix seconds) again; those renewed within the day, or not held, are left alone."""
+
+    def renewed(self) -> dict[ShardKey, float]:
+        """When each lease began, or was renewed last: at first `put_at`."""
+
+    def pin(self, model: ModelId) -> None:
+        """Nothing of this model is collected until `unpin`; durable. The model needn't be here yet."""
+
+    def unpin(self, model: ModelId) -> None: ...
+
+    def pins(self) -> set[ModelId]: ...
+
+    def collect(self, now: float) -> Collected:
+        """Drops shards whose lease and grace are over, and blobs that nothing has needed for as long as the grace."""
+
     def forget(self, model: ModelId) -> int:
-        """Drops every shard, blob and full holding kept for this model alone; returns bytes freed."""
+        """Drops every shard, blob, pin and full holding kept for this model alone; returns bytes freed."""
 
     def space(self) -> Space: ...

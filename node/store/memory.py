@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.store.keeping import doomed, for_model, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
+from node.store.leases import GRACE, Collected, ended, stale
 from node.store.room import Room
 from protocol import limits
 from protocol.errors import TooLarge
@@ -75,6 +76,9 @@ class MemoryStore:
         self._shards: dict[ShardKey, _Lying] = {}
         self._blobs: dict[bytes, bytes] = {}
         self._models: dict[ModelId, list[bytes]] = {}
+        self._renewed: dict[ShardKey, float] = {}
+        self._unneeded_since: dict[bytes, float] = {}
+        self._pins: set[ModelId] = set()
         self._room = Room(quota, "memory", lambda: (quota, quota), reserve=0)
         self._lock = threading.RLock()
 
@@ -102,6 +106,7 @@ class MemoryStore:
         with self._lock:
             self.drop_shard(info.key, "replaced")
             self._shards[info.key] = (info, leaves, data)
+            self._renewed[info.key] = info.put_at
             self._room.settled(len(data) + len(leaves))
 
     def release(self, size: int) -> None:
@@ -121,6 +126,7 @@ class MemoryStore:
     def drop_shard(self, key: ShardKey, reason: str) -> None:
         with self._lock:
             found = self._shards.pop(key, None)
+            self._renewed.pop(key, None)
         if found:
             self.removals += 1
             self._room.give_back(len(found[1]) + len(found[2]))
@@ -141,11 +147,43 @@ class MemoryStore:
             before = self._room.space().used
             shards, blobs = doomed([found[0] for found in self._shards.values()], self._models, model)
             self._models.pop(model, None)
+            self._pins.discard(model)
             for key in shards:
                 self.drop_shard(key, "forgotten")
             for blob in blobs:
                 self._room.give_back(len(self._blobs.pop(blob, b"")))
             return before - self._room.space().used
+
+    def renew(self, keys: Iterable[ShardKey], now: float) -> None:
+        with self._lock:
+            self._renewed |= dict.fromkeys(stale(self._renewed, keys, now), now)
+
+    def renewed(self) -> dict[ShardKey, float]:
+        with self._lock:
+            return dict(self._renewed)
+
+    def pin(self, model: ModelId) -> None:
+        self._pins.add(model)
+
+    def unpin(self, model: ModelId) -> None:
+        self._pins.discard(model)
+
+    def pins(self) -> set[ModelId]:
+        return set(self._pins)
+
+    def collect(self, now: float) -> Collected:
+        with self._lock:
+            before = self._room.space().used
+            gone = ended(self.list_shards(), self._renewed, self._models, self._pins, now)
+            for info in gone:
+                self.drop_shard(info.key, "its lease ended")
+            loose = unneeded(self.list_shards(), self._models, list(self._blobs))
+            # Without files there are no times of putting: the grace runs from the first collection that saw it unneeded.
+            self._unneeded_since = {blob: self._unneeded_since.get(blob, now) for blob in loose}
+            old = [blob for blob, since in self._unneeded_since.items() if now - since > GRACE]
+            for blob in old:
+                self._room.give_back(len(self._blobs.pop(blob)))
+            return Collected(gone, len(old), before - self._room.space().used)
 
     def space(self) -> Space:
         return self._room.space()

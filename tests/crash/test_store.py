@@ -55,7 +55,8 @@ def judge(folder: Path, least: State, most: State) -> None:
             seed, _ = (least.shards | most.shards)[key]
             assert get(store, key) == shard(seed, LENGTHS[seed])[3]
             reader = store.open_shard(key)
-            assert reader is not None and first_bad_leaf(reader) is None
+            assert reader is not None
+            assert first_bad_leaf(reader) is None
             reader.close()
         for words in least.blobs & most.blobs:
             assert store.get_blob(digest(words)) == words

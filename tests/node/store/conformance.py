@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from node.store.interface import ShardKey, ShardStore
 from node.store.leaf_check import first_bad_leaf
+from node.store.leases import DAY, GRACE, LEASE
 from protocol import limits
 from protocol.errors import BadInput, StorageFull, TooLarge
 from protocol.ids import EncodingId, ModelId, digest
@@ -163,3 +165,55 @@ class StoreConformance:
         put(store, shard(1, 100, model=model))
         assert store.forget(model) > 100
         assert store.space().used == 0
+
+    def test_a_shard_whose_lease_ended_goes_after_its_grace(self, store: ShardStore) -> None:
+        sample = shard(1, 1000)
+        put(store, sample)
+        put_at = sample[0].put_at
+        assert store.renewed() == {sample[0].key: put_at}
+        assert store.collect(put_at + LEASE + GRACE).shards == []
+        used = store.space().used
+        done = store.collect(put_at + LEASE + GRACE + 1)
+        assert ([info.key for info in done.shards], done.bytes) == ([sample[0].key], used)
+        assert not store.has(sample[0].key)
+        assert store.renewed() == {}
+
+    def test_a_renewed_lease_runs_again(self, store: ShardStore) -> None:
+        key = put(store, shard(1, 1000))
+        put_at = store.renewed()[key]
+        store.renew([key, ShardKey(EncodingId(bytes(32)), 0)], put_at + 10)
+        assert store.renewed() == {key: put_at}  # within the day: not worth a write
+        store.renew([key], put_at + 50 * DAY)
+        assert store.renewed() == {key: put_at + 50 * DAY}
+        assert store.collect(put_at + LEASE + GRACE + DAY).shards == []
+        assert len(store.collect(put_at + 50 * DAY + LEASE + GRACE + 1).shards) == 1
+
+    def test_a_pin_keeps_every_shard_of_its_model(self, store: ShardStore) -> None:
+        own, shared, other = shard(1, 1000), shard(2, 1000, model=OTHER), shard(3, 1000, model=OTHER)
+        for sample in (own, shared, other):
+            put(store, sample)
+        store.add_model(MODEL, [shared[0].key.encoding])
+        store.pin(MODEL)
+        assert store.pins() == {MODEL}
+        late = own[0].put_at + 10 * LEASE
+        assert [info.key for info in store.collect(late).shards] == [other[0].key]
+        store.unpin(MODEL)
+        store.unpin(MODEL)
+        assert {info.key for info in store.collect(late).shards} == {own[0].key, shared[0].key}
+
+    def test_forget_takes_the_pin_too(self, store: ShardStore) -> None:
+        store.pin(MODEL)
+        store.forget(MODEL)
+        assert store.pins() == set()
+
+    def test_a_blob_that_nothing_needs_goes_after_its_grace(self, store: ShardStore) -> None:
+        now = time.time()
+        sample = shard(1, 1000)
+        put(store, (replace(sample[0], put_at=now), *sample[1:]))
+        listed, loose = store.put_blob(b"listed"), store.put_blob(b"loose")
+        store.add_model(ModelId(listed), [listed])
+        assert store.collect(now + 60).blobs == 0
+        assert store.get_blob(loose) == b"loose"
+        assert store.collect(now + 60 + GRACE + DAY).blobs == 1
+        assert store.get_blob(loose) is None
+        assert store.get_blob(listed) == b"listed"
