@@ -100,6 +100,12 @@ class GrantBook:
         frame = pack(GrantRequest(verb="drop", encoding=encoding, shards=[shard]))
         parse_reply(await self._puts.ask(peer, frame, PUT_TIMEOUT), GrantReply, f"drop at {peer}")
 
+    async def to_renew(self, peer: PeerId, asks: Sequence[GrantAsk]) -> None:
+        """Tells a holder that what this node put there is still wanted."""
+        first, *also = asks
+        request = GrantRequest(verb="renew", encoding=first.encoding, shards=first.shards, also=also or None)
+        await self._ask(self._puts, peer, request, PUT_TIMEOUT)
+
     async def _ask_many(self, peer: PeerId, asks: Sequence[GrantAsk]) -> dict[bytes, GrantReply]:
         first, *also = asks
         request = GrantRequest(verb="get", encoding=first.encoding, shards=first.shards, also=also or None)

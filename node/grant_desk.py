@@ -83,7 +83,9 @@ class GrantDesk:
             return await self._put(request, client)
         if request.verb == "drop":
             return await self._drop(request, client)
-        raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put and drop are known")
+        if request.verb == "renew":
+            return await self._renew(asks, client)
+        raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put, drop and renew are known")
 
     async def _get(self, request: GrantRequest, client: PeerId) -> GrantReply:
         also = request.also or []
@@ -128,6 +130,13 @@ class GrantDesk:
         encoding = EncodingId(request.encoding)
         dropped = [shard for shard in request.shards if await self._transfer.take_back(ShardKey(encoding, shard), client)]
         return self._reply("get", client, request.encoding, dropped or request.shards, 0)
+
+    async def _renew(self, asks: list[GrantAsk], client: PeerId) -> GrantReply:
+        """Who put shards here says that they are still wanted: their leases run again."""
+        keys = [ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards]
+        if not await self._transfer.renew(keys, client):
+            raise NotFound("none of these shards was put here by you")
+        return self._reply("get", client, asks[0].encoding, asks[0].shards, 0)
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""

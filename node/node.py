@@ -37,6 +37,7 @@ from node.owner_methods import OwnerMethods
 from node.place import Placer, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.renew_leases import LeaseRenewer
 from node.report import Reporter
 from node.route import Router
 from node.serve_stage import StageServer
@@ -113,6 +114,7 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
@@ -143,6 +145,7 @@ class Node:
         self._supervisor.spawn(self._keeper.run(), "holdings")
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
+        self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()

@@ -68,6 +68,7 @@ class OwnerMethods:
             "holdings": self.holdings,
             "holders": self.holders,
             "forget": self.forget,
+            "pin": self.pin,
             "explain": self.explain,
             "stop": self.stop,
         }
@@ -166,6 +167,11 @@ class OwnerMethods:
         self._locator.forget(model)
         await self._keeper.tell([model])
         return {"model_id": model_text(model), "freed": freed}
+
+    async def pin(self, params: dict[str, Any], notify: Notify) -> Any:
+        model, keep = self._swarm.resolve(text(params, "model")), params.get("keep", True) is True
+        await self._transfer.pin(model, keep)
+        return {"model_id": model_text(model), "pinned": keep}
 
     async def explain(self, params: dict[str, Any], notify: Notify) -> Any:
         located = await self._locator.locate(self._swarm.resolve(text(params, "model")))

@@ -41,10 +41,19 @@ class Reporter:
     async def holdings(self) -> list[dict[str, Any]]:
         """What lies here, by model; `owners` whose it is."""
         lines: dict[ModelId, dict[str, Any]] = {}
+        pins = await self._transfer.pins()
         for info in await self._transfer.list_shards():
             line = lines.setdefault(
                 info.model,
-                {"model_id": model_text(info.model), "groups": set(), "shards": 0, "bytes": 0, "full_groups": 0, "owners": set()},
+                {
+                    "model_id": model_text(info.model),
+                    "groups": set(),
+                    "shards": 0,
+                    "bytes": 0,
+                    "full_groups": 0,
+                    "owners": set(),
+                    "pinned": info.model in pins,
+                },
             )
             line["groups"].add(info.group)
             line["shards"] += 1

@@ -14,7 +14,7 @@ import click
 
 from node.cli.chat import chat
 from node.cli.doctor import doctor
-from node.cli.model_commands import explain, fetch, forget, models, publish
+from node.cli.model_commands import explain, fetch, forget, models, pin, publish
 from node.cli.run import demo, run
 from node.cli.session import common
 from node.cli.swarm_commands import holdings, join, status, stop, ticket, trust
@@ -33,7 +33,7 @@ def cli(_: object) -> None:
     """
 
 
-for _command in (run, publish, models, fetch, chat, ticket, join, trust, holdings, forget, status, explain, stop, doctor, demo):
+for _command in (run, publish, models, fetch, chat, ticket, join, trust, holdings, forget, pin, status, explain, stop, doctor, demo):
     cli.add_command(_command)
 
 

@@ -112,6 +112,16 @@ def forget(session: Session, model: str) -> None:
 
 @click.command()
 @click.argument("model")
+@click.option("--off", is_flag=True, help="Take the pin away.")
+@common
+def pin(session: Session, model: str, off: bool) -> None:
+    """Keep what lies here of MODEL for as long as the pin stands."""
+    done = session.call("pin", {"model": model, "keep": not off})
+    session.answer(done, lambda: click.echo(f"{done['model_id']} is {'pinned' if done['pinned'] else 'not pinned any more'}"))
+
+
+@click.command()
+@click.argument("model")
 @common
 def explain(session: Session, model: str) -> None:
     """Say where MODEL would run if asked now, and why."""

@@ -28,6 +28,13 @@ class ModelRef(Record):
     model: bytes | None = None
 
 
+class PinModel(Record):
+    """`keep` False takes the pin away."""
+
+    model: bytes
+    keep: bool
+
+
 class ShardRef(Record):
     encoding: bytes
     shard: int

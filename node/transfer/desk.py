@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.channel import Channel, Method
 from node.store.disk import DiskStore
 from node.store.interface import ShardInfo, ShardKey
-from node.store.leaf_check import first_bad_leaf
+from node.store.scrub import verify
 from node.transfer import calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.encode import encode_group
@@ -32,6 +33,7 @@ from node.transfer.server import TransferServer, tls_context
 from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
+from node.transfer.upkeep import Upkeep
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, Unavailable
 from protocol.ids import ModelId
@@ -46,6 +48,7 @@ class Desk:
     def __init__(self) -> None:
         self._channel: Channel | None = None
         self._started = False
+        self._upkeep: list[asyncio.Task[None]] = []
         self._files = ThreadPoolExecutor(4, thread_name_prefix="shard-files")
         self._coding = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="coding")
         # The loop opens TLS and hashes meanwhile: with as many threads as cores, these only take the lock of one file from each other.
@@ -66,6 +69,7 @@ class Desk:
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
             (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
+            (self.pin, calls.PinModel), (self.pins, calls.ModelRef), (self.renew, calls.ShardRefs),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
         table["configure"] = self._configure
@@ -117,11 +121,23 @@ class Desk:
                 f"can't listen for transfers on {config.listen}: {error.strerror}", hint="choose another with --transfer"
             ) from error
         self._started = True
+        self._begin_upkeep(config.scrub_rate)
         return calls.Started(port=bound)
+
+    def _begin_upkeep(self, rate: int) -> None:
+        async def gone(model: ModelId) -> None:
+            await self._tell("shards_gone", calls.ModelRef(model=model))
+
+        upkeep = Upkeep(self._store, self._server.reads, self._in_files, gone, rate, time.time, Random())
+        self._upkeep = [asyncio.create_task(upkeep.collect_for_ever(), name="collect")]
+        self._upkeep.append(asyncio.create_task(upkeep.scrub_for_ever(), name="scrub"))
 
     async def stop(self) -> None:
         """Ends the server and closes the store; what was acknowledged is durable already."""
         if self._started:
+            for task in self._upkeep:
+                task.cancel()
+            await asyncio.gather(*self._upkeep, return_exceptions=True)
             await self._server.stop()
             await self._connections.close()
             self._store.close()
@@ -210,22 +226,24 @@ class Desk:
         return model
 
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
-        return await self._in_files(self._scrub, shard)
-
-    def _scrub(self, shard: calls.ShardRef) -> calls.Verified:
-        reader = self._store.open_shard(shard.key())
-        if reader is None:
-            return calls.Verified(ok=False, reason="not held")
-        try:
-            bad = first_bad_leaf(reader)
-            reason = None if bad is None else f"leaf {bad} has wrong bytes on the disk"
-        except MfError as error:
-            reason = str(error)
-        finally:
-            reader.close()
-        if reason:
-            self._store.drop_shard(shard.key(), reason)
+        reason = await self._in_files(verify, self._store, shard.key())
         return calls.Verified(ok=reason is None, reason=reason)
+
+    async def pin(self, pin: calls.PinModel) -> None:
+        await self._in_files(self._store.pin if pin.keep else self._store.unpin, ModelId(_id(pin.model)))
+
+    async def pins(self, _: calls.ModelRef) -> list[bytes]:
+        return sorted(await self._in_files(self._store.pins))
+
+    async def renew(self, refs: calls.ShardRefs) -> int:
+        """Renews those of these shards that `owner` put; how many they are."""
+        return await self._in_files(self._renew, refs)
+
+    def _renew(self, refs: calls.ShardRefs) -> int:
+        owners = {info.key: info.owner for info in self._store.list_shards()}
+        keys = [ref.key() for ref in refs.shards if ref.key() in owners and owners[ref.key()] == ref.owner]
+        self._store.renew(keys, time.time())
+        return len(keys)
 
     async def forget(self, model: calls.ModelRef) -> int:
         freed = await self._in_files(self._store.forget, ModelId(_id(model.model)))

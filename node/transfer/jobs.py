@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import msgspec
 
+from node.store.scrub import DEFAULT_RATE
 from protocol.framing import Record
 
 
 class TransferConfig(Record):
     """First message to the process. Keys travel here, never in arguments or the environment.
 
-    `signing_key` is the raw 32-byte Ed25519 seed; `tls_key`, `tls_cert` are PEM; `listen` host:port (port 0: any).
+    `signing_key` is the raw 32-byte Ed25519 seed; `tls_key`, `tls_cert` are PEM; `listen` host:port (port 0: any); `scrub_rate` bytes/s,
+    0: no scrubbing.
     """
 
     data_dir: str
@@ -24,6 +26,7 @@ class TransferConfig(Record):
     tls_key: bytes
     tls_cert: bytes
     quota: int
+    scrub_rate: int = DEFAULT_RATE
 
 
 class SourceSpan(msgspec.Struct, array_like=True, frozen=True):

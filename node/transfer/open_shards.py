@@ -34,6 +34,7 @@ class OpenShards:
         self._store, self._executor = store, executor
         self._open: dict[ShardKey, OpenShard] = {}
         self._removals = 0
+        self._read: set[ShardKey] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def take(self, key: ShardKey) -> OpenShard | None:
@@ -47,8 +48,14 @@ class OpenShards:
         if shard is None:
             return None
         shard.users += 1
+        self._read.add(key)
         self._keep(shard)
         return shard
+
+    def taken(self) -> set[ShardKey]:
+        """The shards taken since the last call, each once."""
+        read, self._read = self._read, set()
+        return read
 
     def _begin(self, key: ShardKey) -> OpenShard | None:
         reader = self._store.open_shard(key)

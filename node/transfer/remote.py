@@ -225,6 +225,18 @@ class Transfer:
         """Drops a shard that `owner` put, or was given leave to put; False when it didn't."""
         return bool(await self._call("take_back", calls.ShardRef(encoding=key.encoding, shard=key.shard, owner=owner), bool))
 
+    async def pin(self, model: ModelId, keep: bool) -> None:
+        """Nothing of a pinned model is collected; durable. `keep` False takes the pin away."""
+        await self._call("pin", calls.PinModel(model=model, keep=keep), None)
+
+    async def pins(self) -> set[ModelId]:
+        return {ModelId(model) for model in await self._call("pins", None, list[bytes])}
+
+    async def renew(self, keys: Sequence[ShardKey], owner: str) -> int:
+        """The leases of those that `owner` put run from now again; how many they are."""
+        refs = [calls.ShardRef(encoding=key.encoding, shard=key.shard, owner=owner) for key in keys]
+        return int(await self._call("renew", calls.ShardRefs(shards=refs), int))
+
     async def verify_shard(self, key: ShardKey) -> Verified:
         """Reads it and checks every leaf now; a bad one is dropped."""
         found: Verified = await self._call("verify_shard", _ref(key), Verified, timeout=600)

@@ -27,6 +27,7 @@ from node.transfer.admission import ExpectedPuts, Grants
 from node.transfer.door import WRITE_TIMEOUT, Door, error_body
 from node.transfer.intake import Shapes, take_in
 from node.transfer.serving import Bytes, Gate, ShardRequest, ShardServing, shard_key
+from node.transfer.upkeep import Reads
 from protocol import limits
 from protocol.errors import BadInput, MfError, NotFound, TooLarge
 from protocol.grants import grant_from_header
@@ -68,6 +69,10 @@ class TransferServer:
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self.write_timeout = WRITE_TIMEOUT
+
+    @property
+    def reads(self) -> Reads:
+        return self._serving.reads
 
     @property
     def requests(self) -> int:

@@ -19,6 +19,7 @@ from node.store.interface import ShardKey, ShardStore
 from node.transfer.admission import Grants, OpenGrant
 from node.transfer.finishing import to_the_end
 from node.transfer.open_shards import OpenShard, OpenShards
+from node.transfer.upkeep import Reads
 from node.transfer.windows import body_bytes, cached_window, signed_window, span_bytes
 from protocol import limits
 from protocol.encoding import leaf_count
@@ -100,6 +101,7 @@ class ShardServing:
     def __init__(self, store: ShardStore, signer: Ed25519PrivateKey, executor: Executor, grants: Grants) -> None:
         self._signer, self._executor, self._grants = signer, executor, grants
         self._open = OpenShards(store, executor)
+        self.reads: Reads = self._open
 
     def close(self) -> None:
         self._open.close()

@@ -12,6 +12,7 @@ import pytest
 
 from node.model_folder import build_manifest, scan
 from node.network.interface import Stream
+from node.renew_leases import LeaseRenewer
 from node.source import GroupSource
 from node.store.interface import ShardInfo, ShardKey
 from node.transfer.jobs import EncodeGroup
@@ -20,7 +21,7 @@ from protocol.framing import pack
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId
 from protocol.manifest import model_id
-from protocol.messages import GRANT_PROTOCOL, GrantReply, GrantRequest, reply_frame
+from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, reply_frame
 from tests.node.verb_fakes import QUOTA, VerbNode, VerbSwarm, small_model, verb_swarm
 from tests.support.virtual_time import run_virtual
 
@@ -134,7 +135,7 @@ async def test_one_shard_of_a_group_lies_on_one_node(pair: tuple[VerbNode, VerbN
         ({"shards": [-1]}, "below 256"),
         ({"shards": [256]}, "below 256"),
         ({"encoding": b"short"}, "32 bytes"),
-        ({"verb": "take"}, "get, put and drop"),
+        ({"verb": "take"}, "get, put, drop and renew"),
     ],
 )
 async def test_a_request_that_makes_no_sense_is_refused(
@@ -185,6 +186,23 @@ async def test_only_who_put_a_shard_takes_it_back(pair: tuple[VerbNode, VerbNode
     await mine.book.to_drop(other.peer, info.key.encoding, info.key.shard)
     assert not other.transfer.store.has(info.key)
     assert told == [info.model]
+
+
+async def test_only_who_put_a_shard_renews_its_lease(pair: tuple[VerbNode, VerbNode, VerbSwarm], tmp_path: Path) -> None:
+    mine, other, swarm = pair
+    await mine.publish(small_model(tmp_path / "m"), k=1, n=2)
+    third = await swarm.add(tmp_path)
+    await swarm.tell()
+    before = other.transfer.store.renewed()
+    info = other.transfer.store.list_shards()[0]
+    with pytest.raises(NotFound, match="put here by you"):
+        await third.book.to_renew(other.peer, [GrantAsk(info.key.encoding, [info.key.shard])])
+    await LeaseRenewer(third.peer, third.swarm, third.book).round()
+    assert other.transfer.store.renewed() == before
+    await LeaseRenewer(mine.peer, mine.swarm, mine.book).round()
+    after = other.transfer.store.renewed()
+    assert after.keys() == before.keys()
+    assert all(after[key] > before[key] for key in before)
 
 
 async def test_a_stream_goes_on_after_a_refusal(pair: tuple[VerbNode, VerbNode, VerbSwarm]) -> None:

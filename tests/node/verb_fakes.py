@@ -35,6 +35,7 @@ from node.place import Placer
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
 from node.store.interface import ShardInfo, ShardKey, Space
+from node.store.leases import DAY
 from node.store.memory import MemoryStore
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.transfer.encode import SpanReader, choose_compression
@@ -120,6 +121,17 @@ class FakeTransfer:
         self.store.prune([key.encoding, model])
         await self.callbacks.shards_gone(model)
         return True
+
+    async def pin(self, model: ModelId, keep: bool) -> None:
+        (self.store.pin if keep else self.store.unpin)(model)
+
+    async def pins(self) -> set[ModelId]:
+        return self.store.pins()
+
+    async def renew(self, keys: Sequence[ShardKey], owner: str) -> int:
+        mine = [info.key for info in self.store.list_shards() if info.key in keys and info.owner == owner]
+        self.store.renew(mine, time.time() + 2 * DAY)
+        return len(mine)
 
     async def forget(self, model: ModelId) -> int:
         freed = self.store.forget(model)

@@ -21,7 +21,7 @@ from protocol.errors import MfError, NotFound, NotRunning, StorageFull, _tree
 from tests.support.documents import GUIDE, check_document, schemas
 
 PEER = "12D3KooWMPviAYmX2YYLEQt3aNS8wDVa5SxpzZc9RW51GnJLxbN7"
-HELD = {"model_id": "mfm1x", "groups": 2, "shards": 2, "bytes": 10, "full_groups": 0, "owners": [PEER]}
+HELD = {"model_id": "mfm1x", "groups": 2, "shards": 2, "bytes": 10, "full_groups": 0, "owners": [PEER], "pinned": False}
 ANSWERS: dict[str, Any] = {
     "publish": {
         "model_id": "mfm1x",
