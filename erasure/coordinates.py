@@ -15,17 +15,18 @@ import math
 import random
 from dataclasses import dataclass
 
+from protocol import limits
 from protocol.errors import BadInput
 
-FARTHEST = 60.0
+_SCALE = 1_000_000
+FARTHEST = limits.COORDINATE_FARTHEST / _SCALE
 """No coordinate is farther from the middle, no height greater."""
-WORST_ERROR = 1.5
+WORST_ERROR = limits.COORDINATE_WORST_ERROR / _SCALE
 LEAST_HEIGHT = 1e-5
 TIMESTEP = 0.25
 """cc: how far of the way to where the spring rests."""
 ERROR_STEP = 0.25
 """ce: how much of an error the newest sample is."""
-_SCALE = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ class Placement:
         if candidate.operator or (before is not None and before.operator):
             self._merged = False
 
+    def candidate(self, peer: str) -> Candidate | None:
+        """As it joined last."""
+        row = self._rows.get(peer)
+        return None if row is None else self._peers[row]
+
     def leave(self, peer: str) -> None:
         """Nothing where it isn't one."""
         row = self._rows.pop(peer, None)

@@ -35,7 +35,7 @@ def mix(words: Words) -> Words:
 
 def uniform(words: Words) -> Floats:
     """Each as a number between 0 and 1, both excluded."""
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def rendezvous(worth: float, *fields: bytes) -> float:

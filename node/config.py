@@ -42,7 +42,7 @@ class NodeConfig:
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
-    `operator` merges nodes of one owner into one failure domain.
+    `operator` merges nodes of one owner into one failure domain; `region` says where the node is.
     """
 
     data_dir: Path
@@ -57,6 +57,7 @@ class NodeConfig:
     ends: str = "remote"
     label: str = "node"
     operator: str | None = None
+    region: str | None = None
     compression: str = "auto"
     log_format: str = "text"
     json: bool = False
@@ -181,6 +182,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "ends": _one_of(*ENDS),
     "label": _label,
     "operator": _label,
+    "region": _label,
     "compression": _one_of(*COMPRESSIONS),
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,

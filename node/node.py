@@ -34,7 +34,8 @@ from node.node_gateway import NodeGateway
 from node.node_metrics import register_gauges
 from node.owner import OwnerServer
 from node.owner_methods import OwnerMethods
-from node.place import Placer, ip_addresses
+from node.place import Placer
+from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
 from node.renew_leases import LeaseRenewer
@@ -74,7 +75,7 @@ class Node:
             identity.key,
             self._network,
             self._directory,
-            SwarmConfig(config.label, config.lend, VERSION, machine_name(), config.operator),
+            SwarmConfig(config.label, config.lend, VERSION, machine_name(), config.operator, config.region),
             state.load() or fresh_state(secrets.token_bytes(32)),
             state.save,
         )
@@ -102,8 +103,9 @@ class Node:
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
-        me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
-        placer = Placer(me, swarm, transfer, self._book)
+        domain = domain_of(identity.peer_id, [], machine_name())
+        me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
+        placer = Placer(PlacementView(me, swarm, assembler.speed_of), swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
@@ -205,7 +207,7 @@ class Node:
         lends_compute = self._config.lend in ("compute", "both")
         free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None
-        await self._swarm.put_node(free, memory)
+        await self._swarm.put_node(free, memory, space.quota if lends_storage else None)
 
     async def _renew(self) -> None:
         while True:

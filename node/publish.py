@@ -95,7 +95,7 @@ class Publisher:
         return folder, manifest, data
 
     def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
-        nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
+        nodes = self._placer.bearing()
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:

@@ -23,6 +23,7 @@ from node.cli.session import Session, common
 @click.option("--ends", type=click.Choice(["remote", "local"]), help="Whether first and last layers may run elsewhere. [default: remote]")
 @click.option("--label", help="The publisher's name of this node. [default: the user's]")
 @click.option("--operator", help="Merges nodes of one owner into one failure domain.")
+@click.option("--region", help="Where the node is, in words its neighbours use too: shards are read within a region where they can.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs on standard error. [default: text]")
 @common
 def run(session: Session, **flags: Any) -> None:

@@ -32,6 +32,7 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.place import Placer
+from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
 from node.store.interface import ShardInfo, ShardKey, Space
@@ -378,7 +379,8 @@ class VerbNode:
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
-        self.placer = Placer(me, self.swarm, known, self.book)
+        self.view = PlacementView(me, self.swarm)
+        self.placer = Placer(self.view, self.swarm, known, self.book)
         self.publisher = Publisher(self.swarm, known, self.locator, self.placer, executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
