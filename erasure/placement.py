@@ -126,16 +126,17 @@ class Placement:
         model: bytes | None = None,
         held: Mapping[int, str] | None = None,
         without: Collection[str] = (),
+        shards: Sequence[int] | None = None,
     ) -> list[tuple[int, str]]:
         """(shard, peer) for those of the shards 0 .. n-1 that aren't `held`, in order; fewer where too few nodes are allowed.
 
         `k` makes the rules about relays and regions apply; `model` draws the region, by default the group does. `without` are never
-        chosen now: they refused.
+        chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted.
         """
         if not 1 <= n <= MAX_SHARDS or (k is not None and not 1 <= k <= n):
             raise BadInput(f"a group has 1 to {MAX_SHARDS} shards and 1 <= k <= n, not n={n}, k={k}")
         held = held or {}
-        missing = [shard for shard in range(n) if shard not in held]
+        missing = [shard for shard in (range(n) if shards is None else shards) if shard not in held]
         self._merge()
         scores = self._scores(group_id, salt)
         for peer in (*held.values(), *without):

@@ -14,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
 from node.data_dir import DataDir
+from node.drain import Drainer
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
+from node.hand_over import HandOver
 from node.http.app import HttpServer
 from node.http.settings import HttpSettings
 from node.identity import Identity
@@ -34,10 +37,12 @@ from node.node_gateway import NodeGateway
 from node.node_metrics import register_gauges
 from node.owner import OwnerServer
 from node.owner_methods import OwnerMethods
+from node.owner_space import SpaceMethods
 from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
 from node.report import Reporter
 from node.route import Router
@@ -99,13 +104,15 @@ class Node:
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
         self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
-        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
+        self._blocks = BlockList(self._data.path)
+        self._desk = desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._blocks)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         domain = domain_of(identity.peer_id, [], machine_name())
         me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
-        placer = Placer(PlacementView(me, swarm, assembler.speed_of), swarm, transfer, self._book)
+        self._view = PlacementView(me, swarm, assembler.speed_of)
+        placer = Placer(self._view, swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
@@ -116,6 +123,8 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
+        self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
@@ -125,7 +134,9 @@ class Node:
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
-        self._owner = OwnerServer(self._data.path, methods.table())
+        drainer = Drainer(self._view, transfer, desk, self._hands, self._tell_space)
+        space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
+        self._owner = OwnerServer(self._data.path, methods.table() | space.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
         network.serve(SESSION_PROTOCOL, server.handle)
@@ -135,6 +146,7 @@ class Node:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
+        self._blocks.load()
         self._watchdog.start()
         await self._transfer.start()
         await self._network.start()
@@ -148,6 +160,7 @@ class Node:
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -203,7 +216,8 @@ class Node:
 
     async def _tell_space(self) -> None:
         space = await self._transfer.space()
-        lends_storage = self._config.lend in ("storage", "both")
+        self._view.tell_room(space.used, space.quota)
+        lends_storage = self._config.lend in ("storage", "both") and not self._desk.leaving
         lends_compute = self._config.lend in ("compute", "both")
         free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None

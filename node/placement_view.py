@@ -25,6 +25,10 @@ class PlacementView:
         self._placement = Placement([me])
         self._seen: dict[PeerId, tuple[object, Candidate]] = {}
 
+    def tell_room(self, used: int, quota: int) -> None:
+        """How full this node is itself."""
+        self.me = replace(self.me, room=round(max(0.0, 1 - used / quota), 2) if quota else 0.0)
+
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
         peers = [view for view in self._swarm.peers() if view.peer != self.me.peer]
@@ -44,6 +48,8 @@ class PlacementView:
         """Of everybody known: who can't take a shard has no weight, its domain still counts."""
         views = [view for view in self._swarm.peers() if view.peer != self.me.peer]
         here = {view.peer for view in views}
+        if self._placement.candidate(self.me.peer) != self.me:
+            self._placement.join(self.me)
         for gone in [peer for peer in self._seen if peer not in here]:
             del self._seen[gone]
             self._placement.leave(gone)

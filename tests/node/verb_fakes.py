@@ -24,6 +24,7 @@ from erasure.placement import Candidate
 from erasure.segment import decode_segment, encode_segment, segment_spans
 from node.assemble import Assembler
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.fetch import Fetcher
 from node.grant_book import GrantBook
@@ -177,7 +178,15 @@ class FakeTransfer:
         key = ShardKey(EncodingId(job.encoding), job.shard)
         model, group, owner = other._expected.pop(key)
         self.pushed.append((job.encoding, job.shard, job.peer))
-        await other._take(key, model, group, owner, self.staged[job.encoding][job.shard])
+        await other._take(key, model, group, owner, self._outgoing(job, key))
+
+    def _outgoing(self, job: PushShard, key: ShardKey) -> bytes:
+        if not job.held:
+            return self.staged[job.encoding][job.shard]
+        reader = self.store.open_shard(key)
+        if reader is None:
+            raise NotFound("isn't held here")
+        return reader.read(0, reader.length)
 
     async def keep_shard(self, job: KeepShard) -> None:
         if self.refuse is not None:
@@ -374,7 +383,8 @@ class VerbNode:
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
         config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config)
+        self.blocks = BlockList(scratch / self.peer)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.blocks)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
