@@ -96,8 +96,9 @@ class Drainer:
                 group.create_task(one(info))
         await self._hands.tell(shards)
         if account.stuck:
+            why = "" if account.refusals else ": every other node has a shard of the same groups already, or lends nothing"
             raise StorageFull(
-                f"{account.stuck} of {account.total} shards found no other home; they stay here, and so does this node",
+                f"{account.stuck} of {account.total} shards found no other home{why}; they stay here, and so does this node",
                 hint="give other nodes more --storage, or let more of them join",
                 details={"refusals": account.refusals, "left": account.stuck},
             )
