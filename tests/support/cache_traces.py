@@ -36,23 +36,14 @@ class Request:
 def daily(seed: int = 1) -> list[Request]:
     rng = random.Random(f"daily {seed}")
     sizes = [_size(rng) for _ in range(MODELS)]
-    hours = [rng.uniform(0, 24) for _ in range(MODELS)]
-    popular = [rank**-ZIPF for rank in range(1, MODELS + 1)]
-    # A model's share at an hour, its mean over the day being its popularity: e^(k cos) has the mean I0(k).
-    mean = sum(math.exp(HOURS * math.cos(2 * math.pi * step / 240)) for step in range(240)) / 240
-    by_hour = [
-        list(
-            accumulate(
-                weight * math.exp(HOURS * math.cos(_angle(hour + 0.5 - own))) / mean for weight, own in zip(popular, hours, strict=True)
-            )
-        )
-        for hour in range(24)
-    ]
+    hours = [_hours(rng.uniform(0, 24)) for _ in range(MODELS)]
+    popular = list(accumulate(rank**-ZIPF for rank in range(1, MODELS + 1)))
     found = []
-    for at in _times(rng):
-        model = rng.choices(range(MODELS), cum_weights=by_hour[int(at % DAY // 3_600)])[0]
+    for model in rng.choices(range(MODELS), cum_weights=popular, k=DAYS * A_DAY):
+        hour = rng.choices(range(24), cum_weights=hours[model])[0]
+        at = DAY * rng.randrange(DAYS) + 3_600 * (hour + rng.random())
         found.append(Request(at, f"model {model}", sizes[model]))
-    return found
+    return sorted(found, key=lambda request: request.at)
 
 
 def shuffled(seed: int = 1) -> list[Request]:
@@ -74,13 +65,10 @@ def total_bytes(requests: list[Request]) -> int:
     return sum({request.model: request.size for request in requests}.values())
 
 
-def _times(rng: random.Random) -> list[float]:
-    """Poisson arrivals, thinned to the day's shape."""
-    most, at, found = A_DAY / DAY * (1 + SWING), 0.0, []
-    while (at := at + rng.expovariate(most)) < DAYS * DAY:
-        if rng.random() * (1 + SWING) < 1 + SWING * math.cos(_angle(at % DAY / 3_600 - PEAK)):
-            found.append(at)
-    return found
+def _hours(own: float) -> list[float]:
+    """How much is asked for at each hour, added up: the day's shape times the model's, whose own hour is `own`."""
+    shape = [1 + SWING * math.cos(_angle(hour + 0.5 - PEAK)) for hour in range(24)]
+    return list(accumulate(day * math.exp(HOURS * math.cos(_angle(hour + 0.5 - own))) for hour, day in enumerate(shape)))
 
 
 def _size(rng: random.Random) -> int:
