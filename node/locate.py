@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -69,6 +70,7 @@ class Locator:
         self._transfer = transfer
         self._executor = executor
         self._located: OrderedDict[ModelId, Located] = OrderedDict()
+        self._on_forget: list[Callable[[ModelId], None]] = []
 
     async def locate(self, model: ModelId) -> Located:
         """The model with every encoding its holders announce; `NotFound` when nobody has heard of it."""
@@ -96,6 +98,12 @@ class Locator:
 
     def forget(self, model: ModelId) -> None:
         self._located.pop(model, None)
+        for listener in self._on_forget:
+            listener(model)
+
+    def on_forget(self, listener: Callable[[ModelId], None]) -> None:
+        """Told of each model of which nothing shall stay here."""
+        self._on_forget.append(listener)
 
     async def _manifest(self, model: ModelId) -> tuple[Manifest, bytes]:
         data = await self._transfer.get_blob(model)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
+from node.assembled_cache import AssembledCache
 from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
@@ -59,6 +60,7 @@ from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
+from protocol.ids import ModelId
 from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 
 log = logging.getLogger(__name__)
@@ -115,7 +117,9 @@ class Node:
         placer = Placer(self._view, swarm, transfer, self._book)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
-        room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
+        self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
+        self._locator.on_forget(self._forgotten)
+        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used)
         self._steps = Steps(network)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
@@ -149,6 +153,7 @@ class Node:
         self._blocks.load()
         self._watchdog.start()
         await self._transfer.start()
+        await self._assembled.open()
         await self._network.start()
         hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
         places = [f"{host}:{self._transfer.port}" for host in hosts]
@@ -161,6 +166,7 @@ class Node:
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
+        self._supervisor.spawn(self._assembled.run(), "loading ahead")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -176,7 +182,8 @@ class Node:
         await self._owner.close()
         await self._http.stop()
         await self._supervisor.stop()
-        await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
+        parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), self._steps.close())
+        await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()
@@ -188,6 +195,9 @@ class Node:
 
     def ticket(self) -> str:
         return self._swarm.ticket()
+
+    def _forgotten(self, model: ModelId) -> None:
+        self._supervisor.spawn(self._assembled.forget(model), "forgetting what was assembled")
 
     def _transfer_ended(self) -> None:
         self._supervisor.spawn(self._transfer_again(), "transfer restart")

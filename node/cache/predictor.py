@@ -16,8 +16,12 @@ Rejected: a learned model (LRB, NSDI 2020: millions of requests to train on; her
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+
+import msgspec
+
+from protocol.framing import Record, pack, unpack
 
 HOUR = 3_600.0
 DAY = 24 * HOUR
@@ -40,6 +44,16 @@ CLEARLY = 1.3
 HABIT = 1.5
 """Requests, fading, from which on it is one."""
 KNOWN_MOST = 4_096
+
+
+class Habit(Record):
+    """What is kept of one thing over a restart; times in whole Unix seconds, counts in thousandths."""
+
+    key: str
+    size: int
+    at: int
+    rate: int
+    hours: list[int]
 
 
 @dataclass
@@ -74,6 +88,10 @@ class Predictor:
 
     def removed(self, key: str) -> None:
         """What is known of it stays: it may come again."""
+
+    def forget(self, key: str) -> None:
+        """As if it had never been asked for."""
+        self._seen.pop(key, None)
 
     def victim(self, held: Mapping[str, int], pinned: Collection[str], now: float) -> str | None:
         free = [key for key in held if key not in pinned]
@@ -121,6 +139,29 @@ class Predictor:
             for other in sorted(self._seen, key=lambda other: self._habit(self._seen[other], now))[: KNOWN_MOST // 4]:
                 del self._seen[other]
         return self._seen.setdefault(key, _Seen(size, now))
+
+    def habits(self) -> list[Habit]:
+        """Of all that is known."""
+        return [
+            Habit(key=key, size=seen.size, at=int(seen.at), rate=round(1e3 * seen.rate), hours=[round(1e3 * count) for count in seen.hours])
+            for key, seen in self._seen.items()
+        ]
+
+    def restore(self, habits: Iterable[Habit], now: float) -> None:
+        """As they were kept; nonsense is left out."""
+        for habit in habits:
+            if len(habit.hours) == 24 and min(habit.size, habit.at, habit.rate, *habit.hours) >= 0 and len(self._seen) < KNOWN_MOST:
+                counts = [count / 1e3 for count in habit.hours]
+                self._seen[habit.key] = _Seen(habit.size, min(now, float(habit.at)), habit.rate / 1e3, counts)
+
+
+def save_habits(predictor: Predictor) -> bytes:
+    return pack([msgspec.to_builtins(habit) for habit in predictor.habits()])
+
+
+def load_habits(predictor: Predictor, data: bytes, now: float, most: int) -> None:
+    """`BadInput` for what isn't a list of habits of at most `most` bytes."""
+    predictor.restore(unpack(data, list[Habit], "habits", most), now)
 
 
 def _cost(size: int) -> float:
