@@ -106,7 +106,9 @@ class Publisher:
         enough = Tally(request.k, request.n).enough
         if nodes < enough:
             said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
-            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
+            new = sum(candidate.new for candidate in self._placer.candidates())
+            unknown = f"; of the {new} known for less than a day only one counts: `mf-node trust` those you know" if new > 1 else ""
+            raise StorageFull(said, hint=f"let more peers join, or lower --n{unknown}", details={"refusals": {}})
         return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
