@@ -72,6 +72,12 @@ MAX_GRANTS_ASKED = 256
 """Encodings in one request for leave beside the first."""
 MAX_SHARDS_ASKED = 1_024
 """Shards in one request for leave, over all its encodings."""
+MAX_AUDIT_TARGETS = 8
+"""Shards of one peer in one audit."""
+MAX_AUDIT_STEPS = 64
+"""Leaves that one audit makes a peer read."""
+MAX_AUDIT_SHOWN = 16
+"""Leaves that one audit makes a peer send."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 
