@@ -10,14 +10,14 @@ their round trip at every step, 32 times over; a disk pays a seek. The deadline 
     step     = twice the 0.9 quantile of the peer's own recent audits, at least 6 ms, at most (and at first) 20 ms
 
 The round trip is measured on the same stream just before, and counted up to 300 ms. `leaves / 32`: a shard of up to some MiB is read
-whole in one go by an honest disk (100 MB/s is 2 MiB in 20 ms), so its holder gets no more time than that; fetching it whole from others is what a
-faker would do. Only audits passed teach the step, so that nobody teaches this node to wait. What can't be told apart: a slow
-disk from a faker with an accomplice nearer than 20 ms (10 ms where the peer has shown a faster disk), and shards of few leaves, which are cheaper to
-keep than to fetch at every audit.
+whole in one go by an honest disk (100 MB/s is 2 MiB in 20 ms), so its holder gets no more time than that; fetching it whole from
+others is what a faker would do. Only audits passed teach the step, so that nobody teaches this node to wait. What can't be told
+apart: a slow disk from a faker with an accomplice nearer than 20 ms (10 ms where the peer has shown a faster disk), and shards of
+few leaves, which are cheaper to keep than to fetch at every audit.
 
 Wrong bytes alone are a fault. Late and missing shards don't count, and nobody is accused; no answer says nothing at all.
 A lucky faker (or an unlucky honest peer: a stall, a busy machine) isn't judged by one audit: among the last five there must be more
-in time than late.
+in time than late; a tie leaves it at what it was.
 
 Rejected: a share of recent latencies over all peers (it punishes far ones), accusing after so many late answers (a disk that
 fails slowly is no liar), auditing only a peer and not each shard (it would keep one and announce all).
@@ -50,7 +50,7 @@ _SAMPLES = 16
 _QUANTILE = 0.9
 _FACTOR = 2.0
 
-FIRST_WITHIN = 5.0
+FIRST_WITHIN = 3.0
 PERIOD = 86_400.0
 SECOND_AFTER = 600.0
 GROWTH = 6.0
@@ -63,6 +63,7 @@ FRESH = 3.0
 WINDOW = 5
 MAX_STANDINGS = 65_536
 MAX_PEERS = 4_096
+MAX_SHOWN = 256
 
 
 class Verdict(enum.Enum):
@@ -129,6 +130,7 @@ class _Standing:
     """`in_time` of the last audits that showed the right bytes, newest last. Times by the clock given to the book."""
 
     due: float
+    kept: bool = False
     in_time: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
     passed_at: float | None = None
     good_for: float = PERIOD * FRESH
@@ -136,9 +138,14 @@ class _Standing:
     failures: int = 0
     last: Verdict | None = None
 
+    def shown(self, in_time: bool) -> None:
+        """The right bytes, in time or late. A tie changes nothing: one late answer doesn't undo a pass, nor one pass a late answer."""
+        self.in_time.append(in_time)
+        ahead = 2 * sum(self.in_time) - len(self.in_time)
+        self.kept = ahead > 0 or (self.kept and ahead == 0)
+
     def counts(self, now: float) -> bool:
-        recent = self.passed_at is not None and now - self.passed_at <= self.good_for
-        return recent and 2 * sum(self.in_time) > len(self.in_time)
+        return self.kept and self.passed_at is not None and now - self.passed_at <= self.good_for
 
 
 class AuditBook:
@@ -153,15 +160,16 @@ class AuditBook:
         standing = self._standings.get(held)
         return standing is not None and standing.counts(now)
 
-    def last(self, held: HeldShard) -> Verdict | None:
-        standing = self._standings.get(held)
-        return standing.last if standing else None
+    def uncounted(self, now: float) -> list[tuple[HeldShard, Verdict]]:
+        """What was audited and doesn't count, with the last verdict; the newest last, at most MAX_SHOWN."""
+        found = [(held, one.last) for held, one in self._standings.items() if one.last is not None and not one.counts(now)]
+        return found[-MAX_SHOWN:]
 
     def vouch(self, held: HeldShard, now: float, rng: Random) -> None:
         """The holder has just acknowledged to this node that the shard is durable there: it counts at once, and is audited soon."""
         standing = self._standing(held, now)
         standing.in_time.clear()
-        standing.in_time.append(True)
+        standing.shown(True)
         standing.passed_at, standing.good_for, standing.failures = now, PERIOD * FRESH, 0
         standing.due = now + _jittered(SECOND_AFTER, rng)
 
@@ -171,16 +179,16 @@ class AuditBook:
         standing.last = verdict
         period = PERIOD * max(1.0, min(4.0, holders / AUDITORS))
         if verdict is Verdict.PASSED:
-            standing.in_time.append(True)
+            standing.shown(True)
             standing.passed_at, standing.good_for = now, period * FRESH
             standing.passes, standing.failures = standing.passes + 1, 0
             wait = min(period, SECOND_AFTER * GROWTH ** min(standing.passes - 1, 8))
         else:
             if verdict is Verdict.LATE:
-                standing.in_time.append(False)
+                standing.shown(False)
             elif verdict is not Verdict.UNKNOWN:
                 standing.in_time.clear()
-                standing.passed_at, standing.passes = None, 0
+                standing.kept, standing.passes = False, 0
             standing.failures += 1
             wait = min(RETRY_MOST, RETRY * 2 ** min(standing.failures - 1, 16))
         standing.due = now + _jittered(wait, rng)
@@ -205,14 +213,13 @@ class AuditBook:
         return standing
 
 
-def together(due: Sequence[HeldShard], busy: Iterable[PeerId] = ()) -> list[list[HeldShard]]:
-    """One audit for each peer that isn't being audited: its shards longest due, as many as one audit takes."""
-    audits: dict[PeerId, list[HeldShard]] = {}
-    others = set(busy)
+def together(due: Sequence[HeldShard]) -> dict[PeerId, list[list[HeldShard]]]:
+    """The audits of each peer, to be made one after another: as many shards in one as it takes."""
+    of_peer: dict[PeerId, list[HeldShard]] = {}
     for held in due:
-        if held.peer not in others and len(audits.setdefault(held.peer, [])) < limits.MAX_AUDIT_TARGETS:
-            audits[held.peer].append(held)
-    return list(audits.values())
+        of_peer.setdefault(held.peer, []).append(held)
+    most = limits.MAX_AUDIT_TARGETS
+    return {peer: [shards[at : at + most] for at in range(0, len(shards), most)] for peer, shards in of_peer.items()}
 
 
 def _jittered(seconds: float, rng: Random) -> float:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
+from node.audit import Auditor
+from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
@@ -53,7 +55,7 @@ from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
-from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -120,12 +122,14 @@ class Node:
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room)
+        self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
         self._owner = OwnerServer(self._data.path, methods.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
+        network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
 
@@ -146,6 +150,7 @@ class Node:
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._auditor.run(), "audits")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()

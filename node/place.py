@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from erasure.audit import HeldShard
 from erasure.placement import Candidate, domain_of, merged_domains, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
@@ -169,6 +170,7 @@ class Placer:
             reply = await self._grants.to_put(peer, known.id, known.envelope, shard, located.model)
             job = PushShard(encoding=known.id, shard=shard, peer=peer, urls=reply.urls, tls=reply.tls, grant=reply.grant)
             await self._transfer.push_shard(job)
+            self._swarm.vouch(HeldShard(peer, known.id, shard))
         except MfError as error:
             log.warning(
                 "%s took no shard of %s: %s",

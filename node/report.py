@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from erasure.durability import apart, survives_losses
@@ -9,6 +10,7 @@ from node.gateway import ModelInfo
 from node.locate import Located, Locator
 from node.place import Placer
 from node.swarm.interface import CardView, PeerView, Swarm
+from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
@@ -36,7 +38,13 @@ class Reporter:
             "space": {"quota": space.quota, "used": space.used, "free": space.free},
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
+            "uncounted": self._uncounted(),
         }
+
+    def _uncounted(self) -> list[dict[str, Any]]:
+        """Shards announced that don't count, since their last audit wasn't passed."""
+        lines = self._swarm.audits.uncounted(time.monotonic())
+        return [{"peer_id": held.peer, "shard": shard_text(held.encoding, held.shard), "verdict": verdict.value} for held, verdict in lines]
 
     async def holdings(self) -> list[dict[str, Any]]:
         """What lies here, by model; `owners` whose it is."""
@@ -134,11 +142,10 @@ class Reporter:
     def _storage_of(self, located: Located, holders: int) -> dict[str, Any]:
         domains = self._placer.domains()
         known = {entry.id: entry for entries in located.encodings.values() for entry in entries}
-        lying = {name: self._swarm.holders(name) for name in known}
-        copies = {name: sum(map(len, by_shard.values())) for name, by_shard in lying.items()}
+        copies = {name: sum(map(len, self._swarm.holders(name).values())) for name in known}
         safe = {
-            name: set(apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in by_shard.items()}))
-            for name, by_shard in lying.items()
+            name: set(apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in self._swarm.counted(name).items()}))
+            for name in known
         }
         durable: list[set[int]] = []
         needed: list[int] = []

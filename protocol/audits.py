@@ -157,7 +157,12 @@ def wrong_leaf(walk: Walk, tags: bytes, step: int, sent: bytes, leaves: bytes) -
 
 
 def proven_fault(
-    tags: bytes, leaves: bytes, encodings: Mapping[bytes, Encoding], step: int, true_list: bytes | None = None, true_leaf: bytes | None = None
+    tags: bytes,
+    leaves: bytes,
+    encodings: Mapping[bytes, Encoding],
+    step: int,
+    true_list: bytes | None = None,
+    true_leaf: bytes | None = None,
 ) -> str | None:
     """What two signed answers prove against their signer, to anybody; None: nothing.
 

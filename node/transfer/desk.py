@@ -23,7 +23,7 @@ from node.channel import Channel, Method
 from node.store.disk import DiskStore
 from node.store.interface import ShardInfo, ShardKey
 from node.store.scrub import verify
-from node.transfer import calls
+from node.transfer import audit_reads, calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
@@ -69,6 +69,7 @@ class Desk:
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
             (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
+            (self.audit_walk, calls.AuditWalk), (self.audit_show, calls.AuditShow),
             (self.pin, calls.PinModel), (self.pins, calls.ModelRef), (self.renew, calls.ShardRefs),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
@@ -228,6 +229,17 @@ class Desk:
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
         reason = await self._in_files(verify, self._store, shard.key())
         return calls.Verified(ok=reason is None, reason=reason)
+
+    async def audit_walk(self, asked: calls.AuditWalk) -> audit_reads.Walked:
+        keys = [ref.key() for ref in asked.shards]
+        walked = await self._in_files(audit_reads.walk, self._store, asked.nonce, keys, asked.steps)
+        for model in walked.lost:
+            await self._tell("shards_gone", calls.ModelRef(model=model))
+        return walked
+
+    async def audit_show(self, asked: calls.AuditShow) -> audit_reads.Shown:
+        places = [(ref.key(), leaf) for ref, leaf in zip(asked.shards, asked.leaves, strict=True)]
+        return await self._in_files(audit_reads.show, self._store, places)
 
     async def pin(self, pin: calls.PinModel) -> None:
         await self._in_files(self._store.pin if pin.keep else self._store.unpin, ModelId(_id(pin.model)))

@@ -13,16 +13,20 @@ from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.audit import AuditBook, HeldShard
 from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
 from erasure.placement import Candidate
 from erasure.segment import decode_segment, encode_segment, segment_spans
 from node.assemble import Assembler
+from node.audit import Auditor
+from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
 from node.fetch import Fetcher
@@ -38,6 +42,7 @@ from node.store.interface import ShardInfo, ShardKey, Space
 from node.store.leases import DAY
 from node.store.memory import MemoryStore
 from node.swarm.interface import CardView, HoldingView, PeerView
+from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard
 from node.transfer.sink import Sink
@@ -46,7 +51,7 @@ from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
-from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
 from protocol.records import Card, Held, NodeRecord
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
@@ -140,6 +145,15 @@ class FakeTransfer:
 
     async def space(self) -> Space:
         return self.store.space()
+
+    async def audit_walk(self, nonce: bytes, keys: Sequence[ShardKey], steps: int) -> Walked:
+        walked = walk(self.store, nonce, keys, steps)
+        for model in walked.lost:
+            await self.callbacks.shards_gone(ModelId(model))
+        return walked
+
+    async def audit_show(self, places: Sequence[tuple[ShardKey, int]]) -> Shown:
+        return show(self.store, places)
 
     async def expect_put(self, key: ShardKey, model: ModelId, group: int, owner: str) -> None:
         self._expected[key] = (model, group, owner)
@@ -262,6 +276,8 @@ class FakeSwarm:
         self.blames: list[dict[str, Any]] = []
         self.suspects: list[PeerId] = []
         self.looked_up: list[ModelId] = []
+        self.audits = AuditBook()
+        self.clock, self.rng = time.monotonic, Random(1)
 
     def _usable(self, peer: PeerId) -> bool:
         return peer not in self.board.away and peer not in self.bans
@@ -296,6 +312,16 @@ class FakeSwarm:
                     for shard in held.shards:
                         found.setdefault(shard, set()).add(peer)
         return {shard: sorted(peers) for shard, peers in found.items()}
+
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        now, found = self.clock(), {}
+        for shard, peers in self.holders(encoding).items():
+            if good := [peer for peer in peers if peer == self.me or self.audits.counts(HeldShard(peer, encoding, shard), now)]:
+                found[shard] = good
+        return found
+
+    def vouch(self, held: HeldShard) -> None:
+        self.audits.vouch(held, self.clock(), self.rng)
 
     def cards(self) -> list[CardView]:
         return list(self.board.cards)
@@ -384,6 +410,8 @@ class VerbNode:
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
         self.network.serve(BLOB_PROTOCOL, BlobServer(known).handle)
         self.network.serve(GRANT_PROTOCOL, self.desk.handle)
+        self.auditor = Auditor(self.network, self.swarm, known, self.locator)
+        self.network.serve(AUDIT_PROTOCOL, AuditDesk(self.key, known, time.monotonic).handle)
 
     async def tell(self) -> None:
         """Announces what lies here now, without waiting for the keeper."""

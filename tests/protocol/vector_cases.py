@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
-from protocol import encoding, grants, messages, records, ticket
+from protocol import audits, encoding, grants, messages, records, ticket
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
@@ -59,8 +59,11 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
+    "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
+    "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
 }  # fmt: skip
+AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
 
@@ -149,6 +152,21 @@ def grouping_vectors() -> dict[str, Any]:
     }
 
 
+def audit_vectors() -> dict[str, Any]:
+    """A walk over two shards, of 200,000 zeros and of 70,000 bytes of 01, with a nonce of 20 … 3f."""
+    shards = [bytes(200_000), b"\x01" * 70_000]
+    walk = audits.Walk(ID, [len(shard) for shard in shards], 6)
+    tags = walk.go(lambda target, leaf: shards[target][leaf * 65_536 : (leaf + 1) * 65_536])
+    said = audits.AuditTags(auditor=PEER, nonce=ID, targets=AUDIT_TARGETS, tags=tags)
+    sent = audits.AuditLeaves(auditor=PEER, nonce=ID, shown=[0, 5], roots=ID + ID, digests=ID + ID)
+    return {
+        "places": [list(walk.where(step, tags)) for step in range(6)],
+        "tag 2": tags[64:96].hex(),
+        "AuditTags": audits.seal_tags(KEY, said).hex(),
+        "AuditLeaves": audits.seal_leaves(KEY, sent).hex(),
+    }
+
+
 def write_small_model(path: Path) -> None:
     """Two layers of one small tensor each, every byte by formula, and a gap at the end."""
     names = ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.norm.weight"]
@@ -173,6 +191,7 @@ ALL = {
     "frames.json": frames_vectors,
     "grouping.json": grouping_vectors,
     "manifest.json": manifest_vectors,
+    "audit.json": audit_vectors,
 }
 
 if __name__ == "__main__":
