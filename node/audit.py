@@ -26,7 +26,7 @@ from protocol.errors import MfError
 from protocol.ids import EncodingId, ModelId, PeerId
 
 log = logging.getLogger(__name__)
-EVERY = 5.0
+EVERY = 2.5
 """Seconds between two looks at what is due."""
 RATE, BURST = 0.5, 32.0
 """Audits a second, in the long run and at once. Each moves at most some MiB, mostly leaf lists."""
