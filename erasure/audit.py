@@ -30,6 +30,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 
 from protocol import limits
@@ -137,6 +138,7 @@ class _Standing:
     passes: int = 0
     failures: int = 0
     last: Verdict | None = None
+    at: float = 0.0
 
     def shown(self, in_time: bool) -> None:
         """The right bytes, in time or late. A tie changes nothing: one late answer doesn't undo a pass, nor one pass a late answer."""
@@ -161,9 +163,9 @@ class AuditBook:
         return standing is not None and standing.counts(now)
 
     def uncounted(self, now: float) -> list[tuple[HeldShard, Verdict]]:
-        """What was audited and doesn't count, with the last verdict; the newest last, at most MAX_SHOWN."""
-        found = [(held, one.last) for held, one in self._standings.items() if one.last is not None and not one.counts(now)]
-        return found[-MAX_SHOWN:]
+        """What was audited in the last period and doesn't count, with the verdict; the newest last, at most MAX_SHOWN."""
+        recent = [(held, one) for held, one in self._standings.items() if one.last is not None and now - one.at <= PERIOD]
+        return [(held, one.last) for held, one in recent if one.last is not None and not one.counts(now)][-MAX_SHOWN:]
 
     def vouch(self, held: HeldShard, now: float, rng: Random) -> None:
         """The holder has just acknowledged to this node that the shard is durable there: it counts at once, and is audited soon."""
@@ -176,7 +178,7 @@ class AuditBook:
     def note(self, held: HeldShard, verdict: Verdict, now: float, rng: Random, holders: int = 1) -> None:
         """An audit's verdict; `holders` of the group, each an auditor of all the others, share the work."""
         standing = self._standing(held, now)
-        standing.last = verdict
+        standing.last, standing.at = verdict, now
         period = PERIOD * max(1.0, min(4.0, holders / AUDITORS))
         if verdict is Verdict.PASSED:
             standing.shown(True)
@@ -196,7 +198,7 @@ class AuditBook:
     def due(self, announced: Iterable[HeldShard], now: float, rng: Random) -> list[HeldShard]:
         """Those of the shards announced whose time has come, longest due first. One not heard of before comes within FIRST_WITHIN."""
         late: list[tuple[float, HeldShard]] = []
-        for held in announced:
+        for held in islice(announced, MAX_STANDINGS):
             standing = self._standings.get(held)
             if standing is None:
                 standing = self._standing(held, now + rng.uniform(0.0, FIRST_WITHIN))

@@ -23,7 +23,7 @@ from node.swarm.interface import Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
-from protocol.ids import EncodingId, ModelId, PeerId
+from protocol.ids import EncodingId, ModelId, PeerId, model_text
 
 log = logging.getLogger(__name__)
 EVERY = 2.5
@@ -37,6 +37,7 @@ REFRESH = 10.0
 """Seconds before encodings that nobody gave out are asked for again."""
 EVIDENCE_KEPT = 16
 _MAX_ABSENT = 4_096
+_AT_A_TIME = 64
 
 
 class Auditor:
@@ -122,16 +123,21 @@ class Auditor:
         """What others announce of the models known here, and how many hold something of each encoding."""
         subjects: dict[HeldShard, Subject] = {}
         holders: dict[bytes, int] = {}
-        for model in await self._models():
-            located = await self._located(model)
+        for model, kept in (await self._models()).items():
+            try:
+                located = await self._located(model, kept)
+            except MfError as error:
+                log.info("%s isn't audited now: %s", model_text(model), error)
+                continue
             if located is None:
                 continue
-            for known in [known for entries in located.encodings.values() for known in entries]:
+            for number, known in enumerate([known for entries in located.encodings.values() for known in entries]):
+                if number % _AT_A_TIME == 0:
+                    await asyncio.sleep(0)  # many groups: others may use the loop between some of them
                 lying = self._swarm.holders(known.id)
                 holders[known.id] = len({peer for peers in lying.values() for peer in peers})
                 for held in self._of_others(lying, known.id, len(known.record.roots)):
                     subjects[held] = Subject(held, known.record)
-            await asyncio.sleep(0)  # many models: others may use the loop between two of them
         return subjects, holders
 
     def _of_others(self, lying: dict[int, list[PeerId]], encoding: EncodingId, roots: int) -> list[HeldShard]:
@@ -139,22 +145,23 @@ class Auditor:
         pairs = [(peer, shard) for shard, peers in lying.items() if shard < roots for peer in peers]
         return [HeldShard(peer, encoding, shard) for peer, shard in pairs if peer != self._me]
 
-    async def _models(self) -> list[ModelId]:
-        """Models with a card or with shards here."""
-        named = [ModelId(view.card.model) for view in self._swarm.cards()]
-        return list(dict.fromkeys([*named, *(info.model for info in await self._transfer.list_shards())]))
+    async def _models(self) -> dict[ModelId, bool]:
+        """Models with a card or with shards here; the latter True."""
+        named = {ModelId(view.card.model): False for view in self._swarm.cards()}
+        return named | {info.model: True for info in await self._transfer.list_shards()}
 
-    async def _located(self, model: ModelId) -> Located | None:
-        """The model with the encodings announced, if its manifest lies here."""
+    async def _located(self, model: ModelId, kept: bool) -> Located | None:
+        """The model with the encodings announced, if its manifest lies here; most models with a card don't."""
         now = self._clock()
-        if now < self._absent.get(model, 0.0):
-            return None
-        located = await self._locator.located_here(model)
+        located = self._locator.recall(model)
+        if located is None and (kept or now >= self._absent.get(model, 0.0)):
+            located = await self._locator.located_here(model)
         if located is None:
             if len(self._absent) >= _MAX_ABSENT:
                 self._absent.clear()
                 self._refreshed.clear()
-            self._absent[model] = now + LOOK_AGAIN
+            if now >= self._absent.get(model, 0.0):
+                self._absent[model] = now + LOOK_AGAIN
             return None
         if now >= self._refreshed.get(model, 0.0) + REFRESH:
             self._refreshed[model] = now

@@ -1,13 +1,16 @@
 """Answers audits (`/mf/audit/1`): shows whoever asks that the shards announced lie here.
 
-A walk makes this node read some leaves and a show makes it send a few: both are bounded per peer and in all, and one too many is refused
-as busy, at once, since an answer that queued would look like one fetched elsewhere. Reading is the transfer process's.
+A walk makes this node read some leaves and a show makes it send a few: each peer has one of them at a time, all peers together a few, and
+one too many is refused as busy, at once, since an answer that queued would look like one fetched elsewhere. Reading is the
+transfer process's.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,15 +22,17 @@ from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.audits import TAG, AuditLeaves, AuditTags, Walk, check_shown, check_targets, seal_leaves, seal_tags, shown_targets
 from protocol.encoding import shard_root
-from protocol.errors import BadInput, Busy, MfError
+from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError
 from protocol.framing import unpack
 from protocol.ids import EncodingId, PeerId, digest
 from protocol.messages import AUDIT_PROTOCOL, AuditReply, AuditRequest, refusal_frame, reply_frame
 
 RATE, BURST = 1.0, 32.0
 """Walks a second that one peer may ask for, and at once."""
-AT_ONCE = 4
-"""Walks and shows under way."""
+WALKS = 4
+SHOWS = 8
+"""Under way at once. A show holds some MiB until its auditor has taken them."""
+SHOW_WITHIN = 60.0
 MAX_PINGS = 8
 _FRAME = 512 * limits.KIB
 _IDLE = 30.0
@@ -51,7 +56,8 @@ class AuditDesk:
         self._transfer = transfer
         self._clock = clock
         self._buckets: OrderedDict[PeerId, TokenBucket] = OrderedDict()
-        self._running = 0
+        self._walks = _Turns(WALKS)
+        self._shows = _Turns(SHOWS)
 
     async def handle(self, stream: Stream) -> None:
         """Serves one peer's audits, one after another, until it leaves or says nothing for half a minute."""
@@ -71,11 +77,12 @@ class AuditDesk:
                     pings, walked = 0, await self._walk(stream, request)
                 elif request.verb == "show":
                     asked, walked = walked, None
-                    await self._show(stream, request, asked)
+                    with self._shows.of(stream.peer):
+                        await self._show(stream, request, asked)
                 else:
                     raise BadInput(f"audit request: verb {request.verb[:16]!r}, ping, walk and show are known")
-            except StreamClosed:
-                return
+            except (StreamClosed, DeadlineExceeded):
+                raise
             except MfError as error:
                 walked = None
                 await stream.send(refusal_frame(error))
@@ -92,7 +99,7 @@ class AuditDesk:
             raise BadInput(f"audit request: {steps} steps, from one a target up to {limits.MAX_AUDIT_STEPS} are walked")
         self._charge(stream.peer)
         keys = [ShardKey(EncodingId(target.encoding), target.shard) for target in targets]
-        with _Turn(self):
+        with self._walks.of(stream.peer):
             done = await self._transfer.audit_walk(nonce, keys, steps)
         held = [key for number, key in enumerate(keys) if number not in done.missing]
         said = AuditTags(auditor=stream.peer, nonce=nonce, targets=targets, tags=done.tags, missing=done.missing or None)
@@ -106,8 +113,7 @@ class AuditDesk:
         check_shown(steps, walked.walk.steps)
         places = [walked.walk.where(step, walked.tags) for step in steps]
         order = shown_targets(walked.walk, walked.tags, steps)
-        with _Turn(self):
-            shown = await self._transfer.audit_show([(walked.keys[target], leaf) for target, leaf in places])
+        shown = await self._transfer.audit_show([(walked.keys[target], leaf) for target, leaf in places])
         first_asked = list(dict.fromkeys(target for target, _leaf in places))
         lists = dict(zip(first_asked, shown.lists, strict=True))
         said = AuditLeaves(
@@ -117,12 +123,9 @@ class AuditDesk:
             roots=b"".join(shard_root(walked.lengths[target], lists[target]) for target in order),
             digests=b"".join(digest(leaf) for leaf in shown.leaves),
         )
-        await stream.send(reply_frame(AuditReply(signed=seal_leaves(self._key, said))))
-        for target in order:
-            for at in range(0, len(lists[target]), _FRAME):
-                await stream.send(lists[target][at : at + _FRAME])
-        for leaf in shown.leaves:
-            await stream.send(leaf)
+        frames = [reply_frame(AuditReply(signed=seal_leaves(self._key, said)))]
+        frames += [lists[target][at : at + _FRAME] for target in order for at in range(0, len(lists[target]), _FRAME)]
+        await _send_all(stream, frames + shown.leaves)
 
     def _charge(self, peer: PeerId) -> None:
         now = self._clock()
@@ -133,23 +136,29 @@ class AuditDesk:
         if not bucket.take(1, now):
             raise Busy("more audits than this node answers to one peer", hint="ask again in a minute")
 
-    def begin(self) -> None:
-        if self._running >= AT_ONCE:
+
+class _Turns:
+    """What may be under way at once: `most` in all, one of a peer; `Busy` beyond."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: set[PeerId] = set()
+
+    @contextmanager
+    def of(self, peer: PeerId) -> Iterator[None]:
+        if peer in self._taken or len(self._taken) >= self._most:
             raise Busy("this node answers other audits now", hint="ask again in a minute")
-        self._running += 1
+        self._taken.add(peer)
+        try:
+            yield
+        finally:
+            self._taken.discard(peer)
 
-    def end(self) -> None:
-        self._running -= 1
 
-
-class _Turn:
-    """One of the walks and shows that may run at once; `Busy` when they all do."""
-
-    def __init__(self, desk: AuditDesk) -> None:
-        self._desk = desk
-
-    def __enter__(self) -> None:
-        self._desk.begin()
-
-    def __exit__(self, *_: object) -> None:
-        self._desk.end()
+async def _send_all(stream: Stream, frames: Sequence[bytes]) -> None:
+    try:
+        async with asyncio.timeout(SHOW_WITHIN):
+            for frame in frames:
+                await stream.send(frame)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{stream.peer} didn't take what it asked to be shown within {SHOW_WITHIN:g} s") from None

@@ -78,6 +78,10 @@ class Locator:
         await self.refresh(located)
         return located
 
+    def recall(self, model: ModelId) -> Located | None:
+        """The model if it was located lately; looks nowhere."""
+        return self._located.get(model)
+
     async def located_here(self, model: ModelId) -> Located | None:
         """The model if its manifest already lies here; asks nobody."""
         if model not in self._located:

@@ -260,7 +260,7 @@ class World:
             return []
 
         self.board.cards[:] = [CardView(self.network.peer_id, SimpleNamespace(model=MODEL))]  # type: ignore[arg-type]
-        locator: Any = SimpleNamespace(located_here=here, refresh=refresh)
+        locator: Any = SimpleNamespace(recall=lambda model: None, located_here=here, refresh=refresh)
         transfer: Any = SimpleNamespace(list_shards=nothing)
         clock = asyncio.get_running_loop().time
         return Auditor(self.network, self.swarm, transfer, locator, rng=self.rng, clock=clock)

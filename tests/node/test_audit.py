@@ -12,9 +12,9 @@ import pytest
 
 from erasure.audit import FIRST_WITHIN, RETRY, STEPS, Verdict
 from node.audit import Auditor
-from node.audit_desk import BURST, MAX_PINGS, AuditDesk
+from node.audit_desk import BURST, MAX_PINGS, SHOW_WITHIN, WALKS, AuditDesk
 from node.audit_exchange import WALK_WITHIN, Finding, _in_time
-from node.network.interface import Stream
+from node.network.interface import Stream, StreamClosed
 from protocol import limits
 from protocol.audits import AuditLeaves, AuditTags, open_leaves, open_tags, proven_fault, seal_leaves, seal_tags
 from protocol.encoding import leaf_count, leaf_digests
@@ -459,14 +459,42 @@ def test_walks_and_pings_are_rate_limited_by_peer() -> None:
     at_desk(body)
 
 
-def test_too_many_walks_at_once_are_refused_at_once() -> None:
+def test_each_peer_has_one_walk_at_a_time_and_all_together_a_few_and_the_rest_is_refused_at_once() -> None:
     async def body(stream: Stream, world: World) -> None:
-        streams = [await world.network.open(stream.peer, AUDIT_PROTOCOL) for _ in range(6)]
+        streams = [await world.network.open(stream.peer, AUDIT_PROTOCOL) for _ in range(3)]
+        for shard in range(1, 6):
+            await world.add(shard)
+            await world.networks[shard].dial(stream.peer, world.networks[0].addresses())
+            streams.append(await world.networks[shard].open(stream.peer, AUDIT_PROTOCOL))
+        began = world.swarm.clock()
         said = await asyncio.gather(*(say(one, WALK) for one in streams), return_exceptions=True)
-        assert sum(isinstance(one, Busy) for one in said) == 2
-        assert sum(isinstance(one, AuditReply) for one in said) == 4
+        assert sum(isinstance(one, AuditReply) for one in said) == WALKS
+        assert sum(isinstance(one, Busy) for one in said) == len(streams) - WALKS
+        assert sum(isinstance(one, AuditReply) for one in said[:3]) == 1
+        assert world.swarm.clock() - began < 1.0
 
     at_desk(body, Honest(CODED.store(0), seek=lambda: 0.02))
+
+
+def test_who_takes_nothing_of_what_it_asked_to_see_is_cut_off() -> None:
+    async def body(stream: Stream, world: World) -> None:
+        await say(stream, WALK)
+        await stream.send(pack(AuditRequest(verb="show", show=list(range(limits.MAX_AUDIT_SHOWN)))))
+        await asyncio.sleep(0.05)
+        world.hub.freeze(world.network.peer_id)
+        await asyncio.sleep(SHOW_WITHIN + 5)
+        world.hub.thaw(world.network.peer_id)
+        frames: list[bytes] = []
+        with pytest.raises(StreamClosed):
+            await take_all(stream, frames)
+        assert len(frames) < limits.MAX_AUDIT_SHOWN + 2
+
+    at_desk(body)
+
+
+async def take_all(stream: Stream, frames: list[bytes]) -> None:
+    while True:
+        frames.append(await stream.receive(10.0))
 
 
 def test_a_desk_whose_disk_fails_says_so_and_goes_on() -> None:
