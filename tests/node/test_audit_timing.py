@@ -90,10 +90,10 @@ def test_honest_peers_pass_and_are_never_accused(kind: Callable[[Coded], Make]) 
 
 
 def test_a_network_that_stalls_makes_some_late_and_none_a_liar() -> None:
-    """One message in a hundred takes a second more; an audit's clock runs over two of them."""
+    """One message in a hundred takes a second more; an audit's clock runs over two. A ping may stall twice: nothing is known then."""
     found = tally("honest, spinning, 1 % of messages stall", LARGE, spinning(LARGE), each=10, stall=0.01)
     assert found[Verdict.PASSED] >= 0.94 * TRIALS
-    assert set(found) <= {Verdict.PASSED, Verdict.LATE}
+    assert set(found) <= {Verdict.PASSED, Verdict.LATE, Verdict.UNKNOWN}
 
 
 @pytest.mark.parametrize("coded", [LARGE, pytest.param(MIDDLE, marks=pytest.mark.nightly)], ids=["64 MiB", "16 MiB"])
