@@ -91,7 +91,7 @@ def _read_ahead(readers: Sequence[ShardReader]) -> None:
 
 
 def show(store: ShardStore, places: Sequence[tuple[ShardKey, int]]) -> Shown:
-    """The leaves at (shard, leaf number); `NotFound` when a shard isn't held any more."""
+    """The leaves at (shard, leaf number); `NotFound` when a shard isn't held any more, or has gone bad since the walk."""
     lists: dict[ShardKey, bytes] = {}
     leaves: list[bytes] = []
     for key, leaf in places:
@@ -100,7 +100,10 @@ def show(store: ShardStore, places: Sequence[tuple[ShardKey, int]]) -> Shown:
             raise NotFound("the shard walked over isn't held any more")
         try:
             lists[key] = lists.get(key) or reader.leaves()
-            leaves.append(reader.read(leaf * limits.LEAF, limits.LEAF))
+            data = reader.read(leaf * limits.LEAF, limits.LEAF)
+            if digest(data) != lists[key][32 * leaf : 32 * leaf + 32]:
+                raise NotFound("the shard walked over has gone bad")
+            leaves.append(data)
         finally:
             reader.close()
     return Shown(lists=list(lists.values()), leaves=leaves)

@@ -67,6 +67,8 @@ def test_a_shard_gone_bad_is_dropped_and_missing(store: ShardStore, tmp_path: Pa
     else:
         (path,) = (tmp_path / "store").rglob(f"{KEYS[2].encoding.hex()}.2")
         path.write_bytes(path.read_bytes()[: -len(DATA[2])] + bytes(len(DATA[2])))
+    with pytest.raises(NotFound, match="gone bad"):
+        show(store, [(KEYS[0], 0), (KEYS[2], 1)])
     done = walk(store, NONCE, KEYS, STEPS)
     assert done.missing == [2]
     assert done.lost == [MODEL]
