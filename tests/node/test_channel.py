@@ -123,7 +123,7 @@ async def test_a_write_that_waits_for_room_ends_with_the_channel() -> None:
     near = Channel(ours, {}, "silent end")
     near.start()
     calls = [asyncio.create_task(near.call("echo", bytes(5_000_000), bytes)) for _ in range(3)]
-    await until(lambda: bool(near._writes), 5, "a write waits")
+    await until(lambda: bool(near._outbox), 5, "a write waits")
     await asyncio.sleep(0)
     theirs.close()
     async with asyncio.timeout(5):
