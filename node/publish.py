@@ -2,10 +2,11 @@
 
     read -> name by content -> code each group into n shards -> place -> push -> card -> announce
 
-Coding is deterministic and encodings are signed by this node, so an interrupted publish is resumed by doing it again: the same
-encodings come out, and shards already announced by reachable holders are not sent twice. Returns when n shards of every group
-are durable, or thirty seconds after r = k + ceil((n-k)/2) of each are. With fewer than r reachable: `StorageFull`, and what was
-stored for it is taken back.
+Encodings of equal groups that other models have are looked for first (`node/reuse.py`): such a group is neither coded nor sent, its
+holders are told at the end that it belongs to this model too. Coding is deterministic and encodings are signed by this node,
+so an interrupted publish is resumed by doing it again: the same encodings come out, and shards already announced by reachable
+holders are not sent twice. Returns when n shards of every group are durable, or thirty seconds after r = k + ceil((n-k)/2) of each
+are. With fewer than r reachable: `StorageFull`, and what was stored for it is taken back.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from node.locate import Located, Locator
 from node.model_folder import ModelFolder, build_manifest, scan
 from node.owner import Notify
 from node.place import Placer
+from node.reuse import Reuser
 from node.source import GroupSource
 from node.swarm.interface import Swarm
 from node.tally import Tally
@@ -52,11 +54,14 @@ class PublishRequest:
 
 
 class Publisher:
-    def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
+    def __init__(
+        self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, reuser: Reuser, executor: Executor, label: str
+    ) -> None:
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
         self._placer = placer
+        self._reuser = reuser
         self._executor = executor
         self._label = label
 
@@ -77,6 +82,8 @@ class Publisher:
         except (BadInput, StorageFull):  # the files changed, or no room to code them: nobody can go on with what is there
             await self._take_back(located, tally)
             raise
+        await self._finish(located, tally)
+        await self._reuser.tell(located, tally)
         await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
@@ -114,6 +121,7 @@ class Publisher:
         located = self._locator.remember(model, manifest, data)
         if self._swarm.holdings(model):
             located = await self._locator.locate(model)
+        await self._reuser.gather(located)
         return located
 
     async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
@@ -196,6 +204,7 @@ class Publisher:
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
             "stored_bytes": tally.stored_bytes(),
+            "saved_bytes": sum(tally.saved.values()),
             "peers": len(tally.holders()),
             "seconds": round(seconds, 3),
             "durable": tally.shards(),

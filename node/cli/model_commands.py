@@ -41,6 +41,8 @@ def _show_published(done: dict[str, Any]) -> None:
         f"  {size(done['bytes'])} in {done['groups']} groups, {done['durable']} of {done['shards']} shards durable "
         f"({size(done['stored_bytes'])}) on {_nodes(done['peers'])}, {done['seconds']:.1f} s"
     )
+    if done.get("saved_bytes"):
+        click.echo(f"  {size(done['saved_bytes'])} of it lay there already")
     if done["survives_losses"]:
         click.echo(f"  survives the loss of any {done['survives_losses']} of them")
     else:

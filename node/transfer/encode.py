@@ -28,7 +28,7 @@ from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
 from protocol import limits
-from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, seal_encoding, segment_plain, shard_root
+from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, parse_encoding, seal_encoding, segment_plain, shard_root
 from protocol.errors import BadInput, MfError, StorageFull
 
 IN_FLIGHT = 48 * limits.MIB
@@ -143,7 +143,8 @@ def _finish(
         segments=segments,
         roots=files.finish(),
     )
-    envelope = seal_encoding(key, encoding)
+    same = job.like is not None and parse_encoding(job.like)[1] == encoding
+    envelope = job.like if same and job.like is not None else seal_encoding(key, encoding)
     name = staging.finish(files.folder, envelope)
     length = encoding.shard_length()
     return Encoded(envelope=envelope, encoding=name, shard_bytes=length, stored_bytes=length * job.n)

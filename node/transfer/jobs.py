@@ -54,6 +54,8 @@ class EncodeGroup(Record):
     element: int
     n_max: int = 0
     """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
+    like: bytes | None = None
+    """Envelope of an encoding to make again: where all comes out as it says, the shards are staged under it and not under a new one."""
 
 
 class Encoded(Record):
