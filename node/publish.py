@@ -43,7 +43,7 @@ AT_ONCE = 3
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto or raw."""
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto, raw or fast."""
 
     path: Path
     name: str | None = None

@@ -17,7 +17,7 @@ from protocol.errors import Cancelled
 @click.option("--version", "edition", help="The version of that name. [default: 1]")
 @click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
 @click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
-@click.option("--compression", type=click.Choice(["auto", "raw"]), help="[default: auto]")
+@click.option("--compression", type=click.Choice(["auto", "raw", "fast"]), help="[default: auto]")
 @common
 def publish(session: Session, path: str, name: str | None, edition: str | None, **coding: Any) -> None:
     """Store the model in directory PATH in the swarm, and announce it."""

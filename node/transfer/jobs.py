@@ -40,7 +40,7 @@ class SourceSpan(msgspec.Struct, array_like=True, frozen=True):
 class EncodeGroup(Record):
     """Codes one group into n staged shards. `spans` give the plain bytes in order, with zero padding where a span's fd is -1.
 
-    `compression` is "auto", "raw" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
+    `compression` is "auto", "fast" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
     """
 
     model: bytes
