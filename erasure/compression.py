@@ -14,8 +14,8 @@ LZ4 has no entropy coder, so on weights it finds less; it decompresses faster, a
     4-bit blocks of a GGUF file  0.96  841 1173         –          1.00 5345 7119         –
 
 So `auto` takes the smallest, which for weights of every width is byte planes and zstd, and LZ4 only where that is as small but for
-2 %: runs of zeros, repeated text. `fast` compresses with LZ4 or not at all, and only where it saves a tenth: for disks and links faster than a
-gigabyte a second, where zstd would be what a transfer waits for.
+2 %: runs of zeros, repeated text. `fast` compresses with LZ4 or not at all, and only where it saves a tenth: for disks and links
+faster than a gigabyte a second, where zstd would be what a transfer waits for.
 
 Decompression is fed by strangers: a zstd frame must declare exactly the expected length and a window of at most 2^20 before
 anything is decompressed; an LZ4 block stops at the expected length. Both must then give exactly that length.

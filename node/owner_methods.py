@@ -103,7 +103,8 @@ class OwnerMethods:
         }
 
     async def fetch(self, params: dict[str, Any], notify: Notify) -> Any:
-        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify)
+        files, groups = names(params, "files"), names(params, "groups")
+        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify, files, groups)
 
     async def generate(self, params: dict[str, Any], notify: Notify) -> Any:
         """Text arrives as events; the result is the last event's figures."""
@@ -230,6 +231,13 @@ def stops(params: dict[str, Any]) -> tuple[str, ...]:
     value = params.get("stop") or []
     if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
         raise BadInput("stop must be a list of texts")
+    return tuple(value)
+
+
+def names(params: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = params.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise BadInput(f"{name} must be a list of names")
     return tuple(value)
 
 

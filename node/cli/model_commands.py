@@ -88,17 +88,19 @@ def _show_models(found: list[dict[str, Any]], query: str | None) -> None:
 @click.command()
 @click.argument("model")
 @click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file; may be repeated.")
+@click.option("--group", "groups", metavar="NAME", multiple=True, help="Only this group's bytes (layer.7); may be repeated.")
 @common
-def fetch(session: Session, model: str, folder: str) -> None:
+def fetch(session: Session, model: str, folder: str, files: tuple[str, ...], groups: tuple[str, ...]) -> None:
     """Rebuild the files of MODEL, bit for bit, in DIR."""
     from node.cli.progress import Progress
     from node.cli.tables import size
 
     with Progress() as progress:
-        done = session.call("fetch", {"model": model, "dir": os.path.abspath(os.path.expanduser(folder))}, progress)
-    session.answer(
-        done, lambda: click.echo(f"fetched {model} into {folder}: {done['files']} files, {size(done['bytes'])}, {done['seconds']:.1f} s")
-    )
+        wanted = {"model": model, "dir": os.path.abspath(os.path.expanduser(folder)), "files": list(files), "groups": list(groups)}
+        done = session.call("fetch", wanted, progress)
+    count = f"{done['files']} files" + (f", {len(done['groups'])} groups" if done.get("groups") else "")
+    session.answer(done, lambda: click.echo(f"fetched {model} into {folder}: {count}, {size(done['bytes'])}, {done['seconds']:.1f} s"))
 
 
 @click.command()
