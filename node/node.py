@@ -16,6 +16,7 @@ from node.assemble import Assembler
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
+from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -114,7 +115,7 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, self._executor, config.label)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
@@ -222,3 +223,5 @@ class Node:
         shutil.rmtree(self._data.path / "scratch", ignore_errors=True)
         for left in self._data.path.glob("assemble-*"):
             left.unlink(missing_ok=True)
+        for left in self._data.path.glob(f"{PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)

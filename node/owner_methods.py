@@ -81,6 +81,7 @@ class OwnerMethods:
             k=whole(params, "k"),
             n=whole(params, "n"),
             compression=optional(params, "compression") or self._compression,
+            gguf=gguf_choice(params),
         )
         return await self._publisher.publish(request, notify)
 
@@ -197,6 +198,13 @@ def precision(params: dict[str, Any]) -> str:
     chosen = optional(params, "precision") or "bf16"
     if chosen not in DTYPE_WIDTH:
         raise BadInput(f"precision is {chosen[:16]!r}, {' or '.join(DTYPE_WIDTH)} are known")
+    return chosen
+
+
+def gguf_choice(params: dict[str, Any]) -> str | None:
+    chosen = optional(params, "gguf")
+    if chosen not in (None, "dequantise", "keep"):
+        raise BadInput(f"gguf is {chosen[:16]!r}, dequantise and keep are known")
     return chosen
 
 

@@ -18,9 +18,10 @@ from protocol.errors import Cancelled
 @click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
 @click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
 @click.option("--compression", type=click.Choice(["auto", "raw", "fast"]), help="[default: auto]")
+@click.option("--gguf", type=click.Choice(["dequantise", "keep"]), help="What becomes of a GGUF file. [default: dequantise]")
 @common
 def publish(session: Session, path: str, name: str | None, edition: str | None, **coding: Any) -> None:
-    """Store the model in directory PATH in the swarm, and announce it."""
+    """Store the model in directory, or GGUF file, PATH in the swarm, and announce it."""
     from node.cli.progress import Progress
 
     params = {"path": os.path.abspath(os.path.expanduser(path)), "name": name, "version": edition, **coding}

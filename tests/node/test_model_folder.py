@@ -61,7 +61,7 @@ def test_a_large_tensor_is_cut_and_its_cuts_hashed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(limits, "MAX_GROUP", cut_at)
     monkeypatch.setattr(model_folder, "row_cuts", lambda shape, length: grouping.row_cuts(shape, length, cut_at))
     for module in (model_folder, manifest_check):
-        monkeypatch.setattr(module, "group_model", lambda lengths, tensors: grouping.group_model(lengths, tensors, cut_at))
+        monkeypatch.setattr(module, "group_model", lambda lengths, tensors, rule: grouping.group_model(lengths, tensors, cut_at, rule))
     path = tmp_path / "m"
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "llama"}' + " " * 2 * cut_at)

@@ -25,6 +25,7 @@ from erasure.segment import decode_segment, encode_segment, segment_spans
 from node.assemble import Assembler
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
+from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
 from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
@@ -388,7 +389,7 @@ class VerbNode:
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
         self.placer = Placer(me, self.swarm, known, self.book, self.reuser)
-        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, executor, "alice")
+        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, GgufConverter(scratch), executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
         self.network.serve(BLOB_PROTOCOL, BlobServer(known).handle)
