@@ -203,7 +203,7 @@ def _found(name: str, path: Path) -> FoundFile:
 def _checkpoint(root: Path, files: list[FoundFile]) -> list[int]:
     numbers = {found.name: number for number, found in enumerate(files)}
     if INDEX in numbers:
-        listed = _indexed(files[numbers[INDEX]])
+        listed = set(_indexed(files[numbers[INDEX]]).values())
         if missing := sorted(listed - numbers.keys()):
             raise BadInput(f"{INDEX}: lists {missing[0][:64]!r}, which is not there")
         return sorted(numbers[name] for name in listed)
@@ -233,7 +233,8 @@ def _read_exactly(fd: int, offset: int, length: int, name: str) -> bytes:
     return data
 
 
-def _indexed(found: FoundFile) -> set[str]:
+def _indexed(found: FoundFile) -> dict[str, str]:
+    """Names of tensors, and of the files beside it that hold them."""
     try:
         index = json.loads(_read_small(found, _MAX_INDEX))
     except (ValueError, RecursionError) as error:
@@ -241,10 +242,9 @@ def _indexed(found: FoundFile) -> set[str]:
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise BadInput(f"{found.name}: has no weight_map of names")
-    listed = set(names.values())
-    if strange := [name for name in listed if not name.endswith(".safetensors") or "/" in name]:
+    if strange := [name for name in names.values() if not name.endswith(".safetensors") or "/" in name]:
         raise BadInput(f"{found.name}: lists {strange[0][:64]!r}, not a safetensors file beside it")
-    return listed
+    return names
 
 
 def _summary(folder: ModelFolder) -> Summary:
@@ -264,7 +264,14 @@ def _header(found: FoundFile) -> list[HeaderTensor]:
 
 
 def _headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:
-    return _summary(folder), {number: _header(folder.files[number]) for number in folder.checkpoint}
+    headers = {number: _header(folder.files[number]) for number in folder.checkpoint}
+    index = next((found for found in folder.files if found.name == INDEX), None)
+    if index is not None:
+        held = {(tensor.name, folder.files[number].name) for number, tensors in headers.items() for tensor in tensors}
+        if missing := sorted(_indexed(index).items() - held):
+            name, file = missing[0]
+            raise BadInput(f"{INDEX}: lists tensor {name[:64]!r} in {file[:64]}, which doesn't hold it", hint="is the download complete?")
+    return _summary(folder), headers
 
 
 def _gguf_headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:

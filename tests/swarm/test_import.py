@@ -44,8 +44,8 @@ def test_a_gguf_file_kept_and_the_same_dequantised(tmp_path: Path) -> None:
 def test_a_real_model_is_kept_bit_for_bit(tmp_path: Path) -> None:
     file = packaged_weights()
     with Swarm(tmp_path, 3) as swarm:
-        told = swarm.nodes[0].cli("publish", str(file), "--gguf", "keep")
-        done = swarm.nodes[2].cli("fetch", told["model_id"], str(tmp_path / "back"))
+        told = swarm.nodes[0].cli("publish", str(file), "--gguf", "keep", timeout=180.0)
+        done = swarm.nodes[2].cli("fetch", told["model_id"], str(tmp_path / "back"), timeout=180.0)
         tools.report("real GGUF", f"{told['bytes']} bytes in {told['groups']} groups, {told['seconds']} s, fetched in {done['seconds']} s")
         assert told["groups"] == 33
         assert tools.digests(tmp_path / "back") == {file.name: tools.digests(file.parent)[file.name]}
