@@ -28,7 +28,6 @@ from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.ids import PeerId, model_text
-from protocol.layout import check_runnable
 from runtime.interface import TextLoaded
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
@@ -106,7 +105,6 @@ class Generator:
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
         located = await self._locator.locate(self._swarm.resolve(request.model))
-        check_runnable(located.manifest)
         text = await self._room.text(located)
         prompt = await self._encode(request, located)
         context = text.context or located.manifest.summary.context

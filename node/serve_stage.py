@@ -23,7 +23,6 @@ from protocol import limits
 from protocol.errors import BadInput, Forbidden, MfError, PeerFault
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId, PeerId
-from protocol.layout import check_runnable
 from protocol.messages import OpenSession, SessionEvent, StageSpec, StepHead
 from runtime.interface import OpenSequence, Step, Stepped
 
@@ -117,7 +116,6 @@ class StageSession:
         """Loads, then computes until cancelled."""
         request, server = self._request, self._server
         located = await server._locator.locate(ModelId(request.model))
-        check_runnable(located.manifest)
         opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling)
         started = time.monotonic()
         async with server._room.sequence(located, self._spec.first, self._spec.end, request.precision, opening) as stage:
