@@ -18,6 +18,7 @@ from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
+from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -41,6 +42,7 @@ from node.probe import Probe
 from node.publish import Publisher
 from node.renew_leases import LeaseRenewer
 from node.report import Reporter
+from node.reuse import Reuser
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
@@ -105,7 +107,8 @@ class Node:
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
-        placer = Placer(me, swarm, transfer, self._book)
+        reuser = Reuser(identity.peer_id, swarm, transfer, self._book, self._locator, assembler)
+        placer = Placer(me, swarm, transfer, self._book, reuser)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
@@ -114,10 +117,10 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
-        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
+        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
@@ -225,3 +228,5 @@ class Node:
         shutil.rmtree(self._data.path / "scratch", ignore_errors=True)
         for left in self._data.path.glob("assemble-*"):
             left.unlink(missing_ok=True)
+        for left in self._data.path.glob(f"{PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)

@@ -9,6 +9,7 @@ from erasure.durability import apart, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
 from node.place import Placer
+from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
@@ -35,7 +36,7 @@ class Reporter:
             "version": self._version,
             "peers": [_peer_line(view) for view in self._swarm.peers()],
             "holdings": [{name: line[name] for name in _HOLDING} for line in await self.holdings()],
-            "space": {"quota": space.quota, "used": space.used, "free": space.free},
+            "space": {"quota": space.quota, "used": space.used, "free": space.free, "saved": await self._saved()},
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
             "uncounted": self._uncounted(),
@@ -46,28 +47,25 @@ class Reporter:
         lines = self._swarm.audits.uncounted(time.monotonic())
         return [{"peer_id": held.peer, "shard": shard_text(held.encoding, held.shard), "verdict": verdict.value} for held, verdict in lines]
 
+    async def _saved(self) -> int:
+        return spared(await self._transfer.list_shards(), await self._transfer.models())
+
     async def holdings(self) -> list[dict[str, Any]]:
-        """What lies here, by model; `owners` whose it is."""
-        lines: dict[ModelId, dict[str, Any]] = {}
+        """What lies here, by model; `owners` whose it is. What models share stands under each."""
         pins = await self._transfer.pins()
-        for info in await self._transfer.list_shards():
-            line = lines.setdefault(
-                info.model,
-                {
-                    "model_id": model_text(info.model),
-                    "groups": set(),
-                    "shards": 0,
-                    "bytes": 0,
-                    "full_groups": 0,
-                    "owners": set(),
-                    "pinned": info.model in pins,
-                },
-            )
-            line["groups"].add(info.group)
-            line["shards"] += 1
-            line["bytes"] += info.bytes
-            line["owners"].add(info.owner)
-        return [{**line, "groups": len(line["groups"]), "owners": sorted(line["owners"])} for line in lines.values()]
+        found = by_model(await self._transfer.list_shards(), await self._transfer.models())
+        return [
+            {
+                "model_id": model_text(model),
+                "groups": len({info.key.encoding for info in infos}),
+                "shards": len(infos),
+                "bytes": sum(info.bytes for info in infos),
+                "full_groups": 0,
+                "owners": sorted({info.owner for info in infos}),
+                "pinned": model in pins,
+            }
+            for model, infos in found.items()
+        ]
 
     async def _model_line(self, view: CardView) -> dict[str, Any]:
         model = ModelId(view.card.model)

@@ -30,6 +30,11 @@ MAX_SEGMENTS = 16_384
 
 MAX_BLOB = 64 * MIB
 MAX_HEADER = 10 * MIB
+MAX_GGUF_HEADER = 48 * MIB
+"""Tokenizer included."""
+MAX_GGUF_STRINGS = 1 << 20
+"""Strings in the lists of a GGUF header."""
+MAX_GGUF_DEPTH = 4
 MAX_TENSORS_PER_FILE = 65_536
 MAX_TENSORS = 262_144
 MAX_RANK = 8

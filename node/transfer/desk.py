@@ -35,7 +35,7 @@ from node.transfer.staging import Staging
 from node.transfer.upkeep import Upkeep
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, Unavailable
-from protocol.ids import ModelId
+from protocol.ids import EncodingId, ModelId
 
 T = TypeVar("T")
 CALLBACK_WITHIN = 10.0
@@ -66,6 +66,7 @@ class Desk:
         """What the channel serves."""
         asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
             (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
+            (self.share, calls.ModelBlobs),
             (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
             (self.shard_lengths, calls.ShardRefs),
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
@@ -187,6 +188,11 @@ class Desk:
     async def add_model(self, model: calls.ModelBlobs) -> None:
         await self._in_files(self._store.add_model, ModelId(_id(model.model)), [_id(blob) for blob in model.blobs])
 
+    async def share(self, model: calls.ModelBlobs) -> None:
+        encodings = [EncodingId(_id(encoding)) for encoding in model.blobs]
+        await self._in_files(self._store.share, ModelId(_id(model.model)), encodings)
+        await self._tell("shards_gone", calls.ModelRef(model=model.model))
+
     async def models(self, _: calls.ModelRef) -> list[calls.ModelBlobs]:
         return [calls.ModelBlobs(model=model, blobs=blobs) for model, blobs in (await self._in_files(self._store.models)).items()]
 
@@ -211,7 +217,10 @@ class Desk:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
 
     async def take_back(self, shard: calls.ShardRef) -> bool:
-        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them."""
+        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them.
+
+        What another model shares stays.
+        """
         withdrawn = self._expected.withdraw(shard.key(), shard.owner or "")
         awaited = self._expected.models()
         model = await self._in_files(self._take_back, shard, withdrawn, awaited)
@@ -223,7 +232,7 @@ class Desk:
     def _take_back(self, shard: calls.ShardRef, withdrawn: ModelId | None, awaited: set[ModelId]) -> ModelId | None:
         key = shard.key()
         info = next((info for info in self._store.list_shards() if info.key == key and info.owner == shard.owner), None)
-        if info is not None:
+        if info is not None and not any(key.encoding in blobs for model, blobs in self._store.models().items() if model != info.model):
             self._store.drop_shard(key, f"taken back by {shard.owner}")
         model = info.model if info is not None else withdrawn
         if model is not None:

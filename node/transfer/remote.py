@@ -47,7 +47,7 @@ class TransferCallbacks(Protocol):
         """After a durable put by a peer, or by `keep_shard`."""
 
     async def shards_gone(self, model: ModelId) -> None:
-        """Shards of the model were forgotten or taken back."""
+        """What lies here of the model changed otherwise: forgotten, taken back, collected, shared with another model."""
 
     def ended(self, error: MfError) -> None:
         """The process died without being told to; every call pending has failed. `restart` it."""
@@ -201,6 +201,10 @@ class Transfer:
 
     async def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
         await self._call("add_model", calls.ModelBlobs(model=model, blobs=list(blobs)), None)
+
+    async def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        """Their shards here belong to this model too."""
+        await self._call("share", calls.ModelBlobs(model=model, blobs=list(encodings)), None)
 
     async def models(self) -> dict[ModelId, list[bytes]]:
         found: list[calls.ModelBlobs] = await self._call("models", None, list[calls.ModelBlobs])

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import audits, encoding, grants, limits, manifest, messages, records, signing, ticket, windows
+from protocol import audits, dtypes, encoding, grants, limits, manifest, messages, records, signing, ticket, windows
 from tests.protocol.vector_cases import VECTORS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -79,3 +79,8 @@ def test_vectors_named_are_the_pinned_ones() -> None:
     for file, name, value in rows:
         assert json.loads((VECTORS / file).read_text())[name] == value
     assert json.loads((VECTORS / "records.json").read_text())["peer"] in TEXT
+
+
+def test_blocks_table_is_the_code() -> None:
+    stated = {name: (int(elements), int(size)) for name, elements, size in re.findall(r"\| `([A-Z0-9_]+)` \| (\d+), (\d+) (?=\|)", TEXT)}
+    assert stated == dtypes.BLOCKS
