@@ -4,6 +4,9 @@ Groups are decoded straight to their places in hidden files, a few at a time, so
 against its leaves; what is written, against the digest of each whole file, before that file gets its name. That digest
 covers every tensor, so tensors aren't hashed one by one as well. Where a file comes out wrong, its groups are fetched again by the
 way that compares each with the manifest, which finds the signer who lied. Memory is bounded by the groups in flight.
+
+A fetch that was killed, or ended because holders were away, is taken up by the next into the same folder: groups in place aren't fetched
+again, one under way goes on at its mark. One that its asker stopped leaves nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from node.assemble import Assembler
+from node.assemble import Assembler, Places
 from node.locate import Located, Locator
 from node.owner import Notify
 from node.restore import FileWriter
@@ -35,16 +38,24 @@ class Fetcher:
         self._executor = executor
 
     async def fetch(self, name: str, directory: Path, notify: Notify) -> dict[str, Any]:
-        """{"model_id", "path", "files", "bytes", "seconds"}; nothing is left behind on failure."""
+        """{"model_id", "path", "files", "bytes", "seconds", "resumed", "received"}: of `bytes`, those that a fetch before had left in
+        place; bytes over the network. On failure nothing is left behind, but for what an `Unavailable` stopped: that goes on next time."""
         started = time.monotonic()
         located = await self._locator.locate(self._swarm.resolve(name))
         loop = asyncio.get_running_loop()
-        writer = FileWriter(located.manifest, directory)
+        writer = FileWriter(located.manifest, directory, located.model)
         await loop.run_in_executor(self._executor, writer.open)
         try:
-            await self._write_groups(located, writer, notify)
-            await self._mend(located, writer)
+            resumed = sum(map(writer.in_place, writer.wanted()))
+            received = await self._write_groups(located, writer, notify)
+            received += await self._mend(located, writer)
             await loop.run_in_executor(self._executor, writer.finish)
+        except Unavailable as error:
+            if any(map(writer.in_place, writer.wanted())):
+                error.hint = f"{error.hint + '; ' if error.hint else ''}what has come is kept in {directory}: fetch there again to go on"
+                await loop.run_in_executor(self._executor, writer.leave)
+            await loop.run_in_executor(self._executor, writer.abort)
+            raise
         except BaseException:
             await loop.run_in_executor(self._executor, writer.abort)
             raise
@@ -54,44 +65,58 @@ class Fetcher:
             "files": len(located.manifest.files),
             "bytes": located.manifest.size(),
             "seconds": round(time.monotonic() - started, 3),
+            "resumed": resumed,
+            "received": received,
         }
 
-    async def _write_groups(self, located: Located, writer: FileWriter, notify: Notify) -> None:
-        wanted = writer.wanted()
-        total, done = sum(located.manifest.groups[group].length for group in wanted), 0
+    async def _write_groups(self, located: Located, writer: FileWriter, notify: Notify) -> int:
+        """Bytes over the network."""
+        lengths = {group: located.manifest.groups[group].length for group in writer.wanted()}
+        total, received = sum(lengths.values()), 0
+        missing = [group for group, length in lengths.items() if writer.in_place(group) < length]
+        done = total - sum(lengths[group] for group in missing)
         limit = asyncio.Semaphore(AHEAD)
 
         async def one(group: int) -> int:
             async with limit:
-                spans, fds = writer.targets(group)
-                if len(fds) > MOST_FILES:
-                    await self._checked(located, writer, group)
-                else:
-                    try:
-                        await self._assembler.straight(located, group, spans, fds)
-                    except Unavailable:
-                        await self._checked(located, writer, group)  # tries the group's other encodings too
-            return located.manifest.groups[group].length
+                return await self._straight(located, writer, group)
 
-        tasks = [asyncio.create_task(one(group)) for group in wanted]
+        tasks = [asyncio.create_task(one(group)) for group in missing]
         try:
-            for task in tasks:
-                done += await task
+            for group, task in zip(missing, tasks, strict=True):
+                received += await task
+                done += lengths[group]
                 await notify({"event": "progress", "stage": "fetch", "done": done, "total": total})
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        return received
 
-    async def _mend(self, located: Located, writer: FileWriter) -> None:
-        """Fetches again what makes a file wrong: some encoding decoded to other bytes than the manifest's."""
-        wrong = await asyncio.get_running_loop().run_in_executor(self._executor, writer.wrong_files)
-        for group in writer.groups_of(wrong):
-            await self._checked(located, writer, group)
+    async def _straight(self, located: Located, writer: FileWriter, group: int) -> int:
+        spans, fds = writer.targets(group)
+        if len(fds) > MOST_FILES:
+            return await self._checked(located, writer, group)
+        try:
+            received = await self._assembler.straight(located, group, Places(spans, fds, writer.mark(group)))
+        except Unavailable:
+            return await self._checked(located, writer, group)  # tries the group's other encodings too
+        writer.complete(group)
+        return received
 
-    async def _checked(self, located: Located, writer: FileWriter, group: int) -> None:
+    async def _mend(self, located: Located, writer: FileWriter) -> int:
+        """Fetches again what makes a file wrong: some encoding decoded to other bytes than the manifest's, or what was left in place by
+        a fetch before isn't what its marks said."""
+        loop, received = asyncio.get_running_loop(), 0
+        wrong = await loop.run_in_executor(self._executor, writer.wrong_files)
+        for group in await loop.run_in_executor(self._executor, writer.wrong_groups, wrong) if wrong else ():
+            received += await self._checked(located, writer, group)
+        return received
+
+    async def _checked(self, located: Located, writer: FileWriter, group: int) -> int:
         assembled = await self._assembler.group(located, group)
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, writer.write_group, group, assembled.fd)
         finally:
             assembled.close()
+        return assembled.received

@@ -275,7 +275,7 @@ class Desk:
         if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
+        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink.marked(job, fds)
         return await fetch_group(job, sink, self._connections, callbacks, self._decoding)
 
     async def push_shard(self, job: PushShard) -> None:

@@ -72,8 +72,9 @@ class GroupFetch:
         encoding = encoding_id(job.envelope)
         self._job = job
         self._shape = Shape.of(encoding, self._record)
-        self._board = Board(self._shape, connections.buffers)
         self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret)
+        self._first = self._assembler.skip(job.done)
+        self._board = Board(self._shape, connections.buffers, self._first)
         self._connections = connections
         self._callbacks = callbacks
         self._executor = executor
@@ -249,7 +250,7 @@ class GroupFetch:
 
     async def _assemble(self) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(self._shape.windows):
+        for _ in range(self._first, self._shape.windows):
             window, got = await self._board.next_ready()
             spare = [self._board.buffer() for shard in range(self._record.k) if shard not in got]
             try:

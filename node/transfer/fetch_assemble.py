@@ -58,6 +58,14 @@ class Assembler:
         self._before: dict[int, bytearray] = {}
         self._plain = room.take(SLACK + max((segment.plain for segment in record.segments), default=0))
 
+    def skip(self, done: int) -> int:
+        """Leaves out the segments that lie whole in the first `done` bytes of the group; the window to begin with."""
+        while self._segment < len(self._lengths) and self._at + self._record.segments[self._segment].plain <= done:
+            self._at += self._record.segments[self._segment].plain
+            self._piece_at += self._lengths[self._segment]
+            self._segment += 1
+        return self._shape.windows if self._segment == len(self._lengths) else self._piece_at // WINDOW
+
     def end(self) -> list[bytearray]:
         """The buffers still held; nothing may be called after it."""
         free = list(self._before.values())

@@ -47,9 +47,9 @@ class Shape:
 class Board:
     """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
 
-    def __init__(self, shape: Shape, pool: list[bytearray]) -> None:
-        self.front = 0
-        self.assembled = 0
+    def __init__(self, shape: Shape, pool: list[bytearray], first: int = 0) -> None:
+        self.front = first
+        self.assembled = first
         self.leaves: dict[int, bytes] = {}
         self._shape = shape
         self._ahead = max(2, min(4, MEMORY // (WINDOW * shape.k) - 3))
