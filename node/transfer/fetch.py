@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Iterator
 from concurrent.futures import Executor
 
 from erasure.cipher import PUBLIC_SECRET
-from node.transfer.fetch_assemble import Assembler
+from node.transfer.fetch_assemble import Assembler, shard_offset
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Fetched, FetchGroup, Source
@@ -71,10 +71,9 @@ class GroupFetch:
         self._signer, self._record = parse_encoding(job.envelope)
         encoding = encoding_id(job.envelope)
         self._job = job
-        self._shape = Shape.of(encoding, self._record)
-        self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret)
-        self._first = self._assembler.skip(job.done)
-        self._board = Board(self._shape, connections.buffers, self._first)
+        self._shape = Shape.of(encoding, self._record).beginning(shard_offset(self._record, job.done))
+        self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret, job.done)
+        self._board = Board(self._shape, connections.buffers)
         self._connections = connections
         self._callbacks = callbacks
         self._executor = executor
@@ -250,7 +249,7 @@ class GroupFetch:
 
     async def _assemble(self) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(self._first, self._shape.windows):
+        for _ in range(self._shape.windows):
             window, got = await self._board.next_ready()
             spare = [self._board.buffer() for shard in range(self._record.k) if shard not in got]
             try:

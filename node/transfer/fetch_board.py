@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol import limits
 from protocol.encoding import Encoding, leaf_count
@@ -26,7 +26,8 @@ KEPT = 56
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB."""
+    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB from leaf `origin`
+    on, where reading begins."""
 
     encoding: bytes
     k: int
@@ -34,22 +35,31 @@ class Shape:
     leaves: int
     windows: int
     roots: list[bytes]
+    origin: int = 0
 
     @classmethod
     def of(cls, encoding: bytes, record: Encoding) -> Shape:
         length = record.shard_length()
         return cls(encoding, record.k, length, leaf_count(length), -(-length // WINDOW), record.roots)
 
+    def beginning(self, offset: int) -> Shape:
+        """The same for reading from `offset` of the shards on."""
+        origin = offset // limits.LEAF
+        return replace(self, origin=origin, windows=-(-(self.length - origin * limits.LEAF) // WINDOW))
+
+    def first_leaf(self, window: int) -> int:
+        return self.origin + window * limits.WINDOW_LEAVES
+
     def window_length(self, window: int) -> int:
-        return min(WINDOW, self.length - window * WINDOW)
+        return min(WINDOW, self.length - self.first_leaf(window) * limits.LEAF)
 
 
 class Board:
     """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
 
-    def __init__(self, shape: Shape, pool: list[bytearray], first: int = 0) -> None:
-        self.front = first
-        self.assembled = first
+    def __init__(self, shape: Shape, pool: list[bytearray]) -> None:
+        self.front = 0
+        self.assembled = 0
         self.leaves: dict[int, bytes] = {}
         self._shape = shape
         self._ahead = max(2, min(4, MEMORY // (WINDOW * shape.k) - 3))
