@@ -77,7 +77,7 @@ def undisturbed(tmp_path: Path, every: int, prepare: Path | None = None, steps: 
     if prepare:
         shutil.copytree(prepare, folder)
     ended = run(folder, steps)
-    assert not ended.killed, ended.errors
+    assert not ended.killed, ended.told
     return ended, places(ended.calls)[::every]
 
 
@@ -129,7 +129,7 @@ def test_a_disk_that_fails_refuses_puts_and_goes_on_reading(tmp_path: Path, erro
     for place in where:
         folder = tmp_path / f"{place.call}{place.count}"
         ended = run(folder, "STORE", at=place, fault=f"error={error}")
-        assert not ended.killed, (place, ended.errors)
+        assert not ended.killed, (place, ended.told)
         if "open" not in ended.told:
             assert ended.told[0].startswith("no open ")
             continue
