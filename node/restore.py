@@ -12,6 +12,7 @@ All methods block; `write_group` may be called from several threads for differen
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -31,6 +32,7 @@ from protocol.manifest import Manifest
 WORK = ".mf-fetch"
 MARKS = "marks"
 _WRITE = 8 * limits.MIB
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class FileWriter:
@@ -299,7 +301,7 @@ class FileWriter:
 
 def _said(error: OSError, directory: Path) -> MfError:
     text = f"{directory}: can't be written: {error.strerror}"
-    return StorageFull(text) if error.errno in (28, 122) else BadInput(text, hint="give a folder that can be written")
+    return StorageFull(text) if error.errno in _FULL else BadInput(text, hint="give a folder that can be written")
 
 
 def _digest_of(fd: int, offset: int, length: int) -> bytes:

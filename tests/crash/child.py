@@ -1,7 +1,8 @@
 """The process that stores and is killed: STEPS of `script`, in FOLDER, WITHOUT one act.
 
 Tells each step's end with `writev`, a call that the sweeps leave alone: `ack N`, or `no N CODE` when the store refused it; after a
-refusal everything listed is read: `reads N SHARDS`. WITHOUT takes one act out of the durable order, to show that the checker sees it missing.
+refusal everything listed is read: `reads N SHARDS`. WITHOUT takes one act out of the durable order, to show that the checker sees it
+missing.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ import ctypes
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 
+from erasure.code import Code
 from tests.crash import child, fetch_child, staging_child, upgrade_child
 
 CHILDREN = {module.__name__: module for module in (child, fetch_child, staging_child, upgrade_child)}
@@ -39,6 +41,9 @@ def begin(gate: int, module: str, folder: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
+    # What is looked for once and written about once in a process: not a thing of the work that is killed.
+    tempfile.gettempdir()
+    Code(2, 3).encode([bytes(16)] * 2)
     for line in sys.stdin:
         module, folder, *arguments = line.split()
         gate, opening = os.pipe()

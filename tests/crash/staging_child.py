@@ -44,9 +44,7 @@ def main(folder: str, source: str) -> None:
 
 def steps(store: DiskStore, staging: Staging, source: str) -> None:
     spans = [SourceSpan(0, 0, LENGTH)]
-    job = EncodeGroup(
-        model=MODEL, group=0, group_id=bytes(32), length=LENGTH, spans=spans, k=K, n=N, compression="raw", element=2
-    )
+    job = EncodeGroup(model=MODEL, group=0, group_id=bytes(32), length=LENGTH, spans=spans, k=K, n=N, compression="raw", element=2)
     fd = os.open(source, os.O_RDONLY)
     encoded = asyncio.run(encode_group(job, [fd], staging, KEY, InlineExecutor()))
     say("ack 0")

@@ -15,9 +15,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHANGES = (
-    "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,ftruncate,utimensat"
-)
+CHANGES = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,ftruncate,utimensat"
 """Every call by which a child changes the disk; its answers go by writev."""
 WITHIN = 60.0
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\(")
