@@ -97,7 +97,10 @@ class FileWriter:
     def complete(self, group: int) -> None:
         """The whole group is written."""
         assert self._marks is not None
-        self._marks.set(group, self._manifest.groups[group].length)
+        try:
+            self._marks.set(group, self._manifest.groups[group].length)
+        except OSError as error:
+            raise _said(error, self._directory) from error
 
     def write_group(self, group: int, source: int | memoryview | bytes | mmap.mmap, offset: int = 0) -> None:
         """Writes a group's verified plain bytes from a buffer or a descriptor (from `offset` of it) to their files."""

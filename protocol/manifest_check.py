@@ -14,7 +14,7 @@ from itertools import pairwise
 from protocol import limits
 from protocol.config_summary import check_summary
 from protocol.errors import BadInput
-from protocol.grouping import Grouping, SourceTensor, group_model
+from protocol.grouping import Grouping, group_model
 from protocol.manifest import RULE, Manifest
 from protocol.safetensors_header import check_tensor
 
@@ -83,11 +83,10 @@ def _check_tensors(manifest: Manifest) -> None:
 
 
 def _regroup(manifest: Manifest) -> Grouping:
-    tensors = [SourceTensor(t.name, t.dtype, tuple(t.shape), t.file, t.offset, t.length, t.digest) for t in manifest.tensors]
     total = sum(entry.length for entry in manifest.files)
     if total > limits.MAX_GROUPS * limits.MAX_GROUP:
         raise BadInput(f"manifest: {total} bytes in all, more than {limits.MAX_GROUPS} groups can hold")
-    return group_model([entry.length for entry in manifest.files], tensors)
+    return group_model([entry.length for entry in manifest.files], manifest.tensors)
 
 
 def _compare(manifest: Manifest, grouping: Grouping) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.store.durable import remove_quietly
+from node.store.durable import disk_errors, remove_quietly
 from protocol import limits
 from protocol.encoding import Encoding, encoding_id, leaf_count, parse_encoding
 from protocol.errors import BadInput, NotFound
@@ -41,8 +41,9 @@ class Staging:
 
     def begin(self) -> Path:
         """A fresh folder to fill; `finish` makes it appear, `abandon` removes it."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(suffix=_MAKING, dir=self._folder))
+        with disk_errors(self._folder, writing=True):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(suffix=_MAKING, dir=self._folder))
 
     def finish(self, making: Path, envelope: bytes) -> EncodingId:
         """Writes the envelope and renames. Where the encoding is staged already its files are replaced, one by one, by the same bytes:

@@ -48,7 +48,7 @@ def again(target: Path, source: Path) -> Ended:
     return ended
 
 
-@every(5)
+@every(8)
 def test_a_kill_at_any_change_leaves_no_half_file_and_costs_a_segment(tmp_path: Path, source: Path, every: int) -> None:
     whole = again(tmp_path / "whole", source)
     size = told(whole, "wrote ")
@@ -69,7 +69,7 @@ def test_a_kill_at_any_change_leaves_no_half_file_and_costs_a_segment(tmp_path: 
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@every(10)
+@every(16)
 def test_a_disk_that_fails_ends_it_with_a_reason_and_leaves_nothing(tmp_path: Path, source: Path, error: str, every: int) -> None:
     whole = again(tmp_path / "whole", source)
     for place in places(whole.calls)[::every]:

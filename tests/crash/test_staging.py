@@ -52,7 +52,7 @@ def judge(folder: Path, kept: bool | None) -> None:
         store.close()
 
 
-@every(4)
+@every(7)
 def test_a_kill_leaves_whole_staged_shards_or_none_and_loses_no_kept_one(tmp_path: Path, source: Path, every: int) -> None:
     whole = run(tmp_path / "whole", str(source), child="staging_child")
     assert whole.acks == [0, 1, 2], whole.told
@@ -68,7 +68,7 @@ def test_a_kill_leaves_whole_staged_shards_or_none_and_loses_no_kept_one(tmp_pat
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@every(8)
+@every(12)
 def test_a_disk_that_fails_refuses_it_as_full(tmp_path: Path, source: Path, error: str, every: int) -> None:
     whole = run(tmp_path / "whole", str(source), child="staging_child")
     for place in places(whole.calls)[::every]:

@@ -27,7 +27,7 @@ from tests.crash.strace import CHANGES, Ended, Place, places, run
 from tests.node.store.samples import get, shard
 
 RESTART = 5.0
-COLUMNS = "shard, model, group_index, bytes, put_at, owner, file_bytes"
+COLUMNS = "shard, model, group_index, bytes, put_at, owner, file_bytes, sum"
 
 
 def every(some: int) -> pytest.MarkDecorator:
@@ -94,7 +94,7 @@ def undisturbed(tmp_path: Path, every: int, prepare: Path | None = None, steps: 
 
 
 @pytest.mark.parametrize("steps", ["STORE", "COLLECT"])
-@every(4)
+@every(6)
 def test_a_kill_at_any_change_loses_nothing_acknowledged(tmp_path: Path, every: int, steps: str) -> None:
     all_steps = getattr(script, steps)
     ended, where = undisturbed(tmp_path, every, steps=steps)
@@ -157,7 +157,7 @@ def test_a_kill_while_the_index_is_made_again(tmp_path: Path, old_index: tuple[P
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("steps", ["STORE", "COLLECT"])
-@every(9)
+@every(15)
 def test_a_disk_that_fails_refuses_puts_and_goes_on_reading(tmp_path: Path, error: str, every: int, steps: str) -> None:
     """One call fails; the step under way is refused as full (507), each other one is done, all that is held is read meanwhile, and nothing
     refused is listed."""

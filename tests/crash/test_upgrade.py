@@ -45,7 +45,7 @@ def judge(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO", "error=ENOSPC"])
-@every(1)
+@every(3)
 def test_a_fault_at_any_change_leaves_one_of_the_two(tmp_path: Path, prepared: tuple[Path, str], fault: str, every: int) -> None:
     folder, way = prepared
     shutil.copytree(folder, tmp_path / "whole")
