@@ -12,10 +12,8 @@ import pytest
 from protocol import limits
 from protocol.encoding import Encoding, Segment, check_encoding, segment_plain
 from protocol.errors import BadInput
-from protocol.framing import FrameReader, encode_varint, pack, unpack
-from protocol.grants import Grant
+from protocol.framing import FrameReader, encode_varint
 from protocol.manifest_check import check_file_name
-from protocol.messages import GrantAsk, GrantRequest, check_grant_request
 
 TESTS = Path(__file__).parents[1]
 
@@ -54,6 +52,9 @@ ELSEWHERE = {
     "PROVIDER_LIFETIME": "node/network/test_kad.py",
     "GRANT_OPEN_WITHIN": "protocol/test_codecs.py",
     "CLOCK_TOLERANCE": "protocol/test_codecs.py",
+    "MAX_GRANTS_ASKED": "node/test_grants.py",
+    "MAX_SHARDS_ASKED": "node/test_grants.py",
+    "MAX_CHAT_TEMPLATE": "runtime/test_text.py",
     "ALIGNMENT": "protocol/test_grouping.py",
 }
 NO_BOUNDS = {"KIB", "MIB", "GIB", "LEAF", "WINDOW_LEAVES"}
