@@ -115,6 +115,7 @@ class Holder:
         if self.manner == "endless":
             while True:
                 await response.write(bytes(limits.LEAF))
+                await asyncio.sleep(0)
         await response.write_eof()
         return response
 
