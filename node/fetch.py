@@ -12,6 +12,7 @@ again, one under way goes on at its mark. One that its asker stopped leaves noth
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -25,7 +26,8 @@ from node.swarm.interface import Swarm
 from protocol.errors import Unavailable
 from protocol.ids import model_text
 
-AHEAD = 3
+log = logging.getLogger(__name__)
+AHEAD = 12
 MOST_FILES = 32
 """Of one group: descriptors that one call to the transfer process carries."""
 
@@ -76,10 +78,15 @@ class Fetcher:
         missing = [group for group, length in lengths.items() if writer.in_place(group) < length]
         done = total - sum(lengths[group] for group in missing)
         limit = asyncio.Semaphore(AHEAD)
+        self._assembler.expect(located, missing)
 
         async def one(group: int) -> int:
             async with limit:
-                return await self._straight(located, writer, group)
+                straight, received = await self._get(located, writer, group)
+            if straight:
+                # Hashed while the next ones are on their way.
+                await asyncio.get_running_loop().run_in_executor(self._executor, writer.written, group)
+            return received
 
         tasks = [asyncio.create_task(one(group)) for group in missing]
         try:
@@ -93,16 +100,17 @@ class Fetcher:
             await asyncio.gather(*tasks, return_exceptions=True)
         return received
 
-    async def _straight(self, located: Located, writer: FileWriter, group: int) -> int:
+    async def _get(self, located: Located, writer: FileWriter, group: int) -> tuple[bool, int]:
+        """Writes the group to its places: whether its files are still to be hashed, and bytes over the network."""
         spans, fds = writer.targets(group)
-        if len(fds) > MOST_FILES:
-            return await self._checked(located, writer, group)
-        try:
-            received = await self._assembler.straight(located, group, Places(spans, fds, writer.mark(group)))
-        except Unavailable:
-            return await self._checked(located, writer, group)  # tries the group's other encodings too
-        writer.complete(group)
-        return received
+        if len(fds) <= MOST_FILES:
+            try:
+                received = await self._assembler.straight(located, group, Places(spans, fds, writer.mark(group)))
+                writer.complete(group)
+                return True, received
+            except Unavailable as error:
+                log.info("trying the group's other encodings too: %s", error)
+        return False, await self._checked(located, writer, group)
 
     async def _mend(self, located: Located, writer: FileWriter) -> int:
         """Fetches again what makes a file wrong: some encoding decoded to other bytes than the manifest's, or what was left in place by

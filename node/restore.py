@@ -22,6 +22,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from node.file_digests import FileDigests
 from node.transfer.jobs import TargetSpan
 from node.transfer.marks import Marks
 from protocol import limits
@@ -56,6 +57,7 @@ class FileWriter:
         self._placed: list[Path] = []
         self._right: set[int] = set()
         self._by_file: dict[int, set[int]] = {}
+        self._digests = FileDigests([], {})
 
     def open(self) -> None:
         """Makes and locks the target. `Conflict` when other files lie there, `StorageFull` when it won't fit."""
@@ -70,8 +72,13 @@ class FileWriter:
             raise
 
     def wanted(self) -> list[int]:
-        """Group numbers that files not there yet need, ascending."""
-        return [index for index, spans in enumerate(self._spans) if any(span.file not in self._kept for span in spans)]
+        """Group numbers that files not there yet need, in the order in which they stand in the files."""
+        places = {
+            index: min((span.file, span.offset) for span in spans if span.file not in self._kept)
+            for index, spans in enumerate(self._spans)
+            if any(span.file not in self._kept for span in spans)
+        }
+        return sorted(places, key=lambda index: places[index])
 
     def groups_of(self, files: set[int]) -> list[int]:
         """Group numbers with bytes in any of these files, ascending."""
@@ -82,6 +89,7 @@ class FileWriter:
         spans = [span for span in self._spans[group] if span.file not in self._kept]
         files = sorted({span.file for span in spans})
         self._right.difference_update(files)
+        self._digests.writing(group)
         number = {file: place for place, file in enumerate(files)}
         return [TargetSpan(number[span.file], span.at, span.offset, span.length) for span in spans], [self._fds[file] for file in files]
 
@@ -102,6 +110,10 @@ class FileWriter:
         except OSError as error:
             raise _said(error, self._directory) from error
 
+    def written(self, group: int) -> None:
+        """Who was given `targets` has written all of it there."""
+        self._digests.written(group, self._fds)
+
     def write_group(self, group: int, source: int | memoryview | bytes | mmap.mmap, offset: int = 0) -> None:
         """Writes a group's verified plain bytes from a buffer or a descriptor (from `offset` of it) to their files."""
         length = self._manifest.groups[group].length
@@ -117,7 +129,8 @@ class FileWriter:
     def wrong_files(self) -> set[int]:
         """Numbers of the files whose bytes aren't what the manifest says (yet)."""
         for index in self._fds.keys() - self._right:
-            if _file_digest(self._directory / WORK / str(index)) == self._manifest.files[index].digest:
+            found = self._digests.of(index) or _file_digest(self._directory / WORK / str(index))
+            if found == self._manifest.files[index].digest:
                 self._right.add(index)
         return self._fds.keys() - self._right
 
@@ -193,6 +206,7 @@ class FileWriter:
         for index in range(len(self._manifest.files)):
             if index not in self._kept:
                 self._open_file(work, index)
+        self._digests = FileDigests(self._spans, {index: self._manifest.files[index].length for index in self._fds})
 
     def _open_marks(self, work: Path) -> None:
         """Those of a killed fetch of this model, else fresh ones in a fresh folder."""
@@ -275,12 +289,14 @@ class FileWriter:
     def _write(self, group: int, view: memoryview, start: int) -> None:
         if len(view) - start < self._manifest.groups[group].length:
             raise BadInput(f"group {self._manifest.groups[group].name}: fewer bytes than its length")
+        self._digests.writing(group)
         try:
             for span in self._spans[group]:
                 if span.file not in self._kept:
                     self._right.discard(span.file)
                     _write_at(self._fds[span.file], view[start + span.at : start + span.at + span.length], span.offset)
             self.complete(group)
+            self._digests.written(group, self._fds)
         except OSError as error:
             raise _said(error, self._directory) from error
 

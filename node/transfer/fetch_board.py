@@ -12,16 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from node.transfer.slots import Slot, Slots
+from node.transfer.windows import WINDOW
 from protocol import limits
 from protocol.encoding import Encoding, leaf_count
-from protocol.windows import SIGNATURE
 
-WINDOW = limits.WINDOW_LEAVES * limits.LEAF
 MEMORY = 48 * limits.MIB
 """Bytes of windows held at once, as long as k leaves room for two windows of every lane."""
-
-KEPT = 56
-"""Buffers of a window kept for the next fetch: as many as three groups use at once."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +51,52 @@ class Shape:
         return min(WINDOW, self.length - self.first_leaf(window) * limits.LEAF)
 
 
-class Board:
-    """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
+class Signal:
+    """Wakes who waits for one kind of change: with one for all, every window that came would wake every reader."""
 
-    def __init__(self, shape: Shape, pool: list[bytearray]) -> None:
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Returns at the next wake, or after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(future)
+        timer = None if timeout is None else loop.call_later(timeout, _settle, future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+            if timer is not None:
+                timer.cancel()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Board:
+    """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists.
+    `came(bytes)` is called for every window that is taken."""
+
+    def __init__(self, shape: Shape, slots: Slots, came: Callable[[int], None] = lambda count: None) -> None:
         self.front = 0
         self.assembled = 0
         self.leaves: dict[int, bytes] = {}
         self._shape = shape
         self._ahead = max(2, min(4, MEMORY // (WINDOW * shape.k) - 3))
-        self._got: dict[int, dict[int, bytearray]] = {}
+        self._got: dict[int, dict[int, Slot]] = {}
         self._seconds: dict[int, list[float]] = {}
-        self._ready: deque[tuple[int, dict[int, bytearray]]] = deque()
-        # Shared by all fetches of the process: a fresh MiB costs more in page faults than the copy into it.
-        self._pool = pool
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._ready: deque[tuple[int, dict[int, Slot]]] = deque()
+        self._slots, self._tell_came = slots, came
+        self._came, self._written, self._lanes = Signal(), Signal(), Signal()
 
     def wants(self, window: int, shard: int) -> bool:
         got = self._got.get(window, {})
@@ -78,62 +106,48 @@ class Board:
         """How long the shards that are here of a window took to read, each."""
         return self._seconds.get(window, [])
 
-    def deliver(self, window: int, shard: int, buffer: bytearray, seconds: float) -> None:
+    def deliver(self, window: int, shard: int, slot: Slot, seconds: float) -> None:
         """Takes a verified window of a shard; what isn't needed any more goes back to the pool."""
         if not self.wants(window, shard):
-            self.give_back(buffer)
+            self.give_back(slot)
             return
-        self._got.setdefault(window, {})[shard] = buffer
+        self._got.setdefault(window, {})[shard] = slot
         self._seconds.setdefault(window, []).append(seconds)
+        self._tell_came(self._shape.window_length(window))
         while len(self._got.get(self.front, ())) == self._shape.k:
             self._ready.append((self.front, self._got.pop(self.front)))
             del self._seconds[self.front]
             self.front += 1
-        self.wake()
+            self._came.wake()
+        if self.front >= self._shape.windows:
+            self.wake()
 
     async def room(self, window: int) -> None:
-        await self._until(lambda: window < self.assembled + self._ahead)
+        while window >= self.assembled + self._ahead:
+            await self._written.wait()
 
-    async def next_ready(self) -> tuple[int, dict[int, bytearray]]:
+    async def next_ready(self) -> tuple[int, dict[int, Slot]]:
         """The next window in order with its k shards."""
-        await self._until(lambda: bool(self._ready))
+        while not self._ready:
+            await self._came.wait()
         return self._ready.popleft()
 
     def window_assembled(self) -> None:
         self.assembled += 1
-        self.wake()
+        self._written.wake()
 
-    def buffer(self) -> bytearray:
+    def slot(self) -> Slot:
         """Room for a window and its signature."""
-        if self._shape.length < WINDOW:
-            return bytearray(self._shape.length + SIGNATURE)
-        return self._pool.pop() if self._pool else bytearray(WINDOW + SIGNATURE)
+        return self._slots.take()
 
-    def give_back(self, buffer: bytearray) -> None:
-        """The caller has no view of it any more."""
-        if len(buffer) == WINDOW + SIGNATURE and len(self._pool) < KEPT:
-            self._pool.append(buffer)
+    def give_back(self, slot: Slot) -> None:
+        """The caller doesn't use it any more."""
+        self._slots.give_back(slot)
 
     async def change(self, timeout: float) -> None:
-        """Returns at the next change or after `timeout` seconds."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await asyncio.wait([future], timeout=timeout)
-        finally:
-            self._waiting.discard(future)
+        """Returns when a reader has ended or the last window has come, or after `timeout` seconds."""
+        await self._lanes.wait(timeout)
 
     def wake(self) -> None:
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-        self._waiting.clear()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
-            try:
-                await future
-            finally:
-                self._waiting.discard(future)
+        """A reader has ended."""
+        self._lanes.wake()

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from node.transfer.jobs import FetchGroup, TargetSpan
+from node.transfer.jobs import BeginDecoding, FetchGroup, TargetSpan
 from node.transfer.marks import Mark
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
@@ -34,7 +34,7 @@ class Sink:
         return cls([TargetSpan(0, 0, offset, limits.MAX_GROUP)], [fd])
 
     @classmethod
-    def marked(cls, job: FetchGroup, fds: Sequence[int]) -> Sink:
+    def marked(cls, job: FetchGroup | BeginDecoding, fds: Sequence[int]) -> Sink:
         """The places that the job names, and its mark where it has one."""
         if job.mark is None:
             return cls(job.spans or [], fds)

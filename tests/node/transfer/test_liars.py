@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from erasure.cipher import PUBLIC_SECRET
+from node.transfer.decoding import ThreadDecoding
 from node.transfer.fetch import GroupFetch
 from node.transfer.jobs import FetchGroup
 from node.transfer.sink import Sink
@@ -56,7 +56,8 @@ async def fetch(swarm: Swarm, node: Node, tmp_path: Path) -> Counter[str]:  # no
     job = FetchGroup(job="j", envelope=swarm.encoded.envelope, offset=0, sources=[holder.source for holder in swarm.holders])
     fd = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
     try:
-        running = GroupFetch(job, Sink.whole(fd), swarm.connections, node.callbacks, swarm.executor, PUBLIC_SECRET)
+        decoding = ThreadDecoding(swarm.encoded.envelope, Sink.whole(fd), swarm.executor)
+        running = GroupFetch(job, decoding, swarm.connections, node.callbacks)
         await running.run()
         assert os.pread(fd, len(swarm.data) + 1, 0) == swarm.data
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from node.transfer.decoding import ThreadDecoding
 from node.transfer.fetch import GroupFetch
 from node.transfer.fetch_board import WINDOW
 from node.transfer.jobs import FetchGroup, TargetSpan
@@ -36,9 +37,9 @@ def begin(swarm: Swarm, node: Node, fds: list[int]) -> GroupFetch:  # noqa: F811
     spans = [TargetSpan(0, 0, 0, len(swarm.data))]
     sources = [holder.source for holder in swarm.holders]
     job = FetchGroup(job="j", envelope=swarm.encoded.envelope, offset=0, sources=sources, spans=spans, mark=0, done=read_mark(fds[1], 0))
-    from erasure.cipher import PUBLIC_SECRET
 
-    return GroupFetch(job, Sink.marked(job, fds), swarm.connections, node.callbacks, swarm.executor, PUBLIC_SECRET)
+    decoding = ThreadDecoding(job.envelope, Sink.marked(job, fds), swarm.executor, done=job.done)
+    return GroupFetch(job, decoding, swarm.connections, node.callbacks)
 
 
 def received(fetch: GroupFetch) -> int:
