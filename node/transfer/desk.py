@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 class Desk:
     """Unconfigured until `configure`; every other call before it is refused."""
 
-    def __init__(self, log_form: str) -> None:
+    def __init__(self, log_form: str = "text") -> None:
         self._channel: Channel | None = None
         self._started = False
         self._upkeep: list[asyncio.Task[None]] = []
