@@ -15,6 +15,7 @@ group. Two things must hold:
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class Verdict:
     words: str
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def chance_below_k(k: int, present: int, leaving: float, seconds: float) -> float:
     """Chance that, `seconds` from now, fewer than k of the present holders are left if nothing is repaired."""
     return unreadable(k, present, math.exp(-leaving * seconds)) if present >= k else 1.0

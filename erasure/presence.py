@@ -16,9 +16,11 @@ when the swarm's habits change), and phi-accrual (it answers "does it hear me", 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 HOUR = 3_600.0
 GONE_AFTER = 12 * HOUR
@@ -47,6 +49,22 @@ class _Node:
     up: float = 0.0
     since: float = 0.0
     absences: tuple[float, ...] = ()
+    forecast: float | None = None
+    """Seconds after which it is gone, by its own absences."""
+
+
+class Absence(NamedTuple):
+    """`seconds` away so far; `gone_after` so many its shards no longer count; `back`: there is reason to expect it back, not just hope.
+
+    The reason is its own history, or that it vanished within two minutes of a fifth of the swarm, less than `grace` ago.
+    """
+
+    seconds: float
+    gone_after: float
+    back: bool
+
+
+HERE = Absence(0.0, math.inf, True)
 
 
 class Presence:
@@ -75,7 +93,7 @@ class Presence:
             node.away_since, node.since = None, now
             self._here += 1
         elif routable and node.away_since is not None:
-            node.absences = (*node.absences[1 - KEPT :], now - node.away_since)
+            self._learn(node, now - node.away_since)
             node.away_since, node.since = None, now
             self._here += 1
             self._many.discard(peer)
@@ -100,23 +118,17 @@ class Presence:
             return None
         return 0.0 if node.away_since is None else max(now - node.away_since, 1e-9)
 
-    def gone_after(self, peer: str) -> float:
-        """Seconds away after which the peer's shards no longer count."""
+    def absence(self, peer: str, now: float) -> Absence | None:
+        """`HERE` while the peer is routable; None for one never seen."""
         node = self._nodes.get(peer)
-        if node is None or len(node.absences) < ENOUGH_ABSENCES:
-            return self.default
-        return min(LONGEST, max(self.grace, 1.5 * max(node.absences)))
-
-    def comes_back(self, peer: str, away: float) -> bool:
-        """Whether the peer's own history, not the default, says that it will be back from an absence this long."""
-        node = self._nodes.get(peer)
-        if node is None or len(node.absences) < ENOUGH_ABSENCES:
-            return False
-        return away < self.gone_after(peer)
-
-    def left_with_many(self, peer: str) -> bool:
-        """Whether the peer's absence began within two minutes of a fifth of the swarm's."""
-        return peer in self._many
+        if node is None:
+            return None
+        if node.away_since is None:
+            return HERE
+        seconds = max(now - node.away_since, 1e-9)
+        if node.forecast is None:
+            return Absence(seconds, self.default, seconds < self.grace and peer in self._many)
+        return Absence(seconds, node.forecast, seconds < node.forecast)
 
     def up_and_seen(self, peer: str, now: float) -> tuple[float, float]:
         """Seconds up, of the seconds since the peer was first met."""
@@ -139,6 +151,11 @@ class Presence:
         left = {peer for at, peer in self._left if at <= last and (node := self._nodes.get(peer)) and node.away_since == at}
         hours = max(0.0, last - first) / HOUR * (self._here + len(left) / 2)
         return (len(left) + PRIOR_LEAVERS) / (hours + PRIOR_HOURS) / HOUR
+
+    def _learn(self, node: _Node, absence: float) -> None:
+        node.absences = (*node.absences[1 - KEPT :], absence)
+        if len(node.absences) >= ENOUGH_ABSENCES:
+            node.forecast = min(LONGEST, max(self.grace, 1.5 * max(node.absences)))
 
     def _note_leaving(self, peer: str, left: float) -> None:
         self._left.append((left, peer))

@@ -91,6 +91,8 @@ class _Episode:
 
     since: float
     jitter: float
+    free_since: float
+    """When nobody held it any more: from then on the order counts anew."""
     claimed: float | None = None
     working: float | None = None
     until: float = 0.0
@@ -137,6 +139,8 @@ class Repairer:
                 continue
             look = _Look(view, stands, presence, now, self._episode(view.group, now, rng))
             look.claim = self._claim_of_another(look, claims.get(view.group, ()))
+            if look.claim is not None:
+                look.episode.free_since = now
             commands += [*self._alarm(look), *self._go_on(look)]
             if self._my_turn(look):
                 waiting.append(look)
@@ -168,7 +172,7 @@ class Repairer:
     def _episode(self, group: bytes, now: float, rng: random.Random) -> _Episode:
         self._surplus.pop(group, None)
         if group not in self._episodes:
-            self._episodes[group] = _Episode(now, rng.random() * self.settings.round / 2)
+            self._episodes[group] = _Episode(now, rng.random() * self.settings.round / 2, now)
         return self._episodes[group]
 
     def _spare(self, view: GroupView, stands: Standing, presence: Presence, now: float) -> list[Command]:
@@ -191,7 +195,7 @@ class Repairer:
             if over or look.presence.away(claim.peer, look.now) != 0.0 or not holds(claim.peer, look.view):
                 continue
             first = look.episode.claims.setdefault(claim.peer, look.now)
-            in_time = look.now - first <= self.settings.longest_claim
+            in_time = look.now - first <= self._longest(look.view)
             if in_time and (best is None or comes_before(look.view, claim.peer, best.peer, look.now)):
                 best = claim
         return best
@@ -200,7 +204,7 @@ class Repairer:
         """An own claim moves on: it is renewed while the work lasts, given up for a better one, or turned into work once it has settled."""
         episode, now = look.episode, look.now
         if episode.working is not None:
-            if episode.until - now >= 2 * self.settings.round or now - episode.working >= self.settings.longest_claim:
+            if episode.until - now >= 2 * self.settings.round or now - episode.working >= self._longest(look.view):
                 return []
             episode.until = now + 4 * self.settings.round
             return [Claim(look.view.group, self.me, episode.until)]
@@ -225,7 +229,7 @@ class Repairer:
         here = repairers(look.view, look.presence, look.now)
         before = sum(comes_before(look.view, peer, self.me, look.now) for peer in here if peer != self.me)
         waits = before * self.settings.round + (episode.jitter if before else 0.0)
-        return self.me in here and look.now >= episode.since + waits
+        return self.me in here and look.now >= episode.free_since + waits
 
     def _claim(self, look: _Look) -> list[Command]:
         """Claims the group if this node's repair bandwidth isn't spoken for."""
@@ -235,9 +239,12 @@ class Repairer:
         episode.claimed = now
         episode.reserved = self._cost(look.view, len(missing(look.view, look.stands))) / self.settings.bandwidth
         self._free_at = max(self._free_at, now) + episode.reserved
-        lasts = self.settings.settle + 2 * episode.reserved + 3 * self.settings.round
-        episode.until = now + min(self.settings.longest_claim, lasts)
+        episode.until = now + self.settings.settle + 2 * episode.reserved + 3 * self.settings.round
         return [Claim(look.view.group, self.me, episode.until)]
+
+    def _longest(self, view: GroupView) -> float:
+        """Seconds one claimer may hold the group: several times what a repair takes at this node's own bandwidth."""
+        return max(self.settings.longest_claim, 3 * view.n * view.shard_bytes / self.settings.bandwidth)
 
     def _cost(self, view: GroupView, columns: int) -> int:
         reads = 0 if self.me in view.full else view.k - any(self.me in peers for peers in view.holders.values())

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from erasure.forecast import chance_below_k
-from erasure.presence import Presence
+from erasure.presence import HERE, Presence
 
 DAY = 86_400
 
@@ -44,8 +44,8 @@ class GroupView:
 class Clocks:
     """`danger` and `great_danger` are chances to fall below k; `blink` the least seconds an absence lasts to mean anything."""
 
-    danger: float = 1e-5
-    great_danger: float = 1e-3
+    danger: float = 1e-7
+    great_danger: float = 1e-4
     blink: float = 60.0
 
 
@@ -61,20 +61,23 @@ class Standing:
 def standing(view: GroupView, presence: Presence, now: float, bandwidth: float, clocks: Clocks) -> Standing:
     """`bandwidth` in bytes a second says how long a repair takes."""
     present: set[int] = set()
-    away: dict[int, list[tuple[str, float]]] = {}
+    back: set[int] = set()
+    waited_for: dict[int, float] = {}
     for shard, peers in view.holders.items():
         for peer in peers:
-            seconds = presence.away(peer, now)
-            if seconds == 0.0:
+            absence = presence.absence(peer, now)
+            if absence is HERE:
                 present.add(shard)
-            elif seconds is not None:
-                away.setdefault(shard, []).append((peer, seconds))
-    absent = {shard: peers for shard, peers in away.items() if shard not in present}
-    back = sum(any(presence.comes_back(*absence) for absence in peers) for peers in absent.values())
-    safe = len(present) + back
-    clock = _clock(view, safe, presence, now, bandwidth, clocks) if absent else math.inf
-    counted = {shard for shard, peers in absent.items() if any(_counts(peer, seconds, clock, presence) for peer, seconds in peers)}
-    return Standing(frozenset(counted | present), frozenset(present), safe)
+            elif absence is None:
+                continue
+            elif absence.back:
+                back.add(shard)
+            elif absence.seconds < absence.gone_after:
+                waited_for[shard] = min(absence.seconds, waited_for.get(shard, math.inf))
+    safe = present | back
+    clock = _clock(view, len(safe), presence, now, bandwidth, clocks) if waited_for else 0.0
+    counted = safe | {shard for shard, seconds in waited_for.items() if seconds < clock}
+    return Standing(frozenset(counted), frozenset(present), len(safe))
 
 
 def missing(view: GroupView, stands: Standing) -> tuple[int, ...]:
@@ -131,14 +134,6 @@ def _clock(view: GroupView, safe: int, presence: Presence, now: float, bandwidth
     if chance > clocks.great_danger:
         return clocks.blink
     return presence.grace if chance > clocks.danger else math.inf
-
-
-def _counts(peer: str, away: float, clock: float, presence: Presence) -> bool:
-    if presence.comes_back(peer, away):
-        return True
-    if presence.left_with_many(peer):
-        clock = max(clock, presence.grace)
-    return away < min(clock, presence.gone_after(peer))
 
 
 @functools.lru_cache(maxsize=1 << 17)

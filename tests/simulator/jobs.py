@@ -25,6 +25,7 @@ class Job:
         self._rate = min(swarm.scenario.cap, node.up_rate)
         self._left = list(order.make)
         self._tries = 0
+        self._refused: set[str] = set()
 
     def start(self) -> None:
         swarm, group = self._swarm, self._group
@@ -72,7 +73,7 @@ class Job:
         if not self._left or self._tries > TRIES:
             self._end(not self._left)
             return
-        known = {name for peers in group.seen_by(self._node, swarm.events.now).holders.values() for name in peers}
+        known = self._refused | {name for peers in group.seen_by(self._node, swarm.events.now).holders.values() for name in peers}
         free = [other.candidate() for other in swarm.some_up(CANDIDATES, self._node) if other.name not in known and other is not self._node]
         homes = place(group.name, len(self._left), free, salt=str(self._order.make).encode()) if free else []
         pairs = [(shard, swarm.by_name[peer]) for shard, (_, peer) in zip(self._left, homes, strict=False)]
@@ -85,7 +86,8 @@ class Job:
             return
         (shard, target), rest = pairs[0], pairs[1:]
         if self._group.number in target.shards or not self._reachable(target):
-            self._push(rest)  # refused before a byte is sent
+            self._refused.add(target.name)  # before a byte is sent
+            self._push(rest)
             return
         size = self._group.shard_bytes
 

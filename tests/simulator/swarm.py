@@ -23,7 +23,7 @@ from tests.simulator.scenario import HOUR, Scenario
 NOTICED = 5.0
 ROUND = 60.0
 SAMPLE = 600.0
-FORGOTTEN = 40 * HOUR
+FORGOTTEN = 13 * HOUR
 WARNING = 600.0
 
 
