@@ -7,7 +7,7 @@ again as its longest night).
 
 Twelve hours are far too long in a swarm that is losing a tenth of its nodes every hour. The remedy isn't a shorter clock for all,
 which would repair every reboot, but two facts kept here and used by `repair.py` where a group is in danger: the rate at which nodes
-leave, measured from absences past `grace`; and whether an absence began together with many others. When a fifth of the swarm vanishes
+leave, measured from absences past `grace`; and whether an absence began together with many others. When a tenth of the swarm vanishes
 within two minutes it is most likely a cut between us and them, and heals; those absences always get their grace.
 
 Rejected: a survival curve fitted to all absences (it needs a day of history before it beats the two numbers, and is wrong exactly
@@ -39,7 +39,7 @@ PRIOR_LEAVERS, PRIOR_HOURS = 0.1, 20.0
 """Believed before anything is measured: so many departures in so many node-hours."""
 
 TOGETHER = 120.0
-MANY = 0.2
+MANY = 0.1
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Node:
 class Absence(NamedTuple):
     """`seconds` away so far; `gone_after` so many its shards no longer count; `back`: there is reason to expect it back, not just hope.
 
-    The reason is its own history, or that it vanished within two minutes of a fifth of the swarm, less than `grace` ago.
+    The reason is its own history, or that it vanished within two minutes of a tenth of the swarm, less than `grace` ago.
     """
 
     seconds: float

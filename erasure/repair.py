@@ -27,6 +27,10 @@ from erasure.presence import Presence
 from erasure.standing import Clocks, GroupView, Standing, comes_before, holds, missing, readable, repairers, spare_shard, standing
 
 
+SLEPT = 5
+"""Rounds without a look at a group after which what was remembered of it is of another time."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """`peer` repairs `group` until `expires` (seconds, the clock of `now`). As a command: tell the swarm so."""
@@ -93,6 +97,7 @@ class _Episode:
     jitter: float
     free_since: float
     """When nobody held it any more: from then on the order counts anew."""
+    looked: float
     claimed: float | None = None
     working: float | None = None
     until: float = 0.0
@@ -171,9 +176,12 @@ class Repairer:
 
     def _episode(self, group: bytes, now: float, rng: random.Random) -> _Episode:
         self._surplus.pop(group, None)
-        if group not in self._episodes:
-            self._episodes[group] = _Episode(now, rng.random() * self.settings.round / 2, now)
-        return self._episodes[group]
+        episode = self._episodes.get(group)
+        slept = episode is not None and episode.working is None and now - episode.looked > SLEPT * self.settings.round
+        if episode is None or slept:
+            episode = self._episodes[group] = _Episode(now, rng.random() * self.settings.round / 2, now, now)
+        episode.looked = now
+        return episode
 
     def _spare(self, view: GroupView, stands: Standing, presence: Presence, now: float) -> list[Command]:
         """A healthy group: nothing to do, but for a surplus of long standing."""

@@ -67,8 +67,14 @@ class Lives:
                 self._away(node, away)
                 self._world.events.after(away, lambda: self._session(node))
 
-        scale = self._churn.session / math.gamma(1 + 1 / WEIBULL)
-        self._world.events.after(self._rng.weibullvariate(scale, WEIBULL), end)
+        length = self._weibull()
+        if self._world.events.now == 0.0:  # met in the middle of a session, a long one rather than a short one
+            several = [self._weibull() for _ in range(8)]
+            length = self._rng.random() * self._rng.choices(several, several)[0]
+        self._world.events.after(length, end)
+
+    def _weibull(self) -> float:
+        return self._rng.weibullvariate(self._churn.session / math.gamma(1 + 1 / WEIBULL), WEIBULL)
 
     def _night(self, node: SimNode) -> None:
         """Off at about 23 h by its longitude, for about eight hours, every day."""

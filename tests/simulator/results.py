@@ -6,6 +6,7 @@ until fewer than r shards of a group survive, then reads k shards once and write
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
@@ -79,7 +80,9 @@ class Result:
 
     def ratio(self) -> float:
         """Repair bytes over the least possible."""
-        return self.traffic.total() / self.least_bytes if self.least_bytes else float(self.traffic.total() > 0)
+        if not self.least_bytes:
+            return math.inf if self.traffic.total() else 1.0
+        return self.traffic.total() / self.least_bytes
 
 
 class Ideal:

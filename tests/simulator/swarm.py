@@ -230,7 +230,8 @@ class SimSwarm:
             return False
         view, now = group.settled(), self.events.now
         return any(
-            len(standing(view, presence, now, self.settings.bandwidth, self.settings.clocks).counted) < self._r for presence in self.presences
+            len(standing(view, presence, now, self.settings.bandwidth, self.settings.clocks).counted) < self._r
+            for presence in self.presences
         )
 
     def _round_later(self, node: SimNode) -> None:
