@@ -26,7 +26,6 @@ from erasure.forecast import chance_below_k, time_to_loss
 from erasure.presence import Presence
 from erasure.standing import Clocks, GroupView, Standing, comes_before, holds, missing, readable, repairers, spare_shard, standing
 
-
 SLEPT = 5
 """Rounds without a look at a group after which what was remembered of it is of another time."""
 

@@ -60,7 +60,8 @@ class SimGroup:
     """In truth, those that are away too; nodes gone long ago are struck off."""
     recent: list[Placed] = field(default_factory=list)
     claims: list[Claimed] = field(default_factory=list)
-    at_work: int = 0
+    at_work: list[SimNode] = field(default_factory=list)
+    """Whose repairs are under way; those of nodes that went away meanwhile too."""
     lost_at: float | None = None
     alarms: list[float] = field(default_factory=list)
     _settled: GroupView | None = None

@@ -30,8 +30,8 @@ class Job:
     def start(self) -> None:
         swarm, group = self._swarm, self._group
         swarm.result.repairs += 1
-        swarm.result.doubled += group.at_work > 0
-        group.at_work += 1
+        swarm.result.doubled += any(node.up for node in group.at_work)
+        group.at_work.append(self._node)
         self._read(group.k - (group.number in self._node.shards))
 
     def _reachable(self, other: SimNode) -> bool:
@@ -106,7 +106,7 @@ class Job:
 
     def _end(self, well: bool) -> None:
         swarm, now = self._swarm, self._swarm.events.now
-        self._group.at_work -= 1
+        self._group.at_work.remove(self._node)
         swarm.result.failed += not well
         policy = swarm.policy(self._node)
         claim = policy.finished(self._order.group, now) if well else policy.failed(self._order.group, now, swarm.rng)

@@ -1,7 +1,8 @@
 """What came out of a run, and the least it could have cost.
 
-The least possible: a repairer that knows everything at once, in the same swarm with the same departures for good, and that needs no time. It waits
-until fewer than r shards of a group survive, then reads k shards once and writes each missing one once. It never mistakes an absence.
+The least possible: a repairer that knows everything at once and needs no time, in the same swarm with the same departures for good.
+It waits until fewer than r shards of a group survive, then reads k shards once and writes each missing one once. It never mistakes
+an absence. The real one may come out below it: where nothing is in danger it lets a group fall further, and one reading of k pays for more.
 """
 
 from __future__ import annotations
