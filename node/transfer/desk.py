@@ -27,8 +27,9 @@ from node.transfer import calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig
 from node.transfer.push import push_shard
+from node.transfer.rebuild import rebuild_shards
 from node.transfer.server import TransferServer, tls_context
 from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
@@ -75,6 +76,7 @@ class Desk:
         table["configure"] = self._configure
         table["encode_group"] = self._with_files(self._encode)
         table["fetch_group"] = self._with_files(self._fetch)
+        table["rebuild_shards"] = self._method(self.rebuild_shards, RebuildShards)
         return table
 
     def _method(self, method: Callable[[Any], Awaitable[Any]], kind: type[Any]) -> Method:
@@ -277,6 +279,10 @@ class Desk:
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
         sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
         return await fetch_group(job, sink, self._connections, callbacks, self._decoding)
+
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
+        return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding)

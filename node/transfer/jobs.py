@@ -112,6 +112,15 @@ class FetchGroup(Record):
     spans: list[TargetSpan] | None = None
 
 
+class RebuildShards(Record):
+    """Makes the shards numbered in `make` from any k others of the encoding and stages them; `sources` as in `FetchGroup`."""
+
+    job: str
+    envelope: bytes
+    sources: list[Source]
+    make: list[int]
+
+
 class Fetched(Record):
     """`bytes` moved over the network (evidence of speed per peer in `speeds`, bytes/s), `asked` the peers read from."""
 
