@@ -72,6 +72,8 @@ MAX_GRANTS_ASKED = 256
 """Encodings in one request for leave beside the first."""
 MAX_SHARDS_ASKED = 1_024
 """Shards in one request for leave, over all its encodings."""
+MAX_REPAIRS = 64
+"""Encodings of a model whose missing shards one node makes anew at once."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 
