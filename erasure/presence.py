@@ -46,6 +46,7 @@ MANY = 0.1
 class _Node:
     away_since: float | None
     met: float
+    up_before: bool = False
     up: float = 0.0
     since: float = 0.0
     absences: tuple[float, ...] = ()
@@ -90,10 +91,12 @@ class Presence:
             if not routable:
                 node.away_since = now if since is None else min(now, since)
                 return
-            node.away_since, node.since = None, now
+            node.away_since, node.since, node.up_before = None, now, True
             self._here += 1
         elif routable and node.away_since is not None:
-            self._learn(node, now - node.away_since)
+            if node.up_before and peer not in self._many:
+                self._learn(node, now - node.away_since)
+            node.up_before = True
             node.away_since, node.since = None, now
             self._here += 1
             self._many.discard(peer)
@@ -153,6 +156,7 @@ class Presence:
         return (len(left) + PRIOR_LEAVERS) / (hours + PRIOR_HOURS) / HOUR
 
     def _learn(self, node: _Node, absence: float) -> None:
+        """An absence of the peer's own making: not one we didn't see begin, nor one it shared with many."""
         node.absences = (*node.absences[1 - KEPT :], absence)
         if len(node.absences) >= ENOUGH_ABSENCES:
             node.forecast = min(LONGEST, max(self.grace, 1.5 * max(node.absences)))

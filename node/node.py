@@ -38,6 +38,9 @@ from node.place import Placer, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
 from node.renew_leases import LeaseRenewer
+from node.repair import Repairs
+from node.repair_memory import RepairMemory
+from node.repair_work import RepairWork
 from node.report import Reporter
 from node.route import Router
 from node.serve_stage import StageServer
@@ -114,12 +117,18 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        work = RepairWork(swarm, transfer, self._book, placer)
+        memory = RepairMemory(self._data.path / "repair.msgpack")
+        self._repairs = Repairs(
+            identity.peer_id, swarm, transfer, self._locator, self._keeper, work, memory, self._executor,
+            gone_after=config.gone_after, bandwidth=config.repair_bandwidth,
+        )  # fmt: skip
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
-        register_gauges(self._http.metrics, swarm, room)
+        register_gauges(self._http.metrics, swarm, room, self._repairs)
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
@@ -146,6 +155,7 @@ class Node:
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._repairs.run(), "repair")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from erasure.presence import Presence
@@ -19,6 +21,7 @@ from erasure.repair import Alarm, Claim, Command, Drop, Repair, Repairer, Settin
 from erasure.standing import Clocks, GroupView, standing
 from node.keep_holdings import HoldingKeeper
 from node.locate import KnownEncoding, Located, Locator
+from node.repair_memory import RepairMemory
 from node.repair_work import RepairWork
 from node.sightings import Sightings
 from node.store.interface import ShardKey
@@ -30,6 +33,7 @@ from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_text
 log = logging.getLogger(__name__)
 ROUND = 60.0
 SHORTEST_ROUND = 5.0
+SAVE_EVERY = 300.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Repairs:
         locator: Locator,
         keeper: HoldingKeeper,
         work: RepairWork,
+        memory: RepairMemory,
+        executor: Executor,
         gone_after: float,
         bandwidth: float,
         now: Callable[[], float] = time.monotonic,
@@ -95,6 +101,8 @@ class Repairs:
         self._locator = locator
         self._keeper = keeper
         self._work = work
+        self._memory = memory
+        self._executor = executor
         self._now = now
         self._unix = unix
         self._rng = rng or random.Random()
@@ -106,9 +114,11 @@ class Repairs:
         self.groups: list[GroupState] = []
         """As seen in the last round."""
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._saved = -math.inf
 
     async def run(self) -> None:
         """A round every so often; ends when cancelled. A fault of one round is logged, the next tries again."""
+        await self.remember()
         try:
             while True:
                 await asyncio.sleep(self.settings.round)
@@ -116,10 +126,24 @@ class Repairs:
                     await self.round()
                 except MfError as error:
                     log.info("a round of repair was left out: %s", error)
+                if self._now() - self._saved >= SAVE_EVERY:
+                    await self.save()
         finally:
             await self.stop()
 
+    async def remember(self) -> None:
+        """What was saved before the restart."""
+        sightings = await asyncio.get_running_loop().run_in_executor(self._executor, self._memory.load)
+        self.sightings.restore(sightings, self.presence, self._now(), self._unix())
+
+    async def save(self) -> None:
+        self._saved = self._now()
+        sightings = self.sightings.saved(self.presence, self._now(), self._unix())
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._memory.save, sightings)
+
     async def stop(self) -> None:
+        """Ends what is under way and keeps what was seen."""
+        await self.save()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -235,13 +259,15 @@ class Repairs:
     def _alarm(self, alarm: Alarm, entry: Watched) -> None:
         self.counts.alarms += 1
         name = entry.located.manifest.groups[entry.group].name
-        minutes = alarm.seconds / 60
-        fields = {"model": model_text(entry.located.model), "group": name, "survives": alarm.survives, "chance": alarm.chance}
-        log.error(
-            "group %s of %s may be lost before it is repaired: it survives %d more losses, at the present rate for about %.0f minutes",
+        model = model_text(entry.located.model)
+        fields = {"model": model, "group": name, "survives": alarm.survives, "chance": alarm.chance, "seconds": alarm.seconds}
+        log.warning(
+            "group %s of %s is in danger: a chance of %.2g that it is lost before it is repaired; "
+            "it survives %d more losses, in the mean %.0f minutes",
             name,
-            model_text(entry.located.model),
+            model,
+            alarm.chance,
             alarm.survives,
-            minutes,
+            alarm.seconds / 60,
             extra={"event": "group_in_danger", "fields": fields},
         )

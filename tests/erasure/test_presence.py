@@ -93,6 +93,23 @@ def test_the_leaving_rate_is_measured_within_the_hour(share: float) -> None:
     assert presence.leaving_rate(1.5 * HOUR) * HOUR == pytest.approx(share, rel=0.2)
 
 
+def test_a_cut_and_what_began_before_we_looked_teach_nothing_of_a_peer() -> None:
+    presence = swarm(20)
+    presence.see("old", False, 0.0, since=-5 * HOUR)
+    presence.see("old", True, HOUR)
+    for again in range(3):
+        for number in range(10):
+            presence.see(f"p{number}", False, (2 + 2 * again) * HOUR)
+        for number in range(10):
+            presence.see(f"p{number}", True, (3 + 2 * again) * HOUR)
+    presence.see("old", False, 9 * HOUR)
+    presence.see("p0", False, 9 * HOUR + 300)
+    for peer in ("old", "p0"):
+        found = presence.absence(peer, 9 * HOUR + 600)
+        assert found is not None
+        assert (found.gone_after, found.back) == (12 * HOUR, False)
+
+
 def test_who_comes_back_has_not_left() -> None:
     presence = swarm(50)
     for number in range(10):

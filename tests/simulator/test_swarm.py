@@ -101,7 +101,7 @@ def test_nightly_shutdowns_are_learnt() -> None:
 
 
 def full(seed: int, leave: float, **changes: object) -> Scenario:
-    fields: dict[str, object] = {"nodes": 100, "groups": 50, "hours": 24.0, "seed": seed}
+    fields: dict[str, object] = {"nodes": 100, "groups": 25, "hours": 24.0, "seed": seed, "reads": 250.0}
     return Scenario(**(fields | {"churn": Churn(leave=leave, reboots=1)} | changes))  # type: ignore[arg-type]
 
 
@@ -125,7 +125,7 @@ def test_full_size_repair_bytes_with_reboots_and_a_cut(seed: int) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(20))
 def test_full_size_three_tenths_an_hour_while_bandwidth_suffices(seed: int) -> None:
-    scenario = full(seed, 0.3, groups=30)
+    scenario = full(seed, 0.3)
     assert suffices(scenario)
     result = simulate(scenario)
     assert result.lost == []
@@ -134,7 +134,7 @@ def test_full_size_three_tenths_an_hour_while_bandwidth_suffices(seed: int) -> N
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(20))
 def test_full_size_three_tenths_an_hour_with_too_little_bandwidth(seed: int) -> None:
-    scenario = full(seed, 0.3, groups=30, cap=3e4, hours=8.0)
+    scenario = full(seed, 0.3, cap=1.5e4, hours=8.0)
     assert not suffices(scenario)
     result = simulate(scenario)
     assert result.lost
