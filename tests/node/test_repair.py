@@ -179,7 +179,7 @@ async def test_without_a_place_nothing_is_read_and_no_one_hammers(ten: Healing) 
     await ten.minute(60)
     assert first not in [encoding for encoding, _ in ten.rebuilt()]
     tried = sum(repairs.counts.failed for repairs in ten.repairs.values()) - began
-    assert 1 <= tried <= 12 * len(ten.lying())
+    assert 1 <= tried <= 6 * len(ten.living()) * len(ten.lying())
 
 
 async def test_a_group_that_cannot_be_read_is_told(ten: Healing, caplog: pytest.LogCaptureFixture) -> None:
