@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ PATIENCE, PAUSE = 3.0, 0.5
 SILENT_FOR = 10.0
 SLOWEST = 1.0
 """Bytes a second."""
+FIRST_GRANTS = 4
 GRANTS_AHEAD = 512 * limits.MIB
 """Bytes of groups for which grants are asked at once: they keep for less than a minute."""
 Progress = Callable[[int, int], None]
@@ -101,6 +102,22 @@ class Assembler:
             raise PeerFault(f"group {entry.name} of {model_text(located.model)}: an encoding by {known.signer} decodes to other bytes")
         self._learn(fetched)
         return room
+
+    def expect(self, located: Located, groups: Sequence[int]) -> None:
+        """These groups are read next, in this order: leave to read them is asked for ahead, in few questions."""
+        asks: dict[PeerId, list[GrantAsk]] = {}
+        size = 0
+        for asked, group in enumerate(groups[: limits.MAX_GRANTS_ASKED], 1):
+            for peer, ask in self._asks(located, group):
+                asks.setdefault(peer, []).append(ask)
+            size += located.manifest.groups[group].length
+            if size > GRANTS_AHEAD:
+                break
+            if asked == FIRST_GRANTS:
+                # Those needed at once come first: a grant for each of a hundred groups takes a holder some time to sign.
+                self._expect(asks)
+                asks = {}
+        self._expect(asks)
 
     async def straight(self, located: Located, group: int, spans: list[TargetSpan], fds: list[int]) -> None:
         """The group written to its places in files. The leaves are checked, so that a lying holder is found; the manifest isn't:
@@ -185,25 +202,20 @@ class Assembler:
         """Grants that are here already; for the others, and for the groups after this one, they are asked for now."""
         first = _first_peers(sources, known.record.k)
         if not all(self._grants.expected(peer, known.id) for peer in first):
-            self._expect_grants(located, group)
+            self.expect(located, range(group, len(located.manifest.groups)))
         replies = [(peer, self._grants.in_store(peer, known.id)) for peer in first]
         return [Granted(peer=peer, urls=reply.urls, tls=reply.tls, grant=reply.grant) for peer, reply in replies if reply is not None]
 
-    def _expect_grants(self, located: Located, group: int) -> None:
-        asks: dict[PeerId, list[GrantAsk]] = {}
-        size = 0
-        for following in range(group, min(group + limits.MAX_GRANTS_ASKED, len(located.manifest.groups))):
-            try:
-                known = self._usable(located, following)[0]
-            except Unavailable:
-                continue
-            sources = self._sources(known)
-            for peer in _first_peers(sources, known.record.k):
-                shards = sorted({source.shard for source in sources if source.peer == peer})
-                asks.setdefault(peer, []).append(GrantAsk(known.id, shards))
-            size += known.record.length
-            if size > GRANTS_AHEAD:
-                break
+    def _asks(self, located: Located, group: int) -> Iterator[tuple[PeerId, GrantAsk]]:
+        try:
+            known = self._usable(located, group)[0]
+        except Unavailable:
+            return
+        sources = self._sources(known)
+        for peer in _first_peers(sources, known.record.k):
+            yield peer, GrantAsk(known.id, sorted({source.shard for source in sources if source.peer == peer}))
+
+    def _expect(self, asks: dict[PeerId, list[GrantAsk]]) -> None:
         for peer, wanted in asks.items():
             self._grants.expect(peer, wanted)
 

@@ -9,6 +9,7 @@ way that compares each with the manifest, which finds the signer who lied. Memor
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -22,7 +23,8 @@ from node.swarm.interface import Swarm
 from protocol.errors import Unavailable
 from protocol.ids import model_text
 
-AHEAD = 3
+log = logging.getLogger(__name__)
+AHEAD = 4
 MOST_FILES = 32
 """Of one group: descriptors that one call to the transfer process carries."""
 
@@ -60,17 +62,14 @@ class Fetcher:
         wanted = writer.wanted()
         total, done = sum(located.manifest.groups[group].length for group in wanted), 0
         limit = asyncio.Semaphore(AHEAD)
+        self._assembler.expect(located, wanted)
 
         async def one(group: int) -> int:
             async with limit:
-                spans, fds = writer.targets(group)
-                if len(fds) > MOST_FILES:
-                    await self._checked(located, writer, group)
-                else:
-                    try:
-                        await self._assembler.straight(located, group, spans, fds)
-                    except Unavailable:
-                        await self._checked(located, writer, group)  # tries the group's other encodings too
+                straight = await self._get(located, writer, group)
+            if straight:
+                # Hashed while the next ones are on their way.
+                await asyncio.get_running_loop().run_in_executor(self._executor, writer.written, group)
             return located.manifest.groups[group].length
 
         tasks = [asyncio.create_task(one(group)) for group in wanted]
@@ -82,6 +81,18 @@ class Fetcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _get(self, located: Located, writer: FileWriter, group: int) -> bool:
+        """Writes the group to its places; True when its files are still to be hashed."""
+        spans, fds = writer.targets(group)
+        if len(fds) <= MOST_FILES:
+            try:
+                await self._assembler.straight(located, group, spans, fds)
+                return True
+            except Unavailable as error:
+                log.info("trying the group's other encodings too: %s", error)
+        await self._checked(located, writer, group)
+        return False
 
     async def _mend(self, located: Located, writer: FileWriter) -> None:
         """Fetches again what makes a file wrong: some encoding decoded to other bytes than the manifest's."""

@@ -45,6 +45,7 @@ class GrantBook:
         self._puts = StreamPool(network, GRANT_PROTOCOL)
         """Apart from the gets: a put may take seconds, and who queues behind it would look like a dead peer."""
         self._coming: dict[tuple[PeerId, bytes], _Coming] = {}
+        self._asking: dict[PeerId, asyncio.Task[dict[bytes, GrantReply]]] = {}
 
     async def close(self) -> None:
         for coming in self._coming.values():
@@ -64,7 +65,9 @@ class GrantBook:
             return
         if len(self._coming) + len(new) > _KEPT_MOST:
             self._coming = {key: coming for key, coming in self._coming.items() if self._now() - coming.asked_at < GRANT_KEPT}
-        coming = _Coming(self._now(), asyncio.create_task(self._ask_many(peer, new), name=f"grants of {peer}"))
+        asking = self._asking.get(peer)
+        coming = _Coming(self._now(), asyncio.create_task(self._ask_next(peer, new, asking), name=f"grants of {peer}"))
+        self._asking[peer] = coming.replies
         coming.replies.add_done_callback(lambda task: task.cancelled() or task.exception())
         for ask in new:
             self._coming[peer, ask.encoding] = coming
@@ -105,6 +108,20 @@ class GrantBook:
         first, *also = asks
         request = GrantRequest(verb="renew", encoding=first.encoding, shards=first.shards, also=also or None)
         await self._ask(self._puts, peer, request, PUT_TIMEOUT)
+
+    async def _ask_next(
+        self, peer: PeerId, asks: Sequence[GrantAsk], before: asyncio.Task[dict[bytes, GrantReply]] | None
+    ) -> dict[bytes, GrantReply]:
+        """After the question `before`: what is needed first shall not share the peer's time with what is needed later."""
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+            if not before.cancelled() and (late := before.exception()) is not None:
+                raise late
+        try:
+            return await self._ask_many(peer, asks)
+        finally:
+            if self._asking.get(peer) is asyncio.current_task():
+                del self._asking[peer]
 
     async def _ask_many(self, peer: PeerId, asks: Sequence[GrantAsk]) -> dict[bytes, GrantReply]:
         first, *also = asks

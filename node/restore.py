@@ -20,6 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from node.file_digests import FileDigests
 from node.transfer.jobs import TargetSpan
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, StorageFull
@@ -43,6 +44,7 @@ class FileWriter:
         self._made: list[Path] = []
         self._placed: list[Path] = []
         self._right: set[int] = set()
+        self._digests = FileDigests([], {})
 
     def open(self) -> None:
         """Makes and locks the target. `Conflict` when other files lie there, `StorageFull` when it won't fit."""
@@ -56,8 +58,13 @@ class FileWriter:
             raise
 
     def wanted(self) -> list[int]:
-        """Group numbers that files not there yet need, ascending."""
-        return [index for index, spans in enumerate(self._spans) if any(span.file not in self._kept for span in spans)]
+        """Group numbers that files not there yet need, in the order in which they stand in the files."""
+        places = {
+            index: min((span.file, span.offset) for span in spans if span.file not in self._kept)
+            for index, spans in enumerate(self._spans)
+            if any(span.file not in self._kept for span in spans)
+        }
+        return sorted(places, key=lambda index: places[index])
 
     def groups_of(self, files: set[int]) -> list[int]:
         """Group numbers with bytes in any of these files, ascending."""
@@ -68,8 +75,13 @@ class FileWriter:
         spans = [span for span in self._spans[group] if span.file not in self._kept]
         files = sorted({span.file for span in spans})
         self._right.difference_update(files)
+        self._digests.writing(group)
         number = {file: place for place, file in enumerate(files)}
         return [TargetSpan(number[span.file], span.at, span.offset, span.length) for span in spans], [self._fds[file] for file in files]
+
+    def written(self, group: int) -> None:
+        """Who was given `targets` has written all of it there."""
+        self._digests.written(group, self._fds)
 
     def write_group(self, group: int, source: int | memoryview | bytes | mmap.mmap, offset: int = 0) -> None:
         """Writes a group's verified plain bytes from a buffer or a descriptor (from `offset` of it) to their files."""
@@ -86,7 +98,8 @@ class FileWriter:
     def wrong_files(self) -> set[int]:
         """Numbers of the files whose bytes aren't what the manifest says (yet)."""
         for index in self._fds.keys() - self._right:
-            if _file_digest(self._directory / WORK / str(index)) == self._manifest.files[index].digest:
+            found = self._digests.of(index) or _file_digest(self._directory / WORK / str(index))
+            if found == self._manifest.files[index].digest:
                 self._right.add(index)
         return self._fds.keys() - self._right
 
@@ -139,6 +152,7 @@ class FileWriter:
             if index not in self._kept:
                 self._fds[index] = os.open(work / str(index), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
                 os.ftruncate(self._fds[index], entry.length)
+        self._digests = FileDigests(self._spans, {index: self._manifest.files[index].length for index in self._fds})
 
     def _make_folder(self, folder: Path) -> None:
         """`folder` and its missing parents, remembered for `abort`."""
@@ -182,11 +196,13 @@ class FileWriter:
     def _write(self, group: int, view: memoryview, start: int) -> None:
         if len(view) - start < self._manifest.groups[group].length:
             raise BadInput(f"group {self._manifest.groups[group].name}: fewer bytes than its length")
+        self._digests.writing(group)
         try:
             for span in self._spans[group]:
                 if span.file not in self._kept:
                     self._right.discard(span.file)
                     _write_at(self._fds[span.file], view[start + span.at : start + span.at + span.length], span.offset)
+            self._digests.written(group, self._fds)
         except OSError as error:
             raise _said(error, self._directory) from error
 

@@ -8,6 +8,7 @@ base58 identity multihash of the protobuf-encoded Ed25519 public key (libp2p pee
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -19,6 +20,9 @@ ModelId = NewType("ModelId", bytes)
 EncodingId = NewType("EncodingId", bytes)
 GroupId = NewType("GroupId", bytes)
 PeerId = NewType("PeerId", str)
+
+PEERS_KEPT = 4096
+"""Base58 costs more than checking a signature: what was converted is kept."""
 
 _VERSION = b"\x01"
 _PEER_PREFIX = bytes.fromhex("002408011220")
@@ -79,6 +83,7 @@ def ticket_payload(text: str) -> bytes:
     return _unbase32("mft1", text, "ticket")
 
 
+@lru_cache(maxsize=PEERS_KEPT)
 def peer_from_public(public: bytes) -> PeerId:
     """PeerID of a raw 32-byte Ed25519 public key."""
     if len(public) != 32:
@@ -86,6 +91,7 @@ def peer_from_public(public: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PEER_PREFIX + public).decode())
 
 
+@lru_cache(maxsize=PEERS_KEPT)
 def public_from_peer(peer: str) -> bytes:
     """The raw public key inside an Ed25519 PeerID; `BadInput` for any other kind of id."""
     try:

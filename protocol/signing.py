@@ -7,6 +7,7 @@ trust. A record travels as the envelope it was made in and is never re-encoded.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -32,6 +33,7 @@ def _message(domain: str, body: bytes) -> bytes:
     return domain.encode() + b"\x00" + body
 
 
+@lru_cache(maxsize=16)
 def peer_of(key: Ed25519PrivateKey) -> PeerId:
     return peer_from_public(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 

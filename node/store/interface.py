@@ -60,6 +60,9 @@ class ShardReader(Protocol):
     def read_cached(self, offset: int, view: memoryview) -> int:
         """The same, but only what needs no waiting for the disk: may be called from a loop. Bytes read, 0 when it can't tell."""
 
+    def mark(self) -> object | None:
+        """Equal as long as nobody has written the shard's bytes; None: can't tell."""
+
     def will_read(self, offset: int, length: int) -> None:
         """A hint that these bytes are asked for soon; doesn't wait."""
 

@@ -38,6 +38,9 @@ class MemoryReader:
 
     read_cached = read_into
 
+    def mark(self) -> object | None:
+        return None
+
     def will_read(self, offset: int, length: int) -> None:
         """It is in memory."""
 

@@ -126,6 +126,10 @@ class DiskReader:
         except OSError:  # not in memory, or a file system that can't tell
             return 0
 
+    def mark(self) -> object | None:
+        found = os.fstat(self._fd)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def will_read(self, offset: int, length: int) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, self._data_at + offset, length, os.POSIX_FADV_WILLNEED)

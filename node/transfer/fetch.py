@@ -93,6 +93,7 @@ class GroupFetch:
         loop = asyncio.get_running_loop()
         began = loop.time()
         assembling = asyncio.create_task(self._assemble(), name="assembling a group")
+        assembling.add_done_callback(lambda _: self._board.wake())
         try:
             for source in self._sources[: self._record.k + SPARE_GRANTS]:
                 self._grants.prefetch(source.peer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol import limits
@@ -44,6 +43,37 @@ class Shape:
         return min(WINDOW, self.length - window * WINDOW)
 
 
+class Signal:
+    """Wakes who waits for one kind of change: with one for all, every window that came would wake every reader."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Returns at the next wake, or after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(future)
+        timer = None if timeout is None else loop.call_later(timeout, _settle, future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+            if timer is not None:
+                timer.cancel()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class Board:
     """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
 
@@ -58,7 +88,7 @@ class Board:
         self._ready: deque[tuple[int, dict[int, bytearray]]] = deque()
         # Shared by all fetches of the process: a fresh MiB costs more in page faults than the copy into it.
         self._pool = pool
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._came, self._written, self._lanes = Signal(), Signal(), Signal()
 
     def wants(self, window: int, shard: int) -> bool:
         got = self._got.get(window, {})
@@ -79,19 +109,23 @@ class Board:
             self._ready.append((self.front, self._got.pop(self.front)))
             del self._seconds[self.front]
             self.front += 1
-        self.wake()
+            self._came.wake()
+        if self.front >= self._shape.windows:
+            self.wake()
 
     async def room(self, window: int) -> None:
-        await self._until(lambda: window < self.assembled + self._ahead)
+        while window >= self.assembled + self._ahead:
+            await self._written.wait()
 
     async def next_ready(self) -> tuple[int, dict[int, bytearray]]:
         """The next window in order with its k shards."""
-        await self._until(lambda: bool(self._ready))
+        while not self._ready:
+            await self._came.wait()
         return self._ready.popleft()
 
     def window_assembled(self) -> None:
         self.assembled += 1
-        self.wake()
+        self._written.wake()
 
     def buffer(self) -> bytearray:
         """Room for a window and its signature."""
@@ -105,25 +139,9 @@ class Board:
             self._pool.append(buffer)
 
     async def change(self, timeout: float) -> None:
-        """Returns at the next change or after `timeout` seconds."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await asyncio.wait([future], timeout=timeout)
-        finally:
-            self._waiting.discard(future)
+        """Returns when a reader has ended or the last window has come, or after `timeout` seconds."""
+        await self._lanes.wait(timeout)
 
     def wake(self) -> None:
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-        self._waiting.clear()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
-            try:
-                await future
-            finally:
-                self._waiting.discard(future)
+        """A reader has ended."""
+        self._lanes.wake()

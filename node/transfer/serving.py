@@ -20,7 +20,7 @@ from node.transfer.admission import Grants, OpenGrant
 from node.transfer.finishing import to_the_end
 from node.transfer.open_shards import OpenShard, OpenShards
 from node.transfer.upkeep import Reads
-from node.transfer.windows import body_bytes, cached_window, signed_window, span_bytes
+from node.transfer.windows import WINDOW, WindowSigner, body_bytes, span_bytes
 from protocol import limits
 from protocol.encoding import leaf_count
 from protocol.errors import BadInput, Busy, NotFound
@@ -29,12 +29,14 @@ from protocol.ids import encoding_from, encoding_text
 from protocol.windows import SIGNATURE
 
 MAX_REQUESTS = 64
+ROOMS_KEPT = 8
 READ_AHEAD = 4 * limits.MIB
 Bytes = bytes | bytearray | memoryview
 
 
 class Out(Protocol):
-    """Where one answer goes. `send` returns when the line has taken the bytes; a client that takes none for long ends in an error."""
+    """Where one answer goes. `send` returns when the line has taken the bytes, whose buffer is then used again; a client that takes
+    none for long ends in an error."""
 
     async def begin(self, length: int) -> None:
         """`length` bytes follow."""
@@ -99,7 +101,9 @@ def _number(asked: dict[str, str], name: str, default: int) -> int:
 
 class ShardServing:
     def __init__(self, store: ShardStore, signer: Ed25519PrivateKey, executor: Executor, grants: Grants) -> None:
-        self._signer, self._executor, self._grants = signer, executor, grants
+        self._windows, self._executor, self._grants = WindowSigner(signer), executor, grants
+        # A fresh MiB costs more in page faults than reading the shard into it.
+        self._rooms: list[bytearray] = []
         self._open = OpenShards(store, executor)
         self.reads: Reads = self._open
 
@@ -122,23 +126,26 @@ class ShardServing:
         count = leaf_count(length) - first if request.count < 0 else request.count
         left = span_bytes(length, first, count)
         self._grants.charge(grant, left)
+        room = self._rooms.pop() if self._rooms else bytearray(WINDOW + SIGNATURE)
         try:
             await out.begin(request.listed * len(shard.leaves) + body_bytes(length, first, count))
             if request.listed:
                 await out.send(shard.leaves)
             for at in range(first, first + count, limits.WINDOW_LEAVES):
-                window = await self._window(shard, at, min(limits.WINDOW_LEAVES, first + count - at))
+                window = await self._window(shard, at, min(limits.WINDOW_LEAVES, first + count - at), memoryview(room))
                 await out.send(window)
                 left -= len(window) - SIGNATURE
         finally:
             self._grants.refund(grant, left)
+            if len(self._rooms) < ROOMS_KEPT:
+                self._rooms.append(room)
 
-    async def _window(self, shard: OpenShard, first: int, count: int) -> bytearray:
+    async def _window(self, shard: OpenShard, first: int, count: int, room: memoryview) -> memoryview:
         """At once where the disk needn't be waited for: a hop to a thread and back costs as much as the window's hashes."""
-        window = cached_window(shard.reader, self._signer, shard.key, first, count)
+        window = self._windows.cached(shard.reader, shard.key, first, count, room)
         if window is not None:
             return window
         shard.reader.will_read(first * limits.LEAF, READ_AHEAD)
         loop = asyncio.get_running_loop()
         # The reader may be closed after this: no thread may be in it any more.
-        return await to_the_end(loop.run_in_executor(self._executor, signed_window, shard.reader, self._signer, shard.key, first, count))
+        return await to_the_end(loop.run_in_executor(self._executor, self._windows.read, shard.reader, shard.key, first, count, room))
