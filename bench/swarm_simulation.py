@@ -26,13 +26,13 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
     cut = ((6 * HOUR / small, 600.0, 0.5),)
     day = 24.0 / small
     habits = Churn(leave=0.005, reboots=1, sessions=0.2, nightly=0.3)
-    groups = 50 // small
+    groups = 28 // small
     return {
-        "10 %/h leave": Scenario(groups=groups, hours=day, churn=Churn(leave=0.1, reboots=1)),
-        "10 %/h, reboots, a cut": Scenario(groups=groups, hours=day, churn=Churn(leave=0.1, reboots=2, cuts=cut)),
-        "30 %/h": Scenario(groups=groups, hours=day, churn=Churn(leave=0.3, reboots=1)),
-        "30 %/h, too little bandwidth": Scenario(groups=groups, hours=8.0, cap=3e4, churn=Churn(leave=0.3, reboots=1)),
-        "sessions and nights": Scenario(nodes=1_000 // small, groups=200 // small, hours=2 * day, churn=habits),
+        "10 %/h leave": Scenario(groups=groups, hours=day, reads=250.0, churn=Churn(leave=0.1, reboots=1)),
+        "10 %/h, reboots, a cut": Scenario(groups=groups, hours=day, reads=250.0, churn=Churn(leave=0.1, reboots=2, cuts=cut)),
+        "30 %/h": Scenario(groups=groups, hours=day, reads=250.0, churn=Churn(leave=0.3, reboots=1)),
+        "30 %/h, too little bandwidth": Scenario(groups=groups, hours=8.0, reads=250.0, cap=1.5e4, churn=Churn(leave=0.3, reboots=1)),
+        "sessions and nights": Scenario(nodes=400 // small, groups=60 // small, hours=3 * day, reads=250.0, churn=habits),
         "an hour of many": Scenario(
             nodes=10_000 // small,
             groups=2_000 // small,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from erasure.durability import measured, shards_wanted
 from erasure.presence import Presence
 from erasure.repair import Alarm, Claim, Command, Drop, Repair, Repairer, Settings
 from erasure.standing import Clocks, GroupView, standing
@@ -179,6 +180,7 @@ class Repairs:
         for info in await self._transfer.list_shards():
             lying.setdefault(info.model, set()).add(info.key.encoding)
         found: list[Watched] = []
+        ups = self._ups(now)
         for model, encodings in lying.items():
             located = await self._locator.located_here(model)
             if located is None:
@@ -187,7 +189,7 @@ class Repairs:
             for group, entries in located.encodings.items():
                 best = self._best([known for known in entries if known.id not in located.blamed], now)
                 if best is not None and best.id in encodings:
-                    found.append(Watched(located, group, best, self._view(best)))
+                    found.append(Watched(located, group, best, self._view(best, ups)))
         return found
 
     def _best(self, entries: list[KnownEncoding], now: float) -> KnownEncoding | None:
@@ -196,9 +198,15 @@ class Repairs:
             self.sightings.see(known.id, self._swarm.holders(known.id), self.presence, now)
         return max(entries, key=lambda known: (len(self.sightings.holders(known.id)) - known.record.k, known.id), default=None)
 
-    def _view(self, known: KnownEncoding) -> GroupView:
-        record = known.record
-        return GroupView(known.id, record.k, record.n, len(record.roots), record.shard_length(), self.sightings.holders(known.id))
+    def _view(self, known: KnownEncoding, ups: list[float]) -> GroupView:
+        record, roots = known.record, len(known.record.roots)
+        wanted = shards_wanted(record.k, record.n, roots, len(ups), ups) if ups else record.n
+        return GroupView(known.id, record.k, wanted, roots, record.shard_length(), self.sightings.holders(known.id))
+
+    def _ups(self, now: float) -> list[float]:
+        """Availability of this node and of each peer that lends storage, as measured: an encoding of more roots grows where it is low."""
+        lending = [view.peer for view in self._swarm.peers() if view.record is not None and view.record.lend in ("storage", "both")]
+        return [measured(*self.presence.up_and_seen(peer, now)) for peer in {self._me, *lending}]
 
     def _claims(self, watched: dict[EncodingId, Watched], now: float) -> dict[bytes, list[Claim]]:
         """Others' claims, in this node's time. Their clocks may be off, so none is believed for longer than a claim may last."""

@@ -285,3 +285,75 @@ def test_everybody_sees_the_same_order(full: Sequence[str]) -> None:
                 assert comes_before(shown, one, other, 5.0) != comes_before(shown, other, one, 5.0)
     if full:
         assert all(comes_before(shown, "p1", other, 5.0) for other in PEERS if other != "p1")
+
+
+def leaving(count: int, since: float) -> Presence:
+    """So many of 210 nodes left for good, one after another over the two hours before `since`, none of them a holder."""
+    presence = presence_of(gone_after=12 * HOUR)
+    for number in range(count):
+        presence.see(f"bystander{number}", False, since - 2 * HOUR + number * 2 * HOUR / count)
+    return presence
+
+
+def test_in_danger_an_absence_counts_for_its_grace_and_no_longer() -> None:
+    """A hundredth an hour: with six of ten there and k = 4 the chance to fall below k before a repair is over 1e-7, not over 1e-4."""
+    presence = leaving(4, 2 * HOUR)
+    for place, peer in enumerate(PEERS[6:]):
+        presence.see(peer, False, 2 * HOUR - 130.0 * place)
+
+    def counted(now: float) -> int:
+        return len(standing(view(), presence, now, 4e6, Clocks()).counted)
+
+    assert counted(2 * HOUR + 300) == 10
+    assert counted(2 * HOUR + GRACE + 60) == 6
+    relaxed = Clocks(danger=1e-3, great_danger=1e-2)
+    assert len(standing(view(), presence, 2 * HOUR + GRACE + 60, 4e6, relaxed).counted) == 10
+
+
+def test_in_great_danger_only_who_answers_counts() -> None:
+    presence = leaving(60, 2 * HOUR)
+    for place, peer in enumerate(PEERS[5:]):
+        presence.see(peer, False, 2 * HOUR - 130.0 * place)
+    stands = standing(view(), presence, 2 * HOUR + 61, 4e6, Clocks())
+    assert stands.counted == stands.present == frozenset(range(5))
+
+
+def test_who_comes_back_every_night_counts_even_in_danger() -> None:
+    presence = leaving(60, 2 * HOUR)
+    for night in range(3):
+        presence.see("p9", False, (3 + 24 * night) * HOUR)
+        presence.see("p9", True, (11 + 24 * night) * HOUR)
+    for peer in PEERS[5:9]:
+        presence.see(peer, False, 74 * HOUR)
+    for number in range(60):
+        presence.see(f"bystander{100 + number}", False, 74 * HOUR + 60 * number)
+    presence.see("p9", False, 75 * HOUR)
+    stands = standing(view(), presence, 76 * HOUR, 4e6, Clocks())
+    assert presence.leaving_rate(76 * HOUR) * HOUR > 0.1
+    assert stands.counted - stands.present == {9}
+    assert stands.safe == len(stands.present) + 1
+
+
+def test_the_alarm_comes_at_a_small_chance_already() -> None:
+    presence = leaving(60, 2 * HOUR)
+    for place, peer in enumerate(PEERS[6:]):
+        presence.see(peer, False, 2 * HOUR - 130.0 * place)
+    alarms = [
+        command for command in Repairer("p0").plan([view()], presence, {}, 2 * HOUR + GRACE, random.Random(0)) if isinstance(command, Alarm)
+    ]
+    assert len(alarms) == 1
+    assert 1e-3 < alarms[0].chance < 0.2
+    assert alarms[0].survives == 2
+    assert alarms[0].seconds > 600
+
+
+def test_what_was_remembered_of_another_time_is_forgotten() -> None:
+    """A node that saw a group below r long ago waits for those before it in the order again, as if it saw it for the first time."""
+    presence = presence_of(PEERS[6:])
+    last = best(PEERS[6:], 2 * HOUR)[-1]
+    policy, rng = Repairer(last), random.Random(0)
+    assert policy.plan([view()], presence, {}, 2 * HOUR, rng) == []
+    assert policy.plan([view()], presence, {}, 5 * HOUR, rng) == []
+    assert any(
+        isinstance(command, Claim) for minute in range(1, 9) for command in policy.plan([view()], presence, {}, 5 * HOUR + 60 * minute, rng)
+    )
