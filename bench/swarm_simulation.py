@@ -32,7 +32,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
         "10 %/h, reboots, a cut": Scenario(groups=groups, hours=day, reads=250.0, churn=Churn(leave=0.1, reboots=2, cuts=cut)),
         "30 %/h": Scenario(groups=groups, hours=day, reads=250.0, churn=Churn(leave=0.3, reboots=1)),
         "30 %/h, too little bandwidth": Scenario(groups=groups, hours=8.0, reads=250.0, cap=1.5e4, churn=Churn(leave=0.3, reboots=1)),
-        "sessions and nights": Scenario(nodes=400 // small, groups=60 // small, hours=3 * day, reads=250.0, churn=habits),
+        "sessions and nights": Scenario(nodes=400 // small, groups=40 // small, hours=2 * day, reads=250.0, churn=habits),
         "an hour of many": Scenario(
             nodes=10_000 // small,
             groups=2_000 // small,
