@@ -38,8 +38,9 @@ from node.place import Placer, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
 from node.renew_leases import LeaseRenewer
-from node.repair import Repairs
+from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
+from node.repair_sight import RepairSight
 from node.repair_work import RepairWork
 from node.report import Reporter
 from node.route import Router
@@ -119,10 +120,9 @@ class Node:
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
-        self._repairs = Repairs(
-            identity.peer_id, swarm, transfer, self._locator, self._keeper, work, memory, self._executor,
-            gone_after=config.gone_after, bandwidth=config.repair_bandwidth,
-        )  # fmt: skip
+        sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
+        settings = settings_for(config.gone_after, config.repair_bandwidth)
+        self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)

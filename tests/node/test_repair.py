@@ -15,6 +15,7 @@ import pytest
 from erasure.presence import HOUR
 from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
+from node.repair_sight import RepairSight
 from node.repair_work import RepairWork
 from node.swarm.interface import PeerView
 from protocol.ids import PeerId
@@ -45,10 +46,9 @@ class Healing:
         work = RepairWork(node.swarm, known, node.book, node.placer)
         memory = RepairMemory(self.folder / f"{node.peer}.msgpack")
         clock = self.clock
-        return Repairs(
-            node.peer, node.swarm, known, node.locator, node.keeper, work, memory, InlineExecutor(), self.gone_after, 4e6,
-            now=lambda: clock.now, unix=clock.unix, rng=random.Random(str(node.peer)),
-        )  # fmt: skip
+        sight = RepairSight(node.peer, node.swarm, known, node.locator, self.gone_after, lambda: clock.now, clock.unix)
+        rng = random.Random(str(node.peer))
+        return Repairs(sight, known, node.keeper, work, memory, InlineExecutor(), settings_for(self.gone_after, 4e6), rng)
 
     def living(self) -> list[VerbNode]:
         return [node for node in self.swarm.nodes if node.peer not in self.swarm.board.away]
