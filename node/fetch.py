@@ -24,7 +24,7 @@ from protocol.errors import Unavailable
 from protocol.ids import model_text
 
 log = logging.getLogger(__name__)
-AHEAD = 4
+AHEAD = 12
 MOST_FILES = 32
 """Of one group: descriptors that one call to the transfer process carries."""
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.channel import Channel, Method
@@ -25,13 +24,13 @@ from node.store.interface import ShardInfo, ShardKey
 from node.store.scrub import verify
 from node.transfer import calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
+from node.transfer.decoders import Decoders
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig, converted
 from node.transfer.push import push_shard
 from node.transfer.rebuild import rebuild_shards
 from node.transfer.server import TransferServer, tls_context
-from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from node.transfer.upkeep import Upkeep
@@ -43,18 +42,22 @@ T = TypeVar("T")
 CALLBACK_WITHIN = 10.0
 
 
+def environment() -> dict[str, str]:
+    """Of a process started by this one: its own, which has been cleared of what isn't needed already."""
+    return dict(os.environ)
+
+
 class Desk:
     """Unconfigured until `configure`; every other call before it is refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_form: str) -> None:
         self._channel: Channel | None = None
         self._started = False
         self._upkeep: list[asyncio.Task[None]] = []
         self._files = ThreadPoolExecutor(4, thread_name_prefix="shard-files")
         self._coding = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="coding")
-        # The loop opens TLS and hashes meanwhile: with as many threads as cores, these only take the lock of one file from each other.
-        self._decoding = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="decoding")
         self._connections = Connections()
+        self._decoders = Decoders(self._connections.slots, environment, log_form)
         self._expected = ExpectedPuts(time.monotonic)
 
     def attach(self, channel: Channel) -> None:
@@ -84,7 +87,7 @@ class Desk:
             for fd in fds:
                 os.close(fd)
             self._check_started()
-            return await method(_convert(params, kind))
+            return await method(converted(params, kind))
 
         return serve
 
@@ -104,7 +107,7 @@ class Desk:
             raise Unavailable("the transfer process isn't configured yet", hint="ask again in a moment")
 
     async def _configure(self, params: Any, fds: list[int]) -> calls.Started:
-        config = _convert(params, TransferConfig)
+        config = converted(params, TransferConfig)
         host, _, port = config.listen.rpartition(":")
         if not (host and port.isdigit() and int(port) < 65536):
             raise BadInput(f"the transfer address is HOST:PORT, not {config.listen!r}")
@@ -142,6 +145,7 @@ class Desk:
             await asyncio.gather(*self._upkeep, return_exceptions=True)
             await self._server.stop()
             await self._connections.close()
+            await self._decoders.stop()
             self._store.close()
 
     async def _in_files(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -270,15 +274,19 @@ class Desk:
     # Coding, fetching, pushing.
 
     async def _encode(self, params: Any, fds: list[int]) -> Encoded:
-        return await encode_group(_convert(params, EncodeGroup), fds, self._staging, self._key, self._coding)
+        return await encode_group(converted(params, EncodeGroup), fds, self._staging, self._key, self._coding)
 
     async def _fetch(self, params: Any, fds: list[int]) -> Fetched:
-        job = _convert(params, FetchGroup)
+        job = converted(params, FetchGroup)
         if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
-        return await fetch_group(job, sink, self._connections, callbacks, self._decoding)
+        decoding = await self._decoders.begin(job, fds)
+        try:
+            return await fetch_group(job, decoding, self._connections, callbacks)
+        finally:
+            for slot in await decoding.end():
+                self._connections.slots.give_back(slot)
 
     async def rebuild_shards(self, job: RebuildShards) -> Fetched:
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
@@ -318,13 +326,6 @@ class Desk:
 
     async def drop_staged(self, ref: calls.EncodingRef) -> None:
         await self._in_files(self._staging.drop, ref.encoding)
-
-
-def _convert(params: Any, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(params if params is not None else {}, kind, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
-        raise BadInput(f"a call to the transfer process: {error}") from error
 
 
 def _id(value: bytes | None) -> bytes:

@@ -6,10 +6,15 @@ libp2p, grants and decisions. Both ends may call the other (see `node/channel.py
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import msgspec
 
 from node.store.scrub import DEFAULT_RATE
+from protocol.errors import BadInput
 from protocol.framing import Record
+
+T = TypeVar("T")
 
 
 class TransferConfig(Record):
@@ -121,6 +126,29 @@ class RebuildShards(Record):
     make: list[int]
 
 
+class BeginDecoding(Record):
+    """To a decoding process: as `FetchGroup` says where the plain bytes go. The secret is the group's."""
+
+    job: int
+    envelope: bytes
+    secret: bytes
+    offset: int
+    spans: list[TargetSpan] | None = None
+
+
+class DecodeWindow(Record):
+    """`got` (shard, slot) of k shards, `spare` a slot for each data shard that isn't among them."""
+
+    job: int
+    window: int
+    got: list[tuple[int, int]]
+    spare: list[int]
+
+
+class DecodingRef(Record):
+    job: int
+
+
 class Fetched(Record):
     """`bytes` moved over the network (evidence of speed per peer in `speeds`, bytes/s), `asked` the peers read from."""
 
@@ -148,3 +176,11 @@ class KeepShard(Record):
     shard: int
     model: bytes
     group: int
+
+
+def converted(params: Any, kind: type[T]) -> T:
+    """A call's parameters as they came over the channel; `BadInput` names the field."""
+    try:
+        return msgspec.convert(params if params is not None else {}, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise BadInput(f"a call to the transfer process: {error}") from error

@@ -13,19 +13,18 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
-from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
+from node.transfer.decoding import Lent
 from node.transfer.encode import LeafHasher
-from node.transfer.fetch import GroupFetch
-from node.transfer.fetch_assemble import Assembler
+from node.transfer.fetch import fetch_group
 from node.transfer.fetch_board import Shape
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Fetched, FetchGroup, RebuildShards
-from node.transfer.sink import Sink
+from node.transfer.slots import Slot
 from node.transfer.sources import Callbacks, Connections
 from node.transfer.staging import Staging, leaves_path
-from protocol.encoding import Encoding, encoding_id, parse_encoding, shard_root
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, PeerFault, StorageFull
+from protocol.encoding import encoding_id, parse_encoding, shard_root
+from protocol.errors import BadInput, Conflict, PeerFault, StorageFull
 
 
 async def rebuild_shards(
@@ -45,71 +44,64 @@ async def rebuild_shards(
     if staging.shards(encoding):
         raise Conflict("shards of this encoding are being placed from here")
     making = await to_the_end(loop.run_in_executor(executor, staging.begin))
-    columns = Columns(record, Shape.of(encoding, record), make, making, connections)
+    columns = Columns(job.envelope, make, making, executor)
+    sources = [source for source in job.sources if source.shard not in make]
+    ask = FetchGroup(job=job.job, envelope=job.envelope, offset=0, sources=sources)
     try:
-        found = await _fetched(job, columns, connections, callbacks, executor)
+        found = await fetch_group(ask, columns, connections, callbacks)
         await to_the_end(loop.run_in_executor(executor, columns.finish, signer))
         await to_the_end(loop.run_in_executor(executor, staging.finish, making, job.envelope))
         return found
     except OSError as error:
         raise StorageFull(f"staging shards in {making.parent} failed: {error.strerror}", hint="free some space on that disk") from error
     finally:
+        for slot in await columns.end():
+            connections.slots.give_back(slot)
         columns.close()
         staging.abandon(making)
 
 
-async def _fetched(job: RebuildShards, columns: Columns, connections: Connections, callbacks: Callbacks, executor: Executor) -> Fetched:
-    ask = FetchGroup(
-        job=job.job, envelope=job.envelope, offset=0, sources=[source for source in job.sources if source.shard not in job.make]
-    )
-    fetch = _ColumnsFetch(ask, columns, connections, callbacks, executor)
-    try:
-        async with asyncio.timeout(fetch.deadline):
-            return await fetch.run()
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{fetch.name} wasn't read within {fetch.deadline:.0f} s", details=fetch.situation()) from error
+class Columns:
+    """A `Decoding` whose windows become columns in files of `folder`, one after the other."""
 
-
-class _ColumnsFetch(GroupFetch):
-    """The same lanes and hedges; what comes goes into columns, not into the group."""
-
-    def __init__(self, job: FetchGroup, columns: Columns, connections: Connections, callbacks: Callbacks, executor: Executor) -> None:
-        super().__init__(job, Sink([], []), connections, callbacks, executor, PUBLIC_SECRET)
-        self._assembler = columns
-
-
-class Columns(Assembler):
-    """Windows in, columns to files. One window at a time, in an executor's thread."""
-
-    def __init__(self, record: Encoding, shape: Shape, make: list[int], folder: Path, connections: Connections) -> None:
-        super().__init__(record, shape, Sink([], []), connections.workroom, PUBLIC_SECRET)
-        self._encoding = record
-        self._windows = shape
-        self._columns = Code(record.k, len(record.roots))
+    def __init__(self, envelope: bytes, make: list[int], folder: Path, executor: Executor) -> None:
+        _, self._record = parse_encoding(envelope)
+        self._shape = Shape.of(encoding_id(envelope), self._record)
+        self._code = Code(self._record.k, len(self._record.roots))
         self._folder = folder
+        self._executor = executor
         self._hashers = {shard: LeafHasher() for shard in make}
         self._files: dict[int, int] = {}
         self._rooms: dict[int, bytearray] = {}
+        self._lent = Lent()
+        self._turn = asyncio.Lock()
 
-    def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
-        """Writes this window of every column; returns the buffers free again."""
-        size = self._windows.window_length(window)
-        if len(self._rooms) != len(self._hashers):
+    async def window(self, window: int, got: Mapping[int, Slot], spare: list[Slot]) -> list[Slot]:
+        self._lent.add(got, spare)
+        async with self._turn:
+            await to_the_end(asyncio.get_running_loop().run_in_executor(self._executor, self._make, window, got))
+        return self._lent.back(slot.number for slot in (*got.values(), *spare))
+
+    async def end(self) -> list[Slot]:
+        return self._lent.all_back()
+
+    def _make(self, window: int, got: Mapping[int, Slot]) -> None:
+        size = self._shape.window_length(window)
+        if not self._rooms:
             self._rooms = {shard: bytearray(size) for shard in self._hashers}  # the first window is the longest
         into = {shard: memoryview(room)[:size] for shard, room in self._rooms.items()}
-        self._columns.make({shard: memoryview(buffer)[:size] for shard, buffer in got.items()}, into)
+        self._code.make({shard: slot.view[:size] for shard, slot in got.items()}, into)
         for shard, column in into.items():
             self._hashers[shard].update(column)
             self._write_all(shard, column)
-        return [*got.values(), *spare]
 
     def finish(self, signer: str) -> None:
         """Writes the leaf lists; `PeerFault` where a root isn't the encoding's."""
         for shard, hasher in self._hashers.items():
             leaves = hasher.finish()
-            if not self._encoding.length:
+            if not self._record.length:
                 self._write_all(shard, memoryview(b""))
-            if shard_root(hasher.length, leaves) != self._encoding.roots[shard]:
+            if shard_root(hasher.length, leaves) != self._record.roots[shard]:
                 raise PeerFault(f"shard {shard} made anew isn't the one that {signer} committed to", details={"peer": signer})
             leaves_path(self._folder / str(shard)).write_bytes(leaves)
 

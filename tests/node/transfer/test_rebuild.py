@@ -21,6 +21,7 @@ from protocol.encoding import encoding_id, parse_encoding, seal_encoding, shard_
 from protocol.errors import BadInput, Conflict, PeerFault, Unavailable
 from tests.node.transfer.holders import Node
 from tests.node.transfer.test_fetch import Swarm
+from tests.support.wait import until
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 K, N, ROOTS = 3, 6, 12
@@ -131,3 +132,13 @@ async def test_what_is_staged_already_isnt_disturbed(swarm: Swarm) -> None:
     await rebuild(swarm, node, [3])
     with pytest.raises(Conflict):
         await rebuild(swarm, node, [4])
+
+
+async def test_cancelled_in_the_middle_leaves_nothing(swarm: Swarm) -> None:
+    node = await swarm.hold("honest", "honest", "mute", shards=[0, 1, 2])
+    task = asyncio.create_task(rebuild(swarm, node, [5]))
+    await until(lambda: all(holder.asked for holder in swarm.holders), 5, "all are asked")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list((swarm.tmp_path / "staging").iterdir()) == []
