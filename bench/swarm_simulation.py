@@ -38,7 +38,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
             groups=2_000 // small,
             hours=1.0,
             reads=10_000.0,
-            churn=Churn(leave=0.1, reboots=2, sessions=0.2, nightly=0.2, subnets_lost=(1800.0,), cuts=((1200.0, 600.0, 0.3),)),
+            churn=Churn(leave=0.3, reboots=2, sessions=0.2, nightly=0.2, subnets_lost=(1800.0,), cuts=((1200.0, 600.0, 0.3),)),
         ),
     }
 

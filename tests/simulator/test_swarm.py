@@ -143,9 +143,9 @@ def test_full_size_three_tenths_an_hour_with_too_little_bandwidth(seed: int) -> 
 
 @pytest.mark.nightly
 def test_full_size_an_hour_of_ten_thousand_nodes_in_two_minutes() -> None:
-    churn = Churn(leave=0.1, reboots=2, sessions=0.2, nightly=0.2, subnets_lost=(1800.0,), cuts=((1200.0, 600.0, 0.3),))
+    churn = Churn(leave=0.3, reboots=2, sessions=0.2, nightly=0.2, subnets_lost=(1800.0,), cuts=((1200.0, 600.0, 0.3),))
     began = time.process_time()
     result = simulate(Scenario(nodes=10_000, groups=2_000, hours=1.0, reads=10_000.0, churn=churn))
     assert time.process_time() - began <= 120
     assert result.lost == []
-    assert result.events > 20_000
+    assert result.repairs > 1_000
