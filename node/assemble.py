@@ -80,14 +80,15 @@ class Assembler:
         fault: Unavailable | None = None
         for known in self._usable(located, group)[:ATTEMPTS]:
             try:
-                return await self._read(located, group, known)
+                return await self.only(located, group, known)
             except Unavailable as error:
                 log.info("an encoding of a group didn't do: %s", error)
                 fault = error
         assert fault is not None  # _usable gives one at least
         raise fault
 
-    async def _read(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
+    async def only(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
+        """The group from this encoding and no other, compared with the manifest: `PeerFault`, and its signer blamed, where it lies."""
         entry = located.manifest.groups[group]
         room = GroupBytes(group, self._room(entry.length), entry.length)
         try:

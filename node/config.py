@@ -26,7 +26,7 @@ LEND = ("none", "storage", "compute", "both")
 PRIVACY = ("local", "trusted", "swarm")
 ENDS = ("remote", "local")
 LOG_FORMATS = ("text", "json")
-COMPRESSIONS = ("auto", "raw")
+COMPRESSIONS = ("auto", "raw", "fast")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})

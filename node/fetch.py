@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from node.assemble import Assembler
+from node.fetch_groups import fetch_groups
 from node.locate import Located, Locator
 from node.owner import Notify
 from node.restore import FileWriter
 from node.swarm.interface import Swarm
-from protocol.errors import Unavailable
+from protocol.errors import NotFound, Unavailable
 from protocol.ids import model_text
+from protocol.manifest import Manifest
 
 log = logging.getLogger(__name__)
 AHEAD = 12
@@ -36,12 +39,30 @@ class Fetcher:
         self._assembler = assembler
         self._executor = executor
 
-    async def fetch(self, name: str, directory: Path, notify: Notify) -> dict[str, Any]:
-        """{"model_id", "path", "files", "bytes", "seconds"}; nothing is left behind on failure."""
+    async def fetch(
+        self, name: str, directory: Path, notify: Notify, files: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """{"model_id", "path", "files", "bytes", "seconds"}, and "groups" where some were asked for; nothing is left behind on failure.
+
+        `files` names the only files wanted, `groups` groups whose plain bytes are wanted instead of files (see `node/fetch_groups.py`).
+        """
         started = time.monotonic()
         located = await self._locator.locate(self._swarm.resolve(name))
+        wanted = [located.manifest.group_index(group) for group in groups]
+        only = file_numbers(located.manifest, files) if files else set() if groups else None
+        told: dict[str, Any] = {"model_id": model_text(located.model), "path": str(directory), "files": 0, "bytes": 0}
+        if only is None or only:
+            await self._fetch_files(located, directory, only, notify)
+            entries = [entry for number, entry in enumerate(located.manifest.files) if only is None or number in only]
+            told |= {"files": len(entries), "bytes": sum(entry.length for entry in entries)}
+        if wanted:
+            told["groups"] = await fetch_groups(self._assembler, self._executor, located, wanted, directory, notify)
+            told["bytes"] += sum(group["bytes"] for group in told["groups"])
+        return told | {"seconds": round(time.monotonic() - started, 3)}
+
+    async def _fetch_files(self, located: Located, directory: Path, only: set[int] | None, notify: Notify) -> None:
         loop = asyncio.get_running_loop()
-        writer = FileWriter(located.manifest, directory)
+        writer = FileWriter(located.manifest, directory, only)
         await loop.run_in_executor(self._executor, writer.open)
         try:
             await self._write_groups(located, writer, notify)
@@ -50,13 +71,6 @@ class Fetcher:
         except BaseException:
             await loop.run_in_executor(self._executor, writer.abort)
             raise
-        return {
-            "model_id": model_text(located.model),
-            "path": str(directory),
-            "files": len(located.manifest.files),
-            "bytes": located.manifest.size(),
-            "seconds": round(time.monotonic() - started, 3),
-        }
 
     async def _write_groups(self, located: Located, writer: FileWriter, notify: Notify) -> None:
         wanted = writer.wanted()
@@ -106,3 +120,12 @@ class Fetcher:
             await asyncio.get_running_loop().run_in_executor(self._executor, writer.write_group, group, assembled.fd)
         finally:
             assembled.close()
+
+
+def file_numbers(manifest: Manifest, names: Sequence[str]) -> set[int]:
+    """Numbers of the files named; `NotFound` names one that the model doesn't have."""
+    numbers = {entry.name: number for number, entry in enumerate(manifest.files)}
+    if unknown := [name for name in names if name not in numbers]:
+        near = [entry.name for entry in manifest.files][:20]
+        raise NotFound(f"the model has no file {unknown[0][:64]!r}", hint="one of " + ", ".join(near), details={"candidates": near})
+    return {numbers[name] for name in names}

@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
+from node.audit import Auditor
+from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
+from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -43,6 +46,7 @@ from node.repair_memory import RepairMemory
 from node.repair_sight import RepairSight
 from node.repair_work import RepairWork
 from node.report import Reporter
+from node.reuse import Reuser
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
@@ -57,7 +61,7 @@ from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
-from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -107,7 +111,8 @@ class Node:
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
-        placer = Placer(me, swarm, transfer, self._book)
+        reuser = Reuser(identity.peer_id, swarm, transfer, self._book, self._locator, assembler)
+        placer = Placer(me, swarm, transfer, self._book, reuser)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
@@ -116,7 +121,7 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
@@ -124,17 +129,19 @@ class Node:
         settings = settings_for(config.gone_after, config.repair_bandwidth)
         self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
-        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
+        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room, self._repairs)
+        self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
         self._owner = OwnerServer(self._data.path, methods.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
+        network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
 
@@ -156,6 +163,7 @@ class Node:
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._repairs.run(), "repair")
+        self._supervisor.spawn(self._auditor.run(), "audits")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -230,3 +238,5 @@ class Node:
         shutil.rmtree(self._data.path / "scratch", ignore_errors=True)
         for left in self._data.path.glob("assemble-*"):
             left.unlink(missing_ok=True)
+        for left in self._data.path.glob(f"{PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)

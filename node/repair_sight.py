@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from erasure.audit import Verdict
 from erasure.durability import measured, shards_wanted
 from erasure.presence import Presence
 from erasure.repair import Claim
@@ -14,6 +15,8 @@ from node.sightings import Sighting, Sightings
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol.ids import EncodingId, ModelId, PeerId
+
+FAILED = (Verdict.WRONG, Verdict.MISSING, Verdict.LATE)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,21 @@ class RepairSight:
     def _best(self, entries: list[KnownEncoding], now: float) -> KnownEncoding | None:
         """The encoding that bears most losses is kept up; the others of the group may wither."""
         for known in entries:
-            self._sightings.see(known.id, self._swarm.holders(known.id), self.presence, now)
+            self._sightings.see(known.id, self._kept(known.id, now), self.presence, now)
         return max(entries, key=lambda known: (len(self._sightings.holders(known.id)) - known.record.k, known.id), default=None)
+
+    def _kept(self, encoding: EncodingId, now: float) -> dict[int, list[PeerId]]:
+        """Who announces which shard, without those whose last audit showed that they don't keep it.
+
+        One that wasn't audited yet, or couldn't be asked, stays: after a restart nobody was, and that is no loss.
+        """
+        failed = {
+            (held.peer, held.shard)
+            for held, verdict in self._swarm.audits.uncounted(now)
+            if held.encoding == encoding and verdict in FAILED
+        }
+        announced = self._swarm.holders(encoding)
+        return {shard: [peer for peer in peers if (peer, shard) not in failed] for shard, peers in announced.items()}
 
     def _view(self, known: KnownEncoding, ups: list[float]) -> GroupView:
         record, roots = known.record, len(known.record.roots)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from erasure.audit import HeldShard
 from erasure.placement import Candidate, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
@@ -105,6 +106,7 @@ class RepairWork:
             await self._transfer.push_shard(
                 PushShard(encoding=known.id, shard=shard, peer=peer, urls=reply.urls, tls=reply.tls, grant=reply.grant)
             )
+            self._swarm.vouch(HeldShard(peer, known.id, shard))
         except MfError as error:
             log.info("%s took no shard of %s: %s", peer, encoding_text(known.id), error)
             return False

@@ -34,11 +34,13 @@ _WRITE = 8 * limits.MIB
 class FileWriter:
     """`open`, then `write_group` for each of `wanted()`, then `finish`; or `abort` at any time (safe to repeat)."""
 
-    def __init__(self, manifest: Manifest, directory: str | Path) -> None:
+    def __init__(self, manifest: Manifest, directory: str | Path, only: set[int] | None = None) -> None:
+        """`only`: numbers of the files wanted, None for all."""
         self._manifest = manifest
         self._directory = Path(directory)
         self._spans = all_rebuild_spans(manifest)
-        self._kept: set[int] = set()
+        self._kept: set[int] = set() if only is None else set(range(len(manifest.files))) - only
+        """Files not to be written: not asked for, or there already."""
         self._fds: dict[int, int] = {}
         self._lock: int | None = None
         self._made: list[Path] = []
@@ -221,7 +223,7 @@ class FileWriter:
             self._placed.append(path)
         self._placed.clear()
         self._made.clear()
-        return [self._directory / entry.name for entry in self._manifest.files]
+        return [path for entry in self._manifest.files if (path := self._directory / entry.name).exists()]
 
 
 def _said(error: OSError, directory: Path) -> MfError:

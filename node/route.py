@@ -10,7 +10,7 @@ from node.stage_room import StageRoom
 from node.swarm.interface import PeerView, Swarm
 from protocol.errors import BadInput
 from protocol.ids import PeerId
-from protocol.layout import layer_count
+from protocol.layout import check_runnable, layer_count
 from runtime.routing import Offer, Plan, Shape, plan_route
 
 
@@ -26,6 +26,7 @@ class Router:
 
     def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
         """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
+        check_runnable(located.manifest)
         layers = layer_count(located.manifest)
         if layers < 1:
             raise BadInput("this model has no layers to run; it can be fetched, not run")

@@ -15,7 +15,7 @@ from node.model_cost import StageCost
 from node.worker import Worker
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import model_text
-from protocol.layout import layer_count, small_files, stage_groups, text_files
+from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
 from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
 
@@ -59,6 +59,7 @@ class StageRoom:
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
+        check_runnable(located.manifest)
         model = model_text(located.model)
         async with self._text_lock:
             if self._worker.running and self._worker.generation == self._generation and model in self._texts:
@@ -71,6 +72,7 @@ class StageRoom:
     @asynccontextmanager
     async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
         """The stage, loaded, with room for one session on it; both are given back on leaving."""
+        check_runnable(located.manifest)
         kv = self._kv_bytes(located.manifest, first, end, opening.tokens_max, precision)
         async with self._lock:
             stage = await self._stage(located, first, end, precision, kv)

@@ -18,6 +18,8 @@ must give the same groups on every machine for the same files, so it looks at na
    a tensor larger than that at rows, beginning a group of its own; then all its groups are numbered (`embed/0`, `embed/1`).
 5. Every byte of every file that is no tensor's (headers, gaps, other files) goes to `files/i` by (file, offset), cut at 1 GiB.
 
+Rule g2 is g1 for GGUF files, whose names are shorter: each segment that `_GGUF_WORDS` knows is replaced, then g1 decides.
+
 Order of groups: embed, layers (by stack, then number), head, files. A group's id is BLAKE3 of the canonical pack of its list of
 [dtype, shape, digest]; a cut's shape counts its own rows and its digest is of its own bytes; a files group is one
 "U8" tensor. Positions aren't in the id because they follow from the list.
@@ -34,7 +36,7 @@ from protocol import limits
 from protocol.errors import BadInput
 from protocol.framing import pack
 from protocol.ids import GroupId, digest
-from protocol.manifest import Cut, Span
+from protocol.manifest import RULE, RULE_GGUF, Cut, Span
 
 _LAYER_WORDS = frozenset(("layers", "layer", "h", "block", "blocks"))
 _STACK = re.compile(r"encoder|decoder|visual|(vision|audio|image|speech|video)(_[a-z0-9_]+)?|[a-z0-9_]+_(tower|encoder|decoder)")
@@ -45,6 +47,12 @@ _HEAD = re.compile(
 )
 _EMBED = re.compile(r"wte|wpe|shared|project_in|[a-z0-9_]*embed[a-z0-9_]*|rotary_emb|token_type|emb|emb_ln")
 _NORM = re.compile(r"norm|layer_norm|layernorm|ln|final_layernorm", re.IGNORECASE)
+_GGUF_WORDS = {
+    "blk": "blocks", "enc": "encoder", "dec": "decoder", "v": "vision", "a": "audio", "mm": "vision_tower",
+    "token_embd": "embed", "position_embd": "embed", "token_types": "embed", "token_embd_norm": "embed", "per_layer_token_embd": "embed",
+    "rope_freqs": "embed", "rope_factors_long": "embed", "rope_factors_short": "embed", "output_norm": "final_norm",
+}  # fmt: skip
+"""For rule g2: what GGUF calls things, as rule g1 calls them."""
 _OUTPUT = re.compile(r"lm_head|embed_out|output|output_projection")
 
 
@@ -120,6 +128,11 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return None
 
 
+def plain_name(name: str) -> str:
+    """A GGUF tensor's name in the words rule g1 knows: `blocks.7.attn_q.weight` of `blk.7.attn_q.weight`."""
+    return ".".join(_GGUF_WORDS.get(segment, segment) for segment in name.split("."))
+
+
 def names_output(name: str) -> bool:
     """Whether this tensor turns hidden states into logits (`lm_head.weight`)."""
     return any(_OUTPUT.fullmatch(segment) for segment in name.split("."))
@@ -150,12 +163,12 @@ def row_cuts(shape: Sequence[int], length: int, limit: int = limits.MAX_GROUP) -
     return [(min(most, rows - first), first * row, min(most, rows - first) * row) for first in range(0, rows, most)]
 
 
-def group_model(lengths: Sequence[int], tensors: Sequence[SourceTensor], limit: int = limits.MAX_GROUP) -> Grouping:
-    """Rule g1 over files of these `lengths`; `tensors` sorted by (file, offset). Pure: hashing what ids lack is the caller's.
+def group_model(lengths: Sequence[int], tensors: Sequence[SourceTensor], limit: int = limits.MAX_GROUP, rule: str = RULE) -> Grouping:
+    """Rule g1 or g2 over files of these `lengths`; `tensors` sorted by (file, offset). Pure: hashing what ids lack is the caller's.
 
     `limit` is MAX_GROUP except in tests.
     """
-    buckets, alias = _assign(tensors)
+    buckets, alias = _assign([tensor._replace(name=plain_name(tensor.name)) for tensor in tensors] if rule == RULE_GGUF else tensors)
     grouping = Grouping([], [[] for _ in tensors], 0)
     for name in sorted(buckets, key=_order):
         _place(grouping, name, [(index, tensors[index]) for index in buckets[name]], limit)

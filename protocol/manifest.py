@@ -17,6 +17,9 @@ from protocol.framing import Record, pack, unpack
 from protocol.ids import ModelId, digest
 
 RULE = "g1"
+RULE_GGUF = "g2"
+"""As g1, for checkpoints in GGUF files: their tensors' names are translated first."""
+RULES = (RULE, RULE_GGUF)
 
 
 class FileEntry(Record):
@@ -47,7 +50,7 @@ class Cut(msgspec.Struct, array_like=True, frozen=True):
 class TensorEntry(Record):
     """One tensor: bytes [offset, offset+length) of file `file`; `cuts` (mostly one) say where it lies in groups.
 
-    `dtype` is safetensors' word (BF16, F32, …); `digest` is BLAKE3 of its bytes.
+    `dtype` is safetensors' word (BF16, F32, …), or GGUF's for blocks (Q4_1, …); `digest` is BLAKE3 of its bytes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is said on the libp2p streams beside the signed records: grants, blobs, sessions, steps.
+"""What is said on the libp2p streams beside the signed records: grants, blobs, sessions, steps, audits.
 
 Every message is a canonical msgpack map in one frame. A reply is either the message expected or
 `Refused`, told apart by the first byte: 0 for a reply, 1 for `Refused`.
@@ -19,6 +19,7 @@ BLOB_PROTOCOL = "/mf/blob/1"
 GRANT_PROTOCOL = "/mf/grant/1"
 SESSION_PROTOCOL = "/mf/session/1"
 STEP_PROTOCOL = "/mf/step/1"
+AUDIT_PROTOCOL = "/mf/audit/1"
 KAD_PROTOCOL = "/mf/kad/1"
 
 FRAME_LIMITS = {STEP_PROTOCOL: limits.MAX_ACTIVATION_FRAME}
@@ -92,6 +93,33 @@ class BlobHead(Record):
 
     id: bytes
     length: int | None = None
+
+
+class AuditTarget(msgspec.Struct, array_like=True, frozen=True):
+    """A shard that the peer asked announces."""
+
+    encoding: bytes
+    shard: int
+
+
+class AuditRequest(Record):
+    """One audit is a few of these on one stream, the verb telling them apart: `ping` measures the way there and back, `walk` (with nonce,
+    targets, steps) asks for the tags of a walk over leaves, `show` (with the numbers of steps) for the leaves of steps just walked.
+    """
+
+    verb: str
+    nonce: bytes | None = None
+    targets: list[AuditTarget] | None = None
+    steps: int | None = None
+    show: list[int] | None = None
+
+
+class AuditReply(Record):
+    """To a ping nothing, to the others the signed statement. After a `show` follow the leaf list of each shard shown, in the order of
+    targets and in frames of at most 512 KiB, then the leaves in the order asked, a frame each.
+    """
+
+    signed: bytes | None = None
 
 
 class StageSpec(msgspec.Struct, array_like=True, frozen=True):

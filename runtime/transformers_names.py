@@ -25,6 +25,13 @@ def gguf_without_accelerate() -> Iterator[None]:
         names.is_accelerate_available = before
 
 
+def import_for_gguf() -> None:
+    """Imports what reading a GGUF file would import in the middle of it: for a process that shuts itself in before."""
+    import gguf  # noqa: F401
+    import transformers.integrations.ggml
+    import transformers.modeling_gguf_pytorch_utils  # noqa: F401
+
+
 def fill_computed_buffers(model: Any) -> None:
     """Gives the buffers that no file holds (rotary tables, scales) their values on the CPU, as `from_pretrained` does.
 

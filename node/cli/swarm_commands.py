@@ -94,8 +94,9 @@ def _show_status(found: dict[str, Any]) -> None:
     from node.cli.tables import ago, short, show_table, size, word
 
     space = found["space"]
+    saved = f", {size(space['saved'])} saved by sharing" if space.get("saved") else ""
     click.secho(f"{found['peer_id']}  (version {found['version']})", bold=True)
-    click.echo(f"space: {size(space['used'])} used of {size(space['quota'])}, {size(space['free'])} free on the disk\n")
+    click.echo(f"space: {size(space['used'])} used of {size(space['quota'])}, {size(space['free'])} free on the disk{saved}\n")
     show_table(
         "Peers",
         ("peer", "alive", "rtt", "seen", "addresses"),

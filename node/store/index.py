@@ -82,6 +82,10 @@ class ShardIndex:
             rows = list(self._db.table("shards").rows_where(_KEY, [key.encoding, key.shard]))
         return (_info(rows[0]), int(rows[0]["file_bytes"])) if rows else None
 
+    def of_encodings(self, encodings: Iterable[bytes]) -> list[ShardInfo]:
+        with self._lock:
+            return [_info(row) for encoding in encodings for row in self._db.table("shards").rows_where("encoding = ?", [encoding])]
+
     def rows(self) -> dict[ShardKey, tuple[ShardInfo, int]]:
         with self._lock:
             rows = list(self._db.table("shards").rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.records import Card, Held, NodeRecord, Repairing
 
@@ -46,6 +47,10 @@ class CardView:
 
 
 class Swarm(Protocol):
+    @property
+    def audits(self) -> AuditBook:
+        """What audits by this node have shown; times by the monotonic clock."""
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
@@ -74,6 +79,12 @@ class Swarm(Protocol):
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         """shard number -> routable peers that announce it (this node included)."""
+
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        """Of the holders those that passed an audit lately or whose shard lies at this node: what durability is counted from."""
+
+    def vouch(self, held: HeldShard) -> None:
+        """This node has just put the shard there, and it was acknowledged as durable: it counts at once."""
 
     def cards(self) -> list[CardView]: ...
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.audit import AuditBook, HeldShard
 from node.network.interface import Network
 from node.swarm.announce import Announcer
 from node.swarm.archive import AnyKept, Archive
@@ -87,6 +88,7 @@ class Membership:
         self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, save_on)
         self._listeners: list[Listener] = []
         self._reputation = Reputation()
+        self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
         self._exchange = Exchange(self._archive, self._ours(), self._supervisor)
         self._connections = Connections(network, self._archive.peers, self._liveness, self._hooks(), self._supervisor, monotonic, self._rng)
@@ -217,6 +219,22 @@ class Membership:
             if good := [peer for peer in peers if not self._reputation.set_aside(encoding, shard, peer, now)]:
                 found[shard] = good
         return found
+
+    @property
+    def audits(self) -> AuditBook:
+        return self._audits
+
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        now = self._monotonic()
+
+        def counts(peer: PeerId, shard: int) -> bool:
+            return peer == self._own.peer or self._audits.counts(HeldShard(peer, encoding, shard), now)
+
+        lying = {shard: [peer for peer in peers if counts(peer, shard)] for shard, peers in self.holders(encoding).items()}
+        return {shard: peers for shard, peers in lying.items() if peers}
+
+    def vouch(self, held: HeldShard) -> None:
+        self._audits.vouch(held, self._monotonic(), self._rng)
 
     def cards(self) -> list[CardView]:
         return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.all()]

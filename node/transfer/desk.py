@@ -22,7 +22,7 @@ from node.channel import Channel, Method
 from node.store.disk import DiskStore
 from node.store.interface import ShardInfo, ShardKey
 from node.store.scrub import verify
-from node.transfer import calls
+from node.transfer import audit_reads, calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.decoders import Decoders
 from node.transfer.encode import encode_group
@@ -36,7 +36,7 @@ from node.transfer.staging import Staging
 from node.transfer.upkeep import Upkeep
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, Unavailable
-from protocol.ids import ModelId
+from protocol.ids import EncodingId, ModelId
 
 T = TypeVar("T")
 CALLBACK_WITHIN = 10.0
@@ -67,12 +67,14 @@ class Desk:
         """What the channel serves."""
         asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
             (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
+            (self.share, calls.ModelBlobs),
             (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
             (self.shard_lengths, calls.ShardRefs),
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
             (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
+            (self.audit_walk, calls.AuditWalk), (self.audit_show, calls.AuditShow),
             (self.pin, calls.PinModel), (self.pins, calls.ModelRef), (self.renew, calls.ShardRefs),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
@@ -188,6 +190,11 @@ class Desk:
     async def add_model(self, model: calls.ModelBlobs) -> None:
         await self._in_files(self._store.add_model, ModelId(_id(model.model)), [_id(blob) for blob in model.blobs])
 
+    async def share(self, model: calls.ModelBlobs) -> None:
+        encodings = [EncodingId(_id(encoding)) for encoding in model.blobs]
+        await self._in_files(self._store.share, ModelId(_id(model.model)), encodings)
+        await self._tell("shards_gone", calls.ModelRef(model=model.model))
+
     async def models(self, _: calls.ModelRef) -> list[calls.ModelBlobs]:
         return [calls.ModelBlobs(model=model, blobs=blobs) for model, blobs in (await self._in_files(self._store.models)).items()]
 
@@ -212,7 +219,10 @@ class Desk:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
 
     async def take_back(self, shard: calls.ShardRef) -> bool:
-        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them."""
+        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them.
+
+        What another model shares stays.
+        """
         withdrawn = self._expected.withdraw(shard.key(), shard.owner or "")
         awaited = self._expected.models()
         model = await self._in_files(self._take_back, shard, withdrawn, awaited)
@@ -224,7 +234,7 @@ class Desk:
     def _take_back(self, shard: calls.ShardRef, withdrawn: ModelId | None, awaited: set[ModelId]) -> ModelId | None:
         key = shard.key()
         info = next((info for info in self._store.list_shards() if info.key == key and info.owner == shard.owner), None)
-        if info is not None:
+        if info is not None and not any(key.encoding in blobs for model, blobs in self._store.models().items() if model != info.model):
             self._store.drop_shard(key, f"taken back by {shard.owner}")
         model = info.model if info is not None else withdrawn
         if model is not None:
@@ -234,6 +244,17 @@ class Desk:
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
         reason = await self._in_files(verify, self._store, shard.key())
         return calls.Verified(ok=reason is None, reason=reason)
+
+    async def audit_walk(self, asked: calls.AuditWalk) -> audit_reads.Walked:
+        keys = [ref.key() for ref in asked.shards]
+        walked = await self._in_files(audit_reads.walk, self._store, asked.nonce, keys, asked.steps)
+        for model in walked.lost:
+            await self._tell("shards_gone", calls.ModelRef(model=model))
+        return walked
+
+    async def audit_show(self, asked: calls.AuditShow) -> audit_reads.Shown:
+        places = [(ref.key(), leaf) for ref, leaf in zip(asked.shards, asked.leaves, strict=True)]
+        return await self._in_files(audit_reads.show, self._store, places)
 
     async def pin(self, pin: calls.PinModel) -> None:
         await self._in_files(self._store.pin if pin.keep else self._store.unpin, ModelId(_id(pin.model)))

@@ -45,7 +45,7 @@ class SourceSpan(msgspec.Struct, array_like=True, frozen=True):
 class EncodeGroup(Record):
     """Codes one group into n staged shards. `spans` give the plain bytes in order, with zero padding where a span's fd is -1.
 
-    `compression` is "auto", "raw" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
+    `compression` is "auto", "fast" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
     """
 
     model: bytes
@@ -59,6 +59,8 @@ class EncodeGroup(Record):
     element: int
     n_max: int = 0
     """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
+    like: bytes | None = None
+    """Envelope of an encoding to make again: where all comes out as it says, the shards are staged under it and not under a new one."""
 
 
 class Encoded(Record):

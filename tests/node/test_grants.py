@@ -135,7 +135,7 @@ async def test_one_shard_of_a_group_lies_on_one_node(pair: tuple[VerbNode, VerbN
         ({"shards": [-1]}, "below 256"),
         ({"shards": [256]}, "below 256"),
         ({"encoding": b"short"}, "32 bytes"),
-        ({"verb": "take"}, "get, put, drop and renew"),
+        ({"verb": "take"}, "get, put, drop, renew and share"),
     ],
 )
 async def test_a_request_that_makes_no_sense_is_refused(

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from erasure.audit import HeldShard, Verdict
 from erasure.presence import HOUR
 from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
 from node.repair_sight import RepairSight
 from node.repair_work import RepairWork
 from node.swarm.interface import PeerView
-from protocol.ids import PeerId
+from protocol.ids import EncodingId, PeerId
 from tests.node.verb_fakes import FakeSwarm, InlineExecutor, VerbNode, VerbSwarm, full, quiet, small_model, verb_swarm
 
 BASE = time.time()
@@ -205,6 +206,18 @@ async def test_a_restart_doesnt_take_those_who_are_away_for_lost(ten: Healing) -
     assert ten.rebuilt() == []
     await ten.minute(15)
     assert ten.rebuilt()
+
+
+async def test_a_shard_that_failed_its_audit_is_made_anew(ten: Healing) -> None:
+    first, shards = sorted(ten.lying().items())[0]
+    liars = {shard: peers[0] for shard, peers in list(shards.items())[:3]}
+    for node in ten.living():
+        for shard, peer in liars.items():
+            ten_ago = ten.clock.now - 10
+            node.swarm.audits.note(HeldShard(peer, EncodingId(first), shard), Verdict.MISSING, ten_ago, random.Random(0))
+    await ten.minute(8)
+    assert [encoding for encoding, _ in ten.rebuilt()] == [first]
+    assert sorted(ten.rebuilt()[0][1]) == sorted(liars)
 
 
 def test_a_memory_that_cannot_be_read_is_no_reason_not_to_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ ANSWERS: dict[str, Any] = {
         "shards": 12,
         "bytes": 100,
         "stored_bytes": 300,
+        "saved_bytes": 100,
         "peers": 6,
         "seconds": 1.5,
         "durable": 12,
@@ -74,9 +75,10 @@ ANSWERS: dict[str, Any] = {
         "version": "0.1.0",
         "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
         "holdings": [HELD],
-        "space": {"quota": 9, "used": 1, "free": 99},
+        "space": {"quota": 9, "used": 1, "free": 99, "saved": 5},
         "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
+        "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
     },
     "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
     "stop": {"stopping": True},
@@ -169,7 +171,7 @@ def test_brackets_in_names_are_shown(fake: FakeNode, tmp_path: Path, capsys: pyt
 def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
-    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None})]
+    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None, "gguf": None})]
 
 
 def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
