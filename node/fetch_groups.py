@@ -27,15 +27,18 @@ _COPY = 8 * limits.MIB
 
 async def fetch_groups(
     assembler: Assembler, executor: Executor, located: Located, groups: Sequence[int], directory: Path, notify: Notify
-) -> list[dict[str, Any]]:
-    """Per group {"group", "path", "bytes", "tensors"}; `Conflict` where a file lies in the way. Files made before a failure are removed."""
+) -> tuple[list[dict[str, Any]], int]:
+    """Per group {"group", "path", "bytes", "tensors"}, and bytes over the network. `Conflict` where a file lies in the way. Files made
+    before a failure are removed."""
     loop = asyncio.get_running_loop()
     made: list[Path] = []
+    received = 0
     total = sum(located.manifest.groups[group].length for group in groups)
     try:
         for group in groups:
             path = directory / located.manifest.groups[group].name
             room = await assembler.group(located, group)
+            received += room.received
             try:
                 made.append(await loop.run_in_executor(executor, write_group, room, path))
             finally:
@@ -46,7 +49,7 @@ async def fetch_groups(
         for path in made:
             path.unlink(missing_ok=True)
         raise
-    return [describe(located.manifest, group, path) for group, path in zip(groups, made, strict=True)]
+    return [describe(located.manifest, group, path) for group, path in zip(groups, made, strict=True)], received
 
 
 def write_group(room: GroupBytes, path: Path) -> Path:

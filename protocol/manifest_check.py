@@ -15,7 +15,7 @@ from protocol import limits
 from protocol.config_summary import check_summary
 from protocol.dtypes import BLOCKS
 from protocol.errors import BadInput
-from protocol.grouping import Grouping, SourceTensor, group_model
+from protocol.grouping import Grouping, group_model
 from protocol.manifest import RULE_GGUF, RULES, Manifest
 from protocol.safetensors_header import check_tensor
 
@@ -95,11 +95,10 @@ def _check_rule(manifest: Manifest) -> None:
 
 
 def _regroup(manifest: Manifest) -> Grouping:
-    tensors = [SourceTensor(t.name, t.dtype, tuple(t.shape), t.file, t.offset, t.length, t.digest) for t in manifest.tensors]
     total = sum(entry.length for entry in manifest.files)
     if total > limits.MAX_GROUPS * limits.MAX_GROUP:
         raise BadInput(f"manifest: {total} bytes in all, more than {limits.MAX_GROUPS} groups can hold")
-    return group_model([entry.length for entry in manifest.files], tensors, rule=manifest.rule)
+    return group_model([entry.length for entry in manifest.files], manifest.tensors, rule=manifest.rule)
 
 
 def _compare(manifest: Manifest, grouping: Grouping) -> None:

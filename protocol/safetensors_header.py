@@ -78,7 +78,7 @@ def check_tensor(name: str, dtype: str, shape: Sequence[int], length: int) -> No
         raise BadInput(f"tensor {name[:64]!r}: unknown dtype {dtype[:16]!r}")
     if len(shape) > limits.MAX_RANK:
         raise BadInput(f"tensor {name[:64]!r}: rank {len(shape)}, at most {limits.MAX_RANK}")
-    if any(not 0 <= side < 1 << 48 for side in shape):
+    if shape and not (min(shape) >= 0 and max(shape) < 1 << 48):
         raise BadInput(f"tensor {name[:64]!r}: a side of its shape is negative or absurd")
     if tensor_bytes(name, dtype, shape) != length:
         raise BadInput(f"tensor {name[:64]!r}: {length} bytes don't hold the shape {list(shape)} of {dtype}")

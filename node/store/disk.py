@@ -113,10 +113,18 @@ class DiskStore:
                 sync_folder(self.root / name)
             for left in [*(self.root / "incoming").iterdir(), *self.root.glob(".new-*")]:
                 left.unlink(missing_ok=True)
-            self._index.open()
+            self._open_index()
             self._models = dict(self._read_models())
             self._pins = {ModelId(bytes.fromhex(path.name)) for path in (self.root / "pins").iterdir() if _ID.fullmatch(path.name)}
             self._room.count(self._reconcile() + sum(entry.stat().st_size for entry in os.scandir(self.root / "blobs")))
+
+    def _open_index(self) -> None:
+        self._index.open()
+        try:
+            self._index.check()
+        except sqlite3.DatabaseError as error:
+            log.warning("the index is made again: %s", error, extra={"event": "index_damaged"})
+            self._index.remake()
 
     def close(self) -> None:
         if self._lock_fd >= 0:

@@ -93,6 +93,7 @@ class Decoders:
         process = await self._idlest()
         number = next(self._numbers)
         begin = BeginDecoding(job=number, envelope=job.envelope, secret=secret, offset=job.offset, spans=job.spans)
+        begin.done, begin.mark = job.done, job.mark
         process.jobs += 1
         try:
             await process.channel.call("begin", begin, type(None), fds=fds, timeout=START_WITHIN)

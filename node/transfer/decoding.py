@@ -52,9 +52,9 @@ class Lent:
 
 
 class ThreadDecoding:
-    def __init__(self, envelope: bytes, sink: Sink, executor: Executor, secret: bytes = PUBLIC_SECRET) -> None:
+    def __init__(self, envelope: bytes, sink: Sink, executor: Executor, secret: bytes = PUBLIC_SECRET, done: int = 0) -> None:
         _, record = parse_encoding(envelope)
-        self._assembler = Assembler(record, Shape.of(encoding_id(envelope), record), sink, Workroom(), secret)
+        self._assembler = Assembler(record, Shape.of(encoding_id(envelope), record), sink, Workroom(), secret, done)
         self._executor = executor
         self._lent = Lent()
         self._turn = asyncio.Lock()

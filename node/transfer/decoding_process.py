@@ -69,8 +69,8 @@ class DecodingDesk:
         try:
             begin = converted(params, BeginDecoding)
             _, record = parse_encoding(begin.envelope)
-            sink = Sink.whole(fds[0], begin.offset) if begin.spans is None and len(fds) == 1 else Sink(begin.spans or [], fds)
-            assembler = Assembler(record, Shape.of(encoding_id(begin.envelope), record), sink, self._workroom, begin.secret)
+            sink = Sink.whole(fds[0], begin.offset) if begin.spans is None and len(fds) == 1 else Sink.marked(begin, fds)
+            assembler = Assembler(record, Shape.of(encoding_id(begin.envelope), record), sink, self._workroom, begin.secret, begin.done)
         except BaseException:
             _close(fds)
             raise

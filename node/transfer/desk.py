@@ -146,8 +146,8 @@ class Desk:
                 task.cancel()
             await asyncio.gather(*self._upkeep, return_exceptions=True)
             await self._server.stop()
-            await self._connections.close()
             await self._decoders.stop()
+            await self._connections.close()
             self._store.close()
 
     async def _in_files(self, function: Callable[..., T], *arguments: Any) -> T:

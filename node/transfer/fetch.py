@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Iterator
 
 from node.transfer.decoding import Decoding
+from node.transfer.fetch_assemble import shard_offset
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import Fetched, FetchGroup, Source
 from node.transfer.slots import Slot
@@ -31,7 +32,7 @@ STALLED_AFTER = 1.0
 LAGGING_AFTER = 0.5
 LAGGING_FACTOR = 2.5
 ALONE_AFTER = 2.0
-"""k = 1 has no others to compare with: a window of 1 MiB that takes longer gets a spare."""
+"""Where too few others have delivered the window to compare with (k = 1 has none): one of 1 MiB that takes longer gets a spare."""
 
 SPARE_GRANTS = 2
 TRIES = 3
@@ -64,7 +65,7 @@ class GroupFetch:
         self._signer, self._record = parse_encoding(job.envelope)
         encoding = encoding_id(job.envelope)
         self._job = job
-        self._shape = Shape.of(encoding, self._record)
+        self._shape = Shape.of(encoding, self._record).beginning(shard_offset(self._record, job.done))
         self._board = Board(self._shape, connections.slots, lambda count: connections.turns.came(self, count))
         self._decoding = decoding
         self._connections = connections
@@ -225,8 +226,14 @@ class GroupFetch:
         if self._record.k == 1:
             return took > ALONE_AFTER
         if 2 * len(others) < self._record.k:
-            return False
+            return took > ALONE_AFTER and self._is_alone_slow(took, others)
         return took > max(LAGGING_AFTER, LAGGING_FACTOR * statistics.median(others))
+
+    def _is_alone_slow(self, took: float, others: list[float]) -> bool:
+        """Most are slow: the holders, or this node's own line? One spare shows it: if it isn't quicker, no other follows."""
+        if others:
+            return took > LAGGING_FACTOR * min(others)
+        return not any(reader.hedged for reader in self._lanes.values())
 
     def _give_up(self) -> None:
         situation = self.situation()

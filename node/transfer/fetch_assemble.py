@@ -43,20 +43,32 @@ class Workroom:
             self._rooms.append(room)
 
 
-class Assembler:
-    """Writes the group to `sink` as its windows come."""
+def _first_segment(record: Encoding, done: int) -> tuple[int, int, int]:
+    """(number, offset in the group, offset in a shard) of the first segment that isn't whole in the group's first `done` bytes."""
+    number = at = piece_at = 0
+    while number < len(record.segments) and at + record.segments[number].plain <= done:
+        at, piece_at = at + record.segments[number].plain, piece_at + record.piece_length(number)
+        number += 1
+    return number, at, piece_at
 
-    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes) -> None:
+
+def shard_offset(record: Encoding, done: int) -> int:
+    """Where reading begins in each shard when `done` bytes of the group are in place."""
+    return _first_segment(record, done)[2]
+
+
+class Assembler:
+    """Writes the group to `sink` as its windows come, but for the segments whole in its first `done` bytes."""
+
+    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes, done: int = 0) -> None:
         self._record = record
-        self._shape = shape
+        self._shape = shape.beginning(shard_offset(record, done))
         self._sink = sink
         self._room = room
-        self._at = 0
         self._secret = secret
         self._code = Code(record.k, len(record.roots))
         self._lengths = record.piece_lengths()
-        self._segment = 0
-        self._piece_at = 0
+        self._segment, self._at, self._piece_at = _first_segment(record, done)
         self._before: dict[int, Slot] = {}
         self._plain = room.take(SLACK + max((segment.plain for segment in record.segments), default=0))
 
@@ -71,7 +83,7 @@ class Assembler:
 
     def window(self, window: int, got: Mapping[int, Slot], spare: list[Slot]) -> list[Slot]:
         """Writes what this window completes; returns the slots free again. `spare` holds one per data shard missing in `got`."""
-        start, size = window * WINDOW, self._shape.window_length(window)
+        start, size = self._shape.first_leaf(window) * limits.LEAF, self._shape.window_length(window)
         rows = self._rows(got, spare, size)
         end = start + size
         while self._segment < len(self._lengths) and self._piece_at + self._lengths[self._segment] <= end:

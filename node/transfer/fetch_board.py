@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.transfer.slots import Slot, Slots
 from node.transfer.windows import WINDOW
@@ -23,7 +23,8 @@ MEMORY = 48 * limits.MIB
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB."""
+    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB from leaf `origin`
+    on, where reading begins."""
 
     encoding: bytes
     k: int
@@ -31,14 +32,23 @@ class Shape:
     leaves: int
     windows: int
     roots: list[bytes]
+    origin: int = 0
 
     @classmethod
     def of(cls, encoding: bytes, record: Encoding) -> Shape:
         length = record.shard_length()
         return cls(encoding, record.k, length, leaf_count(length), -(-length // WINDOW), record.roots)
 
+    def beginning(self, offset: int) -> Shape:
+        """The same for reading from `offset` of the shards on."""
+        origin = offset // limits.LEAF
+        return replace(self, origin=origin, windows=-(-(self.length - origin * limits.LEAF) // WINDOW))
+
+    def first_leaf(self, window: int) -> int:
+        return self.origin + window * limits.WINDOW_LEAVES
+
     def window_length(self, window: int) -> int:
-        return min(WINDOW, self.length - window * WINDOW)
+        return min(WINDOW, self.length - self.first_leaf(window) * limits.LEAF)
 
 
 class Signal:

@@ -107,6 +107,9 @@ class FetchGroup(Record):
 
     The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
 
+    `done` bytes from the group's beginning are in place already and aren't fetched. With `mark` the last descriptor is a file of marks and
+    that the place of the group's (see `marks.py`).
+
     The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer that isn't in `granted`,
     `leaf_fault(peer, encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
     """
@@ -117,6 +120,8 @@ class FetchGroup(Record):
     sources: list[Source]
     granted: list[Granted] | None = None
     spans: list[TargetSpan] | None = None
+    done: int = 0
+    mark: int | None = None
 
 
 class RebuildShards(Record):
@@ -136,6 +141,8 @@ class BeginDecoding(Record):
     secret: bytes
     offset: int
     spans: list[TargetSpan] | None = None
+    done: int = 0
+    mark: int | None = None
 
 
 class DecodeWindow(Record):

@@ -40,6 +40,10 @@ class SharedMemory:
         self._map = mmap.mmap(fd, MOST * SIZE)
         self._view = memoryview(self._map)
 
+    def close(self) -> None:
+        """The descriptor; the mapping goes with the last slot."""
+        os.close(self.fd)
+
     def slot(self, number: int) -> Slot:
         return Slot(number, self._view[number * SIZE : number * SIZE + WINDOW + SIGNATURE])
 
@@ -84,3 +88,11 @@ class Slots:
             return
         self.memory().forget(slot.number)
         self._numbers.append(slot.number)
+
+    def close(self) -> None:
+        """Nothing may be taken after it."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+            self._free.clear()
+            self._numbers.clear()

@@ -84,6 +84,7 @@ class Connections:
         self.lines.close()
         if self._session is not None:
             await self._session.close()
+        self.slots.close()
 
     async def request(
         self, method: str, access: Access, peer: str, path: str, timeout: aiohttp.ClientTimeout, **options: Any
@@ -254,7 +255,7 @@ class ShardReader:
                 self._line.close()
 
     def _path(self) -> str:
-        first = self.position * limits.WINDOW_LEAVES
+        first = self._shape.first_leaf(self.position)
         leaves = "" if self.source.shard in self._board.leaves else "&leaves=1"
         return f"{shard_path(self._shape.encoding, self.source.shard)}?first={first}&count={self._shape.leaves - first}{leaves}"
 
@@ -321,7 +322,7 @@ class ShardReader:
         self._board.deliver(window, self.source.shard, slot, seconds)
 
     def _check(self, window: int, view: memoryview, signature: bytes) -> None:
-        first = window * limits.WINDOW_LEAVES
+        first = self._shape.first_leaf(window)
         expected = self._board.leaves[self.source.shard][32 * first : 32 * (first + limits.WINDOW_LEAVES)]
         # A third of a millisecond: a hop to a thread and back would cost as much.
         digests = b"".join(leaf_digests(view))

@@ -132,6 +132,16 @@ def test_one_past_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_TENSORS_PER_FILE", 2)
     with pytest.raises(BadInput, match="3 tensors, at most 2"):
         parsed(made([ARCH], many))
+    monkeypatch.setattr(limits, "MAX_GGUF_STRINGS", 2)
+    two, three = (value("a", 9, struct.pack("<IQ", 8, count) + text("s") * count) for count in (2, 3))
+    assert len(parsed(made([ARCH, two], [WEIGHT])).tensors) == 1
+    with pytest.raises(BadInput, match="3 strings, at most 2"):
+        parsed(made([ARCH, three], [WEIGHT]))
+    deep, deeper = (value("a", 9, struct.pack("<IQ", 9, 1) * (depth - 1) + struct.pack("<IQ", 4, 0)) for depth in (4, 5))
+    assert limits.MAX_GGUF_DEPTH == 4
+    assert len(parsed(made([ARCH, deep], [WEIGHT])).tensors) == 1
+    with pytest.raises(BadInput, match="nested deeper than 4"):
+        parsed(made([ARCH, deeper], [WEIGHT]))
     monkeypatch.setattr(limits, "MAX_GGUF_HEADER", 64)
     with pytest.raises(BadInput, match="beyond 64 bytes"):
         parsed(made([ARCH], [WEIGHT]))

@@ -50,7 +50,7 @@ ANSWERS: dict[str, Any] = {
             }
         ]
     },
-    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1},
+    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1, "resumed": 20, "received": 90},
     "generate": {
         "event": "finished",
         "reason": "stop",
