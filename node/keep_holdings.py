@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 
 from node.locate import Locator
@@ -16,9 +17,10 @@ from node.store.interface import ShardInfo
 from node.store.keeping import by_model
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
+from protocol import limits
 from protocol.errors import BadInput, MfError
 from protocol.ids import ModelId, model_text
-from protocol.records import Held
+from protocol.records import Held, Repairing
 
 log = logging.getLogger(__name__)
 GATHER = 0.2
@@ -33,12 +35,21 @@ class HoldingKeeper:
         self._locator = locator
         self._changed: set[ModelId] = set()
         self._wake = asyncio.Event()
+        self._repairs: dict[ModelId, dict[bytes, int]] = {}
         self._told: dict[ModelId, list[Held]] = {}
 
     def changed(self, model: ModelId) -> None:
         """Something of this model was stored or dropped here."""
         self._changed.add(model)
         self._wake.set()
+
+    def repairing(self, model: ModelId, encoding: bytes, expires: int) -> None:
+        """Tells that this node makes missing shards of the encoding anew until `expires` (Unix seconds); in the past: no more."""
+        claims = self._repairs.setdefault(model, {})
+        claims[encoding] = expires
+        now = time.time()
+        self._repairs[model] = {name: until for name, until in claims.items() if until > now or name == encoding}
+        self.changed(model)
 
     async def run(self) -> None:
         """Tells what lies here at start, then each change; ends when cancelled."""
@@ -66,12 +77,17 @@ class HoldingKeeper:
         untold = []
         for model in dict.fromkeys([*asked, *sorted(also)]):
             try:
-                await self._swarm.put_holding(model, lying.get(model, []), [])
+                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model))
                 self._told[model] = lying.get(model, [])
             except MfError as error:
                 untold.append(model)
                 log.warning("the holding of %s was not spread: %s", model_text(model), error)
         return untold
+
+    def _claims(self, model: ModelId) -> list[Repairing]:
+        """The latest of those that still hold; one that is over goes with them once, so that it isn't believed to hold."""
+        claims = sorted(self._repairs.get(model, {}).items(), key=lambda claim: -claim[1])
+        return [Repairing(encoding, expires) for encoding, expires in claims[: limits.MAX_REPAIRS]]
 
     async def _lying(self) -> dict[ModelId, list[Held]]:
         lists = await self._transfer.models()

@@ -41,6 +41,10 @@ from node.place import Placer, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
 from node.renew_leases import LeaseRenewer
+from node.repair import Repairs, settings_for
+from node.repair_memory import RepairMemory
+from node.repair_sight import RepairSight
+from node.repair_work import RepairWork
 from node.report import Reporter
 from node.reuse import Reuser
 from node.route import Router
@@ -119,12 +123,17 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
+        work = RepairWork(swarm, transfer, self._book, placer)
+        memory = RepairMemory(self._data.path / "repair.msgpack")
+        sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
+        settings = settings_for(config.gone_after, config.repair_bandwidth)
+        self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
-        register_gauges(self._http.metrics, swarm, room)
+        register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
@@ -153,6 +162,7 @@ class Node:
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._repairs.run(), "repair")
         self._supervisor.spawn(self._auditor.run(), "audits")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from erasure.audit import HeldShard
@@ -123,6 +124,15 @@ class Placer:
         encoded = await self._transfer.encode_group(job, fds)
         source.check()
         return encoded
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """While it lasts nothing that is staged is swept away."""
+        self._placing += 1
+        try:
+            yield
+        finally:
+            self._placing -= 1
 
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""

@@ -165,14 +165,23 @@ class Reporter:
         }
 
     async def holders(self, model: ModelId) -> dict[str, Any]:
-        """Who holds which shards of each group, for people and the demonstration."""
+        """Who holds which shards of each group, and how many more losses it survives, for people and the demonstration."""
         located = await self._locator.locate(model)
+        domains = self._placer.domains()
         groups = []
         for number, group in enumerate(located.manifest.groups):
             for known in located.encodings.get(number, []):
-                shards = {str(shard): peers for shard, peers in sorted(self._swarm.holders(known.id).items())}
+                lying = self._swarm.holders(known.id)
+                safe = apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in lying.items()})
                 groups.append(
-                    {"group": group.name, "encoding": encoding_text(known.id), "k": known.record.k, "n": known.record.n, "shards": shards}
+                    {
+                        "group": group.name,
+                        "encoding": encoding_text(known.id),
+                        "k": known.record.k,
+                        "n": known.record.n,
+                        "survives_losses": survives_losses([safe], known.record.k),
+                        "shards": {str(shard): peers for shard, peers in sorted(lying.items())},
+                    }
                 )
         return {"model_id": model_text(model), "layers": layer_count(located.manifest), "groups": groups}
 

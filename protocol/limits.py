@@ -77,6 +77,8 @@ MAX_GRANTS_ASKED = 256
 """Encodings in one request for leave beside the first."""
 MAX_SHARDS_ASKED = 1_024
 """Shards in one request for leave, over all its encodings."""
+MAX_REPAIRS = 64
+"""Encodings of a model whose missing shards one node makes anew at once."""
 MAX_AUDIT_TARGETS = 8
 """Shards of one peer in one audit."""
 MAX_AUDIT_STEPS = 64

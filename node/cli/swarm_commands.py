@@ -57,11 +57,12 @@ def _show_holders(found: dict[str, Any]) -> None:
         (
             group["group"],
             f"{group['k']} of {group['n']}",
+            str(group["survives_losses"]),
             "  ".join(f"{j}:{'+'.join(short(p) for p in who)}" for j, who in group["shards"].items()),
         )
         for group in found["groups"]
     )
-    show_table(f"Holders of {found['model_id']}", ("group", "needs", "shard:peer"), rows)
+    show_table(f"Holders of {found['model_id']}", ("group", "needs", "survives", "shard:peer"), rows)
 
 
 def _show_holdings(found: list[dict[str, Any]]) -> None:

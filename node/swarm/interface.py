@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord
+from protocol.records import Card, Held, NodeRecord, Repairing
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class HoldingView:
     model: ModelId
     held: list[Held]
     full: list[int]
+    repairs: Sequence[Repairing] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Swarm(Protocol):
     async def put_card(self, card: Card) -> None:
         """Signs, keeps and spreads a card of this node's."""
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:

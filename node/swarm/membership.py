@@ -41,7 +41,7 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord
+from protocol.records import Card, Held, NodeRecord, Repairing
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Membership:
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
         kept = [kept for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
-        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full)) for kept in kept]
+        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full), kept.record.repairs or ()) for kept in kept]
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         now = self._now()
@@ -262,8 +262,8 @@ class Membership:
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
-        await self._publish(self._own.holding(self._archive, model, held, full))
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+        await self._publish(self._own.holding(self._archive, model, held, full, repairs))
         if held or full:
             self._announcer.add(model)
         else:

@@ -27,8 +27,9 @@ from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.decoders import Decoders
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig, converted
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig, converted
 from node.transfer.push import push_shard
+from node.transfer.rebuild import rebuild_shards
 from node.transfer.server import TransferServer, tls_context
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
@@ -80,6 +81,7 @@ class Desk:
         table["configure"] = self._configure
         table["encode_group"] = self._with_files(self._encode)
         table["fetch_group"] = self._with_files(self._fetch)
+        table["rebuild_shards"] = self._method(self.rebuild_shards, RebuildShards)
         return table
 
     def _method(self, method: Callable[[Any], Awaitable[Any]], kind: type[Any]) -> Method:
@@ -306,6 +308,10 @@ class Desk:
         finally:
             for slot in await decoding.end():
                 self._connections.slots.give_back(slot)
+
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
+        return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding)

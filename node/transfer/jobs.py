@@ -124,6 +124,15 @@ class FetchGroup(Record):
     mark: int | None = None
 
 
+class RebuildShards(Record):
+    """Makes the shards numbered in `make` from any k others of the encoding and stages them; `sources` as in `FetchGroup`."""
+
+    job: str
+    envelope: bytes
+    sources: list[Source]
+    make: list[int]
+
+
 class BeginDecoding(Record):
     """To a decoding process: as `FetchGroup` says where the plain bytes go. The secret is the group's."""
 

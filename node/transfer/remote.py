@@ -19,7 +19,7 @@ from node.store.interface import ShardInfo, ShardKey, Space
 from node.transfer import calls
 from node.transfer.audit_reads import Shown, Walked
 from node.transfer.calls import Stat, Verified
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig
 from node.transfer.sources import Access, Evidence
 from protocol.errors import MfError, Unavailable
 from protocol.ids import EncodingId, ModelId
@@ -287,6 +287,11 @@ class Transfer:
     async def fetch_group(self, job: FetchGroup, *fds: int) -> Fetched:
         """Writes the group at `job.offset` of the one descriptor, or into `job.spans` of several; they stay the caller's."""
         done: Fetched = await self._call("fetch_group", job, Fetched, fds, timeout=None)
+        return done
+
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        """Missing shards made anew from k others and staged; cancelling it stops the work and leaves nothing staged."""
+        done: Fetched = await self._call("rebuild_shards", job, Fetched, timeout=None)
         return done
 
     async def push_shard(self, job: PushShard) -> None:

@@ -139,6 +139,10 @@ async def test_who_holds_what(stored: Stored) -> None:
     assert told["layers"] == 3
     for group in told["groups"]:
         assert sorted(peer for peers in group["shards"].values() for peer in peers) == sorted(other.peer for other in swarm.nodes)
+        assert group["survives_losses"] == len(swarm.nodes) - group["k"]
+    swarm.leave(swarm.nodes[1])
+    left = await node.reporter.holders(model)
+    assert {group["survives_losses"] for group in left["groups"]} == {len(swarm.nodes) - 1 - group["k"] for group in told["groups"]}
 
 
 async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> None:

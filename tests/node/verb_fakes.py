@@ -47,7 +47,7 @@ from node.store.memory import MemoryStore
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards
 from node.transfer.sink import Sink
 from protocol import limits
 from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
@@ -55,7 +55,7 @@ from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord
+from protocol.records import Card, Held, NodeRecord, Repairing
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -82,6 +82,7 @@ class FakeTransfer:
         self.staged: dict[bytes, list[bytes]] = {}
         self.pushed: list[tuple[bytes, int, str]] = []
         self.encoded: list[int] = []
+        self.rebuilt: list[tuple[bytes, list[int]]] = []
         self.fetches = 0
         self.refuse: MfError | None = None
         self.lie = False
@@ -234,6 +235,24 @@ class FakeTransfer:
         self._decode(record, got, Sink(job.spans, fds) if job.spans is not None else Sink.whole(fds[0], job.offset))
         return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=asked, speeds=dict.fromkeys(asked, 1e6))
 
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        record, encoding = parse_encoding(job.envelope)[1], encoding_id(job.envelope)
+        got: dict[int, bytes] = {}
+        for source in job.sources:
+            if len(got) < record.k and source.shard not in (*got, *job.make):
+                data = await self._read(source.peer, encoding, source.shard, record)
+                if data is not None:
+                    got[source.shard] = data
+        if len(got) < record.k:
+            raise Unavailable(f"{len(got)} of {record.k} shards could be read")
+        made = {shard: bytearray(record.shard_length()) for shard in job.make}
+        Code(record.k, len(record.roots)).make(got, made)
+        staged = self.staged.setdefault(encoding, [b""] * len(record.roots))
+        for shard, column in made.items():
+            staged[shard] = bytes(column)
+        self.rebuilt.append((encoding, sorted(made)))
+        return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=[], speeds={})
+
     async def _read(self, peer: str, encoding: EncodingId, shard: int, record: Encoding) -> bytes | None:
         try:
             access = await self.callbacks.need_grant(peer, encoding, [shard])
@@ -349,10 +368,10 @@ class FakeSwarm:
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
         self.board.told.append((self.me, model))
         if held or full:
-            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full)
+            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs)
         else:
             self.board.holdings.pop((self.me, model), None)
 

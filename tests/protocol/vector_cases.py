@@ -37,6 +37,9 @@ NODE = records.NodeRecord(
     tls=ID, lend="both", storage_free=20_000_000_000, memory=1 << 31,
 )  # fmt: skip
 HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
+REPAIRING = records.Holding(
+    sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
+)
 CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
@@ -78,6 +81,7 @@ def records_vectors() -> dict[str, Any]:
         "model text": model_text(ModelId(ID)),
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
+        "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),

@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
     "holders": {
         "model_id": "mfm1x",
         "layers": 30,
-        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "shards": {"0": [PEER]}}],
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
     },
     "forget": {"model_id": "mfm1x", "freed": 10},
     "status": {
