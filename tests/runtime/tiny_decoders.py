@@ -1,0 +1,78 @@
+"""A tiny random model of every decoder class of transformers, out of its own default config with the sizes made small.
+
+One table of sizes for all; a class whose default can't be made small by it has an entry in `OWN`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+LAYERS = 6
+WORDS = 96
+WINDOW = 6
+
+SIZES: dict[str, Any] = {
+    "vocab_size": WORDS,
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim", "emb_dim", "lru_width"), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "dim_ff", "dff"), 48),
+    **dict.fromkeys(("intermediate_size_mlp", "dense_intermediate_size", "shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_intermediate_size", "shared_experts_intermediate_size"), 24),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "n_inner", "d_inner", "router_hidden_size"), 24),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_blocks"), LAYERS),
+    **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads", "attention_heads", "swa_num_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups"), 2),
+    **dict.fromkeys(("head_dim", "swa_head_dim", "kv_channels", "dim_head", "d_head", "attention_head_size", "linear_head_dim"), 8),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "index_head_dim", "attention_head_dim"), 8),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads"), 4),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim"), 8),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank", "laurel_rank", "hc_lowrank", "adapter_rank"), 16),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
+    **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "first_k_dense_replace", "num_dense_layers"), 1),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length", "context_length"), 128),
+    **dict.fromkeys(("max_target_positions", "max_source_positions"), 128),
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "local_attention"), WINDOW),
+    **dict.fromkeys(("window_size",), WINDOW),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"), 1),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 8),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 4),
+    "zero_expert_num": 2,
+    "index_topk": 4,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": WORDS,
+    "num_kv_shared_layers": 2,
+}
+"""By field; set where the default config has it."""
+
+OWN: dict[str, dict[str, Any]] = {}
+
+
+def tiny_config(kind: str) -> Any:
+    default = AutoConfig.for_model(kind)
+    text = default.get_text_config(decoder=True)
+    changes = _small(text) | OWN.get(kind, {})
+    if text is default:
+        return AutoConfig.for_model(kind, **changes)
+    name = next(key for key, value in vars(default).items() if value is text)
+    return AutoConfig.for_model(kind, **{name: {"model_type": text.model_type, **changes}})
+
+
+def _small(config: Any) -> dict[str, Any]:
+    fields = config.to_dict()
+    return {name: size for name, size in SIZES.items() if fields.get(name) is not None and not isinstance(fields[name], bool)}
+
+
+def tiny_model(config: Any) -> Any:
+    torch.manual_seed(7)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def kinds() -> list[str]:
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
