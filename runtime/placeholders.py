@@ -66,7 +66,9 @@ def layer_list(model: Any, count: int) -> nn.ModuleList:
     """The decoder's list of `count` layers: the outermost there is. Whether it's the one that runs, the self-test finds out."""
     found = _find_list(model, count)
     if found is None:
-        raise BadInput(f"architecture {type(model).__name__} keeps no list of {count} layers and can't be run in stages", hint="run it whole")
+        raise BadInput(
+            f"architecture {type(model).__name__} keeps no list of {count} layers and can't be run in stages", hint="run it whole"
+        )
     return found
 
 

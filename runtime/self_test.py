@@ -39,7 +39,7 @@ _FORGETFUL = 0.25
 def self_test(stage: Stage) -> str:
     """Says what was checked; `BadInput` says what is wrong."""
     try:
-        with _missing_named(stage.model):
+        with missing_named(stage.model):
             _learn_return_kind(stage)
             trace, out = _traced(stage)
             _check_output(stage, out, POSITIONS)
@@ -60,7 +60,7 @@ def _cannot(stage: Stage, why: str) -> BadInput:
 
 
 @contextmanager
-def _missing_named(model: nn.Module) -> Iterator[None]:
+def missing_named(model: nn.Module) -> Iterator[None]:
     """A module that runs without one of its weights is refused by that weight's name."""
     hooks: list[Any] = []
     for path, module in model.named_modules():

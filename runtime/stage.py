@@ -14,21 +14,20 @@ the cache shared between a layer that is here and one that isn't (a layer readin
 from __future__ import annotations
 
 import inspect
-from math import prod
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
 from runtime.architectures import boundary_shape
 from runtime.model_config import read_config
 from runtime.placeholders import EndReached, Outside, drop_embeddings, has_layer_list, hollow, layer_list
-
-__all__ = ["DTYPES", "Stage", "build_stage", "read_config"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -120,7 +119,7 @@ def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end:
     if layers != text.num_hidden_layers or not 0 <= first < end <= layers:
         raise BadInput(f"layers {first}..{end} of {layers} were asked, config.json says {text.num_hidden_layers}")
     outside: dict[int, Outside] = {}
-    model = _load(config, tensors, dtype, lambda model: outside.update(hollow(model, first, end, layers)))
+    model = load_model(config, tensors, dtype, lambda model: outside.update(hollow(model, first, end, layers)))
     stage = Stage(model, text, first, end, layers, dtype, outside)
     _require_layers(stage)
     if first > 0:
@@ -128,10 +127,13 @@ def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end:
     return stage
 
 
-def _load(config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype, prepare: Callable[[Any], None]) -> Any:
+def load_model(
+    config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype, prepare: Callable[[Any], None], auto: Any = AutoModelForCausalLM
+) -> Any:
+    """A model of the class that `auto` takes for `config`, on `tensors`; what isn't given stays on the meta device."""
     kind = str(getattr(config, "model_type", "?"))[:64]
     try:
-        model, info = names.load_class(*names.model_class(config), tensors, dtype, prepare)
+        model, info = names.load_class(*names.model_class(config, auto), tensors, dtype, prepare)
     except MfError:
         raise
     except Exception as error:  # boundary: a hostile config may raise anything

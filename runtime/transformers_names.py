@@ -44,14 +44,16 @@ def model_class(config: Any, auto: Any = AutoModelForCausalLM) -> tuple[type, An
     return found, config
 
 
-def load_class(kind: type, config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype, prepare: Callable[[Any], None]) -> tuple[Any, dict[str, Any]]:
+def load_class(
+    kind: type, config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype, prepare: Callable[[Any], None]
+) -> tuple[Any, dict[str, Any]]:
     """A model of class `kind` by its own `from_pretrained`, and what that says of missing and mismatched weights.
 
     `prepare` is called with the model while it is still on the meta device. What isn't given stays there: the one step
     of loading that would give missing weights memory and random values is left out, that for computed buffers is kept.
     """
 
-    class Partial(kind):  # type: ignore[misc, valid-type]
+    class Partial(kind):  # type: ignore[misc]
         def __init__(self, config: Any, *args: Any, **named: Any) -> None:
             super().__init__(config, *args, **named)
             prepare(self)
@@ -86,7 +88,7 @@ def elsewhere(slot: Any) -> Any:
     own = _ELSEWHERE.get(kind)
     if own is None:
         own = _ELSEWHERE[kind] = type(f"Elsewhere{kind.__name__}", (_Elsewhere, kind), {"_layer_type": None})
-    made = object.__new__(own)
+    made: Any = object.__new__(own)
     made.seen, made.held = 0, frozenset(vars(slot))
     for name, value in vars(slot).items():
         if isinstance(value, int | float | str) and name not in ("is_initialized", "cumulative_length", "has_previous_state"):

@@ -12,8 +12,10 @@ import torch
 from protocol.errors import BadInput
 from protocol.messages import Sampling
 from runtime import interface as api
+from runtime.model_config import read_config
+from runtime.self_test import self_test
 from runtime.sequence import Sequence
-from runtime.stage import Stage, build_stage, read_config, self_test
+from runtime.stage import Stage, build_stage
 from runtime.weights import build_tensors, map_groups
 from tests.runtime.support import config_bytes, cuts, for_stage, lay_out, stored_tensors, tiny_config, tiny_model
 
@@ -100,7 +102,7 @@ def test_layers_outside_take_no_memory(tmp_path: Path) -> None:
 
 def test_wrong_shape_names_the_tensor(tmp_path: Path) -> None:
     tensors = stored_tensors(tiny_model(tiny_config()))
-    with pytest.raises(BadInput, match=r"tensor 'model\.layers\.0\.mlp.*has shape \[96, 64\]"):
+    with pytest.raises(BadInput, match=r"tensor 'model\.layers\.0\.mlp.down_proj.*has shape \[64, 96\], config.json asks for \[64, 80\]"):
         build(tmp_path, tiny_config(intermediate_size=80), tensors, 0, 6)
 
 

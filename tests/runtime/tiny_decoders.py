@@ -14,13 +14,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 LAYERS = 6
 WORDS = 96
 WINDOW = 6
+MOST = 20_000_000
 
 SIZES: dict[str, Any] = {
     "vocab_size": WORDS,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim", "emb_dim", "lru_width"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "dim_ff", "dff"), 48),
     **dict.fromkeys(("intermediate_size_mlp", "dense_intermediate_size", "shared_expert_intermediate_size"), 48),
-    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_intermediate_size", "shared_experts_intermediate_size"), 24),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "expert_ffn_hidden_size", "shared_intermediate_size", "shared_experts_intermediate_size"), 24
+    ),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "n_inner", "d_inner", "router_hidden_size"), 24),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_blocks"), LAYERS),
     **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), LAYERS),
@@ -51,25 +54,52 @@ SIZES: dict[str, Any] = {
 }
 """By field; set where the default config has it."""
 
-OWN: dict[str, dict[str, Any]] = {}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["linear_attention", "full_attention"] * 3},
+    "mamba2": {"num_heads": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "gemma4_unified_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "hunyuan_v1_dense": _ROPE,
+    "hunyuan_v1_moe": _ROPE,
+    "ministral": _ROPE,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
+    "nemotron": {"num_key_value_heads": 2},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "reformer": {"is_decoder": True},
+}
+"""What the table doesn't do, by kind."""
 
 
 def tiny_config(kind: str) -> Any:
     default = AutoConfig.for_model(kind)
     text = default.get_text_config(decoder=True)
-    changes = _small(text) | OWN.get(kind, {})
-    if text is default:
-        return AutoConfig.for_model(kind, **changes)
-    name = next(key for key, value in vars(default).items() if value is text)
-    return AutoConfig.for_model(kind, **{name: {"model_type": text.model_type, **changes}})
+    name = next((key for key, value in vars(default).items() if value is text), None)
+    if name is None:
+        return AutoConfig.for_model(kind, **(_small(default) | OWN.get(kind, {})))
+    return AutoConfig.for_model(kind, **{name: {"model_type": text.model_type, **_small(text), **OWN.get(text.model_type, {})}})
 
 
 def _small(config: Any) -> dict[str, Any]:
     fields = config.to_dict()
-    return {name: size for name, size in SIZES.items() if fields.get(name) is not None and not isinstance(fields[name], bool)}
+    sizes = {name: size for name, size in SIZES.items() if fields.get(name) is not None and not isinstance(fields[name], bool)}
+    if fields.get("kv_lora_rank") is not None and "num_key_value_heads" in sizes:
+        sizes["num_key_value_heads"] = 4  # latent attention has as many as heads
+    if fields.get("is_decoder") is False and not fields.get("is_encoder_decoder"):
+        sizes["is_decoder"] = True  # else such a class looks ahead
+    return sizes
 
 
 def tiny_model(config: Any) -> Any:
+    """Seeded random weights in fp32; `ValueError` for a class that the table doesn't make small."""
+    with torch.device("meta"):
+        size = sum(held.numel() for held in AutoModelForCausalLM.from_config(config).state_dict().values())
+    if size > MOST:
+        raise ValueError(f"{size / 1e6:.0f} M parameters aren't tiny")
     torch.manual_seed(7)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
