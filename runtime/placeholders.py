@@ -32,6 +32,8 @@ class Outside(nn.Module):  # type: ignore[misc]
         self.tuple_size = 0
         """Length of the tuple that this class's layers return, 0 for a bare tensor."""
         self.swap: torch.Tensor | None = None
+        self.passed = False
+        """Whether this pass has come by."""
         self.slot: Any = None
         self.ends = False
 
@@ -39,6 +41,7 @@ class Outside(nn.Module):  # type: ignore[misc]
         hidden = args[0] if args else named["hidden_states"]
         if self.ends:
             raise EndReached(hidden)
+        self.passed = True
         if self.slot is not None:
             self.slot.seen += hidden.shape[1]
         out = hidden if self.swap is None else self.swap
@@ -51,15 +54,29 @@ class Outside(nn.Module):  # type: ignore[misc]
             return getattr(self.__dict__["_stands_for"][0], name)
 
 
-class NoEmbedding(nn.Module):  # type: ignore[misc]
-    """Positions and words were embedded by the first stage; the sum that this takes part in is thrown away."""
+class Absent(nn.Module):  # type: ignore[misc]
+    """A module outside of the layers whose weights aren't here. Before the hidden state received is swapped in its result is
+    thrown away, so anything will do; after that it is a fault that names the tensor."""
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, tensor: str, entry: Outside, dtype: torch.dtype) -> None:
         super().__init__()
-        self.width, self.dtype = width, dtype
+        self._stands_for = (module, entry)
+        self.tensor, self.dtype = tensor, dtype
 
-    def forward(self, ids: torch.Tensor, *_args: Any, **_named: Any) -> torch.Tensor:
-        return torch.zeros(*ids.shape, self.width, dtype=self.dtype)
+    def forward(self, *args: Any, **_named: Any) -> torch.Tensor:
+        module, entry = self._stands_for
+        if entry.passed:
+            raise BadInput(f"tensor {self.tensor!r} is needed here and wasn't given")
+        if isinstance(module, nn.Embedding) or not args:
+            return torch.zeros(1, 1, getattr(module, "embedding_dim", 1), dtype=self.dtype)
+        given: torch.Tensor = args[0]
+        return given
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_stands_for"][0], name)
 
 
 def layer_list(model: Any, count: int) -> nn.ModuleList:
@@ -99,9 +116,10 @@ def hollow(model: Any, first: int, end: int, count: int) -> dict[int, Outside]:
     return made
 
 
-def drop_embeddings(model: nn.Module, dtype: torch.dtype) -> None:
-    """Lookups whose weights aren't here give zeros: a stage that takes hidden states throws their sum away."""
+def stand_in(model: nn.Module, entry: Outside, dtype: torch.dtype) -> None:
+    """Replaces what lies outside of the layers and has no weights here: a stage that takes hidden states embeds nothing."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Embedding) and module.weight.is_meta:
+        missing = next((leaf for leaf, held in module.named_parameters(recurse=False) if held.is_meta), None)
+        if missing is not None and path:
             parent, _dot, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, NoEmbedding(module.embedding_dim, dtype))
+            setattr(model.get_submodule(parent), leaf, Absent(module, f"{path}.{missing}", entry, dtype))

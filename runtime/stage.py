@@ -27,7 +27,7 @@ from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
 from runtime.architectures import boundary_shape
 from runtime.model_config import read_config
-from runtime.placeholders import EndReached, Outside, drop_embeddings, has_layer_list, hollow, layer_list
+from runtime.placeholders import EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -96,7 +96,7 @@ class Stage:
 
     def _run(self, cache: Any, given: dict[str, Any], swap: torch.Tensor | None) -> torch.Tensor:
         if self.entry is not None:
-            self.entry.swap = swap
+            self.entry.swap, self.entry.passed = swap, False
         try:
             with torch.inference_mode():
                 out = self.model(**given, **{self._cache_argument: cache}, use_cache=True, return_dict=True, **self._extra)
@@ -122,8 +122,8 @@ def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end:
     model = load_model(config, tensors, dtype, lambda model: outside.update(hollow(model, first, end, layers)))
     stage = Stage(model, text, first, end, layers, dtype, outside)
     _require_layers(stage)
-    if first > 0:
-        drop_embeddings(model, dtype)
+    if stage.entry is not None:
+        stand_in(model, stage.entry, dtype)
     return stage
 
 

@@ -81,7 +81,8 @@ def tiny_config(kind: str) -> Any:
     name = next((key for key, value in vars(default).items() if value is text), None)
     if name is None:
         return AutoConfig.for_model(kind, **(_small(default) | OWN.get(kind, {})))
-    return AutoConfig.for_model(kind, **{name: {"model_type": text.model_type, **_small(text), **OWN.get(text.model_type, {})}})
+    tokens = {field: WORDS - 1 for field, value in default.to_dict().items() if field.endswith("_token_id") and isinstance(value, int)}
+    return AutoConfig.for_model(kind, **tokens, **{name: {"model_type": text.model_type, **_small(text), **OWN.get(text.model_type, {})}})
 
 
 def _small(config: Any) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def tiny_model(config: Any) -> Any:
     if size > MOST:
         raise ValueError(f"{size / 1e6:.0f} M parameters aren't tiny")
     torch.manual_seed(7)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
 def kinds() -> list[str]:
