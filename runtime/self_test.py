@@ -32,8 +32,8 @@ AHEAD = 6
 _TUPLES = (0, 1, 2, 3)
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Share of what the layers added by which all at once and one by one may differ."""
-_FORGETFUL = 0.25
-"""Share of the difference to no memory at all from which a cache counts as unused."""
+_FORGETFUL = {torch.float32: 0.05, torch.bfloat16: 0.25}
+"""Beyond that: share of the difference that no memory at all makes, from which the cache counts as wrong."""
 
 
 def self_test(stage: Stage) -> str:
@@ -218,7 +218,7 @@ def _check_memory(stage: Stage, at_once: torch.Tensor) -> None:
     if wrong <= _ROUNDING[stage.dtype]:
         return
     alone = _distance(stage, _given(stage, stage.new_cache(), 0, 1, POSITIONS - 1), at_once)
-    if stage.dtype == torch.float32 or wrong > _FORGETFUL * alone:
+    if wrong > _FORGETFUL[stage.dtype] * alone:
         raise _cannot(stage, f"its memory of earlier positions is not what all at once give ({wrong:.2g} apart)")
 
 

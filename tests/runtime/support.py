@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from runtime import interface as api
 
-WORDS = {torch.bfloat16: "BF16", torch.float32: "F32"}
+WORDS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

@@ -15,7 +15,20 @@ from tests.runtime.try_decoders import Outcome, attempt, class_name
 
 LIST = Path(__file__).parents[2] / "docs" / "ARCHITECTURES.md"
 ROW = re.compile(r"^\| ([\w-]+) \| (\w+) \| (stages|some cuts|whole|refused|untried) \| (.*?) ?\|$", re.MULTILINE)
-SAMPLE = ("llama", "gpt2", "gemma2", "qwen3_moe", "deepseek_v3", "jamba", "falcon_h1", "lfm2", "bloom", "deepseek_v4", "inkling2_text", "rwkv")
+SAMPLE = (
+    "llama",
+    "gpt2",
+    "gemma2",
+    "qwen3_moe",
+    "deepseek_v3",
+    "jamba",
+    "falcon_h1",
+    "lfm2",
+    "bloom",
+    "deepseek_v4",
+    "inkling2_text",
+    "rwkv",
+)
 """Plain, fused query-key-value, sliding windows, fused experts, latent attention, three hybrids, no rotary table; one that can be
 cut in places, one that can't, and one whose memory isn't a cache."""
 

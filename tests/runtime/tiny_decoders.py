@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 LAYERS = 6
@@ -56,7 +56,8 @@ SIZES: dict[str, Any] = {
 
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 OWN: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1, 3, 5]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["linear_attention", "full_attention"] * 3},
     "mamba2": {"num_heads": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
@@ -82,7 +83,13 @@ def tiny_config(kind: str) -> Any:
     if name is None:
         return AutoConfig.for_model(kind, **(_small(default) | OWN.get(kind, {})))
     tokens = {field: WORDS - 1 for field, value in default.to_dict().items() if field.endswith("_token_id") and isinstance(value, int)}
-    return AutoConfig.for_model(kind, **tokens, **{name: {"model_type": text.model_type, **_small(text), **OWN.get(text.model_type, {})}})
+    parts = {key: {"model_type": value.model_type, **_small(value)} for key, value in vars(default).items() if _is_config(value)}
+    parts[name] |= OWN.get(text.model_type, {})
+    return AutoConfig.for_model(kind, **tokens, **parts)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, PreTrainedConfig)
 
 
 def _small(config: Any) -> dict[str, Any]:
