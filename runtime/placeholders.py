@@ -31,6 +31,8 @@ class Outside(nn.Module):  # type: ignore[misc]
         self._stands_for = (layer,)
         self.tuple_size = 0
         """Length of the tuple that this class's layers return, 0 for a bare tensor."""
+        self.beside: list[torch.Tensor] | None = None
+        """What is returned beside the hidden state: nothing, but marks in a self-test that looks for who takes it."""
         self.swap: torch.Tensor | None = None
         self.passed = False
         """Whether this pass has come by."""
@@ -45,7 +47,7 @@ class Outside(nn.Module):  # type: ignore[misc]
         if self.slot is not None:
             self.slot.seen += hidden.shape[1]
         out = hidden if self.swap is None else self.swap
-        return (out, *[None] * (self.tuple_size - 1)) if self.tuple_size else out
+        return (out, *(self.beside or [None] * (self.tuple_size - 1))) if self.tuple_size else out
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -62,15 +64,18 @@ class Absent(nn.Module):  # type: ignore[misc]
         super().__init__()
         self._stands_for = (module, entry)
         self.tensor, self.dtype = tensor, dtype
+        self.fill = 0.0
+        """What its results are made of: the self-test changes it, to see that they are thrown away."""
 
     def forward(self, *args: Any, **_named: Any) -> torch.Tensor:
         module, entry = self._stands_for
         if entry.passed:
             raise BadInput(f"tensor {self.tensor!r} is needed here and wasn't given")
-        if isinstance(module, nn.Embedding) or not args:
-            return torch.zeros(1, 1, getattr(module, "embedding_dim", 1), dtype=self.dtype)
-        given: torch.Tensor = args[0]
-        return given
+        given = next((one for one in args if isinstance(one, torch.Tensor)), None)
+        if given is not None and given.is_floating_point() and not isinstance(module, nn.Embedding):
+            return given + self.fill
+        shape = (1, 1) if given is None or given.is_floating_point() else given.shape
+        return torch.full((*shape, getattr(module, "embedding_dim", 1)), self.fill, dtype=self.dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -116,10 +121,13 @@ def hollow(model: Any, first: int, end: int, count: int) -> dict[int, Outside]:
     return made
 
 
-def stand_in(model: nn.Module, entry: Outside, dtype: torch.dtype) -> None:
+def stand_in(model: nn.Module, entry: Outside, dtype: torch.dtype) -> list[Absent]:
     """Replaces what lies outside of the layers and has no weights here: a stage that takes hidden states embeds nothing."""
+    made = []
     for path, module in list(model.named_modules()):
         missing = next((leaf for leaf, held in module.named_parameters(recurse=False) if held.is_meta), None)
         if missing is not None and path:
             parent, _dot, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, Absent(module, f"{path}.{missing}", entry, dtype))
+            made.append(Absent(module, f"{path}.{missing}", entry, dtype))
+            setattr(model.get_submodule(parent), leaf, made[-1])
+    return made

@@ -5,8 +5,9 @@ With made-up hidden states (or token ids) of a few positions, in this order:
 1. every weight that the forward calls is there, and the layers return what the placeholders return;
 2. each layer of the stage runs once, in order, the first on exactly what was received, and what is sent on is exactly what
    the last gave: a class that does something between layers would do it twice at a cut;
-3. nothing but the hidden state comes from before: other embeddings beside the same hidden state change no bit (classes that
-   give every layer the embedding again can't be cut), and no layer hands a second tensor to the next;
+3. nothing but the hidden state comes from before: other embeddings beside the same hidden state, and other results of the
+   modules whose weights are elsewhere, change no bit (classes that give every layer the embedding again can't be cut), and
+   no layer hands a second tensor to the next;
 4. the cache holds the past: a few positions at once and then one by one end where all at once end, within rounding;
 5. shapes are right and all numbers are numbers.
 
@@ -84,7 +85,9 @@ def _refuser(name: str) -> Any:
 class _Trace:
     """What went into and came out of the stage's own layers in one pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: list[torch.Tensor] | None = None) -> None:
+        """`marks` is what the placeholder before the first layer returns beside the hidden state."""
+        self.marks = marks or []
         self.calls: list[int] = []
         self.inputs: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
@@ -95,7 +98,7 @@ class _Trace:
     def enter(self, index: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.calls.append(index)
         self.inputs.append(args[0] if args else named["hidden_states"])
-        before = self.beside[-1] if self.beside else []
+        before = self.beside[-1] if self.beside else self.marks
         if any(given is left for given in (*args[1:], *named.values()) for left in before):
             self.handed_on = index
 
@@ -174,9 +177,16 @@ def _given(stage: Stage, cache: Any, position: int, count: int, taken_from: int 
 
 
 def _traced(stage: Stage) -> tuple[_Trace, torch.Tensor]:
-    trace = _Trace()
-    with _watched(stage, trace):
-        out = _given(stage, stage.new_cache(), 0, POSITIONS)
+    entry = stage.entry
+    trace = _Trace([torch.empty(0) for _ in range(1, entry.tuple_size)] if entry is not None else None)
+    if entry is not None:
+        entry.beside = trace.marks
+    try:
+        with _watched(stage, trace):
+            out = _given(stage, stage.new_cache(), 0, POSITIONS)
+    finally:
+        if entry is not None:
+            entry.beside = None
     return trace, out
 
 
@@ -202,8 +212,8 @@ def _check_cut(stage: Stage, trace: _Trace, out: torch.Tensor) -> None:
     cache = stage.new_cache()
     stage.tell_position(cache, 0)
     beside = _noise(stage.embedded, 2).to(stage.dtype)
-    if not torch.equal(stage.forward_beside(cache, _rows(stage), beside), out):
-        raise _cannot(stage, "its layers are given the words' embeddings beside the hidden state")
+    if not torch.equal(stage.forward_beside(cache, _rows(stage), beside, 0.5), out):
+        raise _cannot(stage, "its layers are given what comes before them beside the hidden state")
 
 
 def _check_memory(stage: Stage, at_once: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
 from runtime.architectures import boundary_shape
 from runtime.model_config import read_config
-from runtime.placeholders import EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
+from runtime.placeholders import Absent, EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -47,6 +47,7 @@ class Stage:
         self.vocabulary = int(config.vocab_size)
         self.outside = outside
         self.entry = outside.get(first - 1)
+        self.absent: list[Absent] = []
         self.fixed_bytes = self.token_bytes = 0
         """What a session's cache takes, measured by the self-test: at once, and for each position."""
         taken = inspect.signature(model.forward).parameters
@@ -87,11 +88,14 @@ class Stage:
         if tokens is not None:
             return self._run(cache, {"input_ids": tokens.unsqueeze(0)}, None)
         assert hidden is not None
-        return self.forward_beside(cache, hidden, torch.zeros(len(hidden), self.embedded, dtype=self.dtype))
+        return self.forward_beside(cache, hidden, torch.zeros(len(hidden), self.embedded, dtype=self.dtype), 0.0)
 
-    def forward_beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
-        """As `forward`, with `beside` [count, embedded] where the words' embeddings would be, which must make no difference."""
+    def forward_beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float) -> torch.Tensor:
+        """As `forward`, with `beside` [count, embedded] where the words' embeddings would be, and `fill` from all that has no
+        weights here; neither may make a difference."""
         swap = hidden.view(1, len(hidden), *self.boundary)
+        for absent in self.absent:
+            absent.fill = fill
         return self._run(cache, {"inputs_embeds": beside.unsqueeze(0)}, swap)
 
     def _run(self, cache: Any, given: dict[str, Any], swap: torch.Tensor | None) -> torch.Tensor:
@@ -123,7 +127,7 @@ def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end:
     stage = Stage(model, text, first, end, layers, dtype, outside)
     _require_layers(stage)
     if stage.entry is not None:
-        stand_in(model, stage.entry, dtype)
+        stage.absent = stand_in(model, stage.entry, dtype)
     return stage
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from runtime.architectures import whole_only
 from tests.runtime.tiny_decoders import kinds
 from tests.runtime.try_decoders import Outcome, attempt, class_name
 
@@ -58,6 +59,11 @@ def test_at_least_80_classes_run_in_stages() -> None:
     able = {name for _kind, name, how, _why in ROW.findall(text) if how == "stages"}
     assert len(able) >= 80
     assert f"{len(able)} classes run in stages" in text
+
+
+def test_planners_know_what_isnt_cut() -> None:
+    assert {kind for kind, outcome in listed().items() if outcome.how == "whole"} == {kind for kind in kinds() if whole_only(kind)}
+    assert all(whole_only(kind) in outcome.why for kind, outcome in listed().items() if outcome.how == "whole")
 
 
 def test_what_isnt_cut_has_its_reason() -> None:
