@@ -130,7 +130,8 @@ async def test_embeddings_in_base64(site: Site) -> None:
 )
 async def test_embeddings_that_make_no_sense(site: Site, change: dict[str, Any], param: str) -> None:
     reply, body = await site.post("/v1/embeddings", {"model": "ann/demo@1", "input": "a"} | change)
-    assert (reply.status, body["error"]["param"]) == (400, param)
+    assert reply.status == 400
+    assert body["error"]["param"].startswith(param)
     assert site.gateway.embedded == []
 
 
