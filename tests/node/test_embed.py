@@ -12,6 +12,7 @@ from node.embed import BATCH, Embedder
 from node.gateway import EmbeddingRequest
 from node.stage_room import StageRoom
 from node.worker import Worker
+from protocol import limits
 from protocol.errors import BadInput, DeadlineExceeded, NotFound
 from tests.node.verb_fakes import verb_swarm
 from tests.runtime.test_encoder import TEXTS, mini_lm, reference
@@ -29,8 +30,8 @@ class Setting:
 @pytest.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
     worker = Worker(tmp_path, threads=torch.get_num_threads(), memory=500_000_000)
-    async with verb_swarm(1, tmp_path / "swarm") as swarm:
-        node = swarm.nodes[0]
+    async with verb_swarm(0, tmp_path) as swarm:
+        node = await swarm.add(tmp_path, quota=200 * limits.MIB)
         done = await node.publish(mini_lm())
         await swarm.tell()
         room = StageRoom(worker, node.assembler, 500_000_000)
@@ -49,7 +50,7 @@ async def test_a_published_mini_lm_embeds_exactly(setting: Setting) -> None:
     for bad, said in (([7] * 513, "input 1 has 513 tokens, the model takes 512"), ([], "input 1 is empty"), ([99_999], r"0\.\.30521")):
         with pytest.raises(BadInput, match=said):
             await setting.rows("fine", bad)
-    with pytest.raises(DeadlineExceeded, match="weren't made within 0.001 s"):
+    with pytest.raises(DeadlineExceeded, match="weren't made within"):
         await setting.rows("fine", timeout=0.001)
     setting.model = "nobody/nothing"
     with pytest.raises(NotFound):

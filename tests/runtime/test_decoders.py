@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from runtime.architectures import whole_only
+from runtime.architectures import WHOLE, whole_only
 from tests.runtime.tiny_decoders import kinds
 from tests.runtime.try_decoders import Outcome, attempt, class_name
 
@@ -62,8 +62,9 @@ def test_at_least_80_classes_run_in_stages() -> None:
 
 
 def test_planners_know_what_isnt_cut() -> None:
-    assert {kind for kind, outcome in listed().items() if outcome.how == "whole"} == {kind for kind in kinds() if whole_only(kind)}
-    assert all(whole_only(kind) in outcome.why for kind, outcome in listed().items() if outcome.how == "whole")
+    assert {kind: outcome.why for kind, outcome in listed().items() if outcome.how == "whole"} == WHOLE
+    assert whole_only("gemma3n") == WHOLE["gemma3n_text"]
+    assert whole_only("llama") is None
 
 
 def test_what_isnt_cut_has_its_reason() -> None:
