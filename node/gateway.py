@@ -29,6 +29,24 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class EmbeddingRequest:
+    """`inputs` texts or their token ids; `timeout` seconds for all of them."""
+
+    model: str
+    inputs: list[str | list[int]]
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`rows` one vector of length 1 for each input, raw little-endian fp32."""
+
+    model_id: str
+    rows: list[bytes]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """First event: where it will run. `route` e.g. [{"peer", "first", "end", "here"}], `kind` here|peer|pipeline."""
 
@@ -88,6 +106,9 @@ class Gateway(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors by the whole model on this node; errors as for `generate`."""
 
     async def health(self) -> dict[str, Any]:
         """{"status": "healthy"|"degraded", "storage_network": {…}, "compute_network": {…}, "model_registry": {…}, "last_probe": …}"""

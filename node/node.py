@@ -20,6 +20,7 @@ from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
+from node.embed import Embedder
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
@@ -132,7 +133,8 @@ class Node:
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
-        self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
+        embedder = Embedder(swarm, self._locator, room, self._worker)
+        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(

@@ -87,12 +87,24 @@ class StageRoom:
             self._reserved.pop(opening.session, None)
             await self._close(opening.session)
 
+    @asynccontextmanager
+    async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded to embed or classify; it isn't let go before leaving."""
+        async with self._lock:
+            stage = await self._stage(located, 0, layer_count(located.manifest), precision, 0, task)
+            stage.users += 1
+        try:
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+
     def _kv_bytes(self, manifest: Manifest, first: int, end: int, tokens_max: int, precision: str) -> int:
         cost = StageCost(manifest, precision)
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
-    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int) -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}"
+    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
+        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
@@ -115,6 +127,7 @@ class StageRoom:
                 tensors=places,
                 lengths=lengths,
                 precision=precision,
+                task=task,
             )
             await self.text(located)
             loaded = await self._worker.load_stage(load, [group.fd for group in groups])

@@ -151,6 +151,9 @@ class Worker:
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
 
+    async def encode(self, params: api.Encode) -> api.Encoded:
+        return await self._call("encode", params, api.Encoded, STEP_SECONDS)
+
     async def close_sequence(self, session: str) -> None:
         if self.running:
             await self._call("close_sequence", api.CloseSequence(session=session), type(None))

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from protocol import limits
 from protocol.errors import BadInput, MfError
 from runtime.interface import TextLoaded
-from runtime.stage import read_config
+from runtime.model_config import context_of, read_config
 
 RENDER_SECONDS = 0.25
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -68,8 +68,7 @@ class ModelText:
         self._eos = _eos(folder, self.config, self._tokenizer)
 
     def describe(self) -> TextLoaded:
-        context = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return TextLoaded(eos=self._eos, context=context, has_template=bool(self._tokenizer.chat_template))
+        return TextLoaded(eos=self._eos, context=context_of(self.config), has_template=bool(self._tokenizer.chat_template))
 
     def encode_text(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer(text)["input_ids"]]
