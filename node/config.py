@@ -44,7 +44,8 @@ class NodeConfig:
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
     `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
-    made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
+    made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
+    that others hold what they announce.
     """
 
     data_dir: Path
@@ -62,6 +63,7 @@ class NodeConfig:
     compression: str = "auto"
     gone_after: float = 43_200.0
     repair_bandwidth: int = 4_000_000
+    audits: bool = True
     log_format: str = "text"
     json: bool = False
 
@@ -212,6 +214,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "compression": _one_of(*COMPRESSIONS),
     "gone_after": _gone_after,
     "repair_bandwidth": _bandwidth,
+    "audits": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

@@ -165,7 +165,8 @@ class Node:
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._repairs.run(), "repair")
-        self._supervisor.spawn(self._auditor.run(), "audits")
+        if self._config.audits:
+            self._supervisor.spawn(self._auditor.run(), "audits")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()

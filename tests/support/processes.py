@@ -180,8 +180,9 @@ class Node:
 class Swarm:
     """`n` nodes of one private swarm: the first makes the ticket. `with Swarm(tmp_path, 6) as swarm: swarm.nodes[0].cli(...)`."""
 
-    def __init__(self, folder: Path, n: int, *options: str) -> None:
+    def __init__(self, folder: Path, n: int, *options: str, env: dict[str, str] | None = None) -> None:
         self._folder = folder
+        self._env = env
         self._options = options
         self._size = n
         self.nodes: list[Node] = []
@@ -201,7 +202,7 @@ class Swarm:
         self.close()
 
     def _new(self, *more: str) -> Node:
-        node = Node(self._folder / f"node{len(self.nodes)}", *self._options, *more)
+        node = Node(self._folder / f"node{len(self.nodes)}", *self._options, *more, env=self._env)
         self.nodes.append(node)
         return node
 
