@@ -228,7 +228,9 @@ class FileWriter:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
             raise Conflict(f"{path}: isn't what a fetch leaves there", hint="remove it")
         if status.st_size != length or not length:
-            os.ftruncate(fd, 0)
+            if status.st_size:
+                # Only where there is something to cut: ext4 lets the close of a file that was ever cut to nothing wait for the disk.
+                os.ftruncate(fd, 0)
             self._take_back_marks(index)
             os.ftruncate(fd, length)
 
