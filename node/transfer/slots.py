@@ -20,8 +20,8 @@ SIZE = WINDOW + 4 * limits.KIB
 """A window and its signature, in whole pages."""
 
 MOST = 4096
-KEPT = 72
-"""As many as four groups use at once."""
+KEPT = 128
+"""As many as are used at once while large groups are read: memory given back and taken anew costs a page fault for every 4 KiB."""
 
 
 @dataclass(frozen=True, eq=False)
