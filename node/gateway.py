@@ -14,13 +14,14 @@ class GenerationRequest:
     """One reply to make. Give `messages` (chat, through the model's template) or `text`.
 
     `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
-    opening a new one; `timeout` seconds for the whole reply.
+    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply.
     """
 
     model: str
     sampling: Sampling
     max_tokens: int | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     text: str | None = None
     stop: tuple[str, ...] = ()
     continue_final: bool = False
@@ -57,11 +58,23 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class TextLogprob:
+    """A token of the reply as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm)."""
+
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """New text (whole characters, maybe empty), `tokens` made so far."""
 
     text: str
     tokens: int
+    logprobs: tuple[TextLogprob, ...] = ()
+    """One for each token since the piece before, where they were asked."""
 
 
 @dataclass(frozen=True)

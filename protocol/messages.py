@@ -130,17 +130,50 @@ class StageSpec(msgspec.Struct, array_like=True, frozen=True):
     end: int
 
 
+class LogitBias(msgspec.Struct, array_like=True, frozen=True):
+    """`bias` is added to the token's logit before anything else is done to it."""
+
+    token: int
+    bias: float
+
+
+class Grammar(Record):
+    """What a reply must keep to. `kind` "json" (any object), "json_schema", "regex" or "lark"; `text` the schema or pattern."""
+
+    kind: str
+    text: str = ""
+
+
 class Sampling(Record):
-    """`seed` None samples from the node's own randomness; temperature 0 is greedy."""
+    """`seed` None samples from the node's own randomness; temperature 0 is greedy.
+
+    Order: bias, grammar, penalties (over the reply's own tokens), temperature, top_k, top_p, min_p. `logprobs` None gives none, n
+    the natural logarithms of the chosen token and of the n likeliest, taken before temperature and cuts.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: list[LogitBias] | None = None
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
+    token: int
+    logprob: float
 
 
 class OpenSession(Record):
-    """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage."""
+    """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
+
+    `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    """
 
     session: bytes
     epoch: int
@@ -153,6 +186,7 @@ class OpenSession(Record):
     stop_tokens: list[int]
     sampling: Sampling
     precision: str = "bf16"
+    reply: list[int] | None = None
 
 
 class SessionEvent(Record):
@@ -173,6 +207,7 @@ class StepHead(Record):
     `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
     sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
     index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
+    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest.
     """
 
     session: bytes
@@ -183,6 +218,7 @@ class StepHead(Record):
     shape: list[int] | None = None
     finish: str | None = None
     stage: int | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:

@@ -55,7 +55,7 @@ class Engine:
         return self._texts[params.model].describe()
 
     def encode_chat(self, params: api.EncodeChat) -> api.Tokens:
-        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final))
+        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final, params.tools))
 
     def encode_text(self, params: api.EncodeText) -> api.Tokens:
         return api.Tokens(tokens=self._text(params.model).encode_text(params.text))

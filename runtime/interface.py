@@ -7,6 +7,8 @@ canonical msgpack maps {"id", "method", "params"} / {"id", "result"} / {"id", "e
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from protocol.framing import Record
@@ -82,8 +84,9 @@ class EncodeChat(Record):
     """("encode_chat") `messages` [{"role","content"}] through the model's template (sandboxed, 250 ms)."""
 
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     continue_final: bool = False
+    tools: list[dict[str, Any]] | None = None
 
 
 class EncodeText(Record):
