@@ -125,13 +125,15 @@ class Placement:
         salt: bytes = b"",
         model: bytes | None = None,
         held: Mapping[int, str] | None = None,
+        beside: Collection[str] = (),
         without: Collection[str] = (),
         shards: Sequence[int] | None = None,
     ) -> list[tuple[int, str]]:
         """(shard, peer) for those of the shards 0 .. n-1 that aren't `held`, in order; fewer where too few nodes are allowed.
 
         `k` makes the rules about relays and regions apply; `model` draws the region, by default the group does. `without` are never
-        chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted.
+        chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted; `beside` hold a shard
+        of the group too, or may come back with one: a holder more of a number that is `held`, or of one that is to be placed again.
         """
         if not 1 <= n <= MAX_SHARDS or (k is not None and not 1 <= k <= n):
             raise BadInput(f"a group has 1 to {MAX_SHARDS} shards and 1 <= k <= n, not n={n}, k={k}")
@@ -139,13 +141,12 @@ class Placement:
         missing = [shard for shard in (range(n) if shards is None else shards) if shard not in held]
         self._merge()
         scores = self._scores(group_id, salt)
-        for peer in (*held.values(), *without):
-            if peer in self._rows:
-                scores[self._rows[peer]] = 0.0
-        choosing = self._begun(len(missing), n, k, held)
+        holding = [self._rows[peer] for peer in {*held.values(), *beside} if peer in self._rows]
+        scores[[*holding, *(self._rows[peer] for peer in without if peer in self._rows)]] = 0.0
+        choosing = self._begun(len(missing), n, k, holding)
         self._fill(choosing, scores)
         if k is not None and len(self._region_ids) > 1:
-            self._top_up(choosing, scores, n, k, model or group_id, held)
+            self._top_up(choosing, scores, n, k, model or group_id, holding)
         return self._numbered(group_id, salt, missing, choosing.chosen)
 
     def score(self, group_id: bytes, peer: str, salt: bytes = b"") -> float:
@@ -207,11 +208,11 @@ class Placement:
 
     # The choice.
 
-    def _begun(self, wanted: int, n: int, k: int | None, held: Mapping[int, str]) -> _Choosing:
+    def _begun(self, wanted: int, n: int, k: int | None, holding: Iterable[int]) -> _Choosing:
         choosing = _Choosing(wanted, np.zeros(len(self._domain_ids) or 1, np.int64))
         if k is not None:
             choosing.relayed_left = n - k
-        for row in (self._rows[peer] for peer in held.values() if peer in self._rows):
+        for row in holding:
             choosing.used[self._domains[row]] += 1
             choosing.new_left -= int(self._new[row])
             choosing.relayed_left -= int(self._relayed[row])
@@ -261,10 +262,9 @@ class Placement:
 
     # Regions.
 
-    def _top_up(self, choosing: _Choosing, scores: Floats, n: int, k: int, model: bytes, held: Mapping[int, str]) -> None:
+    def _top_up(self, choosing: _Choosing, scores: Floats, n: int, k: int, model: bytes, holding: Sequence[int]) -> None:
         homes = self._homes(n, k, model)
-        there = [*choosing.chosen, *(self._rows[peer] for peer in held.values() if peer in self._rows)]
-        lying = Counter(int(self._regions[row]) for row in there)
+        lying = Counter(int(self._regions[row]) for row in (*choosing.chosen, *holding))
         for home in homes:
             for row in self._others_of(home, scores, choosing, k - lying[home]):
                 spare = [out for out in choosing.chosen if lying[int(self._regions[out])] > k * (int(self._regions[out]) in homes)]

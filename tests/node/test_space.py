@@ -199,7 +199,7 @@ async def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: Any) -> None
 def test_moving_takes_as_long_as_its_rate_allows_and_waits_until_a_node_has_stayed(tmp_path: Path) -> None:
     async def main() -> None:
         async with verb_swarm(3, tmp_path) as swarm:
-            await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=8), k=1, n=3)
+            await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=40), k=1, n=3)
             loop, node = asyncio.get_running_loop(), swarm.nodes[0]
             owner = Owner(node)
             known: Any = node.transfer
