@@ -108,7 +108,7 @@ class ModelInfo:
     description: str | None
     created_at: float | None
     storage: dict[str, Any] = field(default_factory=dict)
-    """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes"""
+    """groups, shards, k, n, holders, redundancy_factor, survives_losses, weakest_group, group_survives_losses, stored_bytes"""
 
 
 class Gateway(Protocol):

@@ -47,6 +47,7 @@ from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.put_desk import PutDesk
 from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
 from node.repair import Repairs, settings_for
@@ -114,9 +115,10 @@ class Node:
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
-        self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
+        self._desk_config = DeskConfig(urls=[], tls=self._tls)
         self._blocks = BlockList(self._data.path)
-        self._desk = desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._blocks)
+        self._puts = PutDesk(network, swarm, transfer, config.lend in ("storage", "both"), self._blocks)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._puts)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
@@ -155,7 +157,7 @@ class Node:
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
-        drainer = Drainer(self._view, transfer, desk, self._hands, self._tell_space)
+        drainer = Drainer(self._view, transfer, self._puts, self._hands, self._tell_space)
         space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
         self._owner = OwnerServer(self._data.path, methods.table() | space.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
@@ -248,11 +250,10 @@ class Node:
     async def _tell_space(self) -> None:
         space = await self._transfer.space()
         self._view.tell_room(space.used, space.quota)
-        lends_storage = self._config.lend in ("storage", "both") and not self._desk.leaving
         lends_compute = self._config.lend in ("compute", "both")
-        free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
+        free = max(0, min(space.quota - space.used, space.free)) if self._puts.takes else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None
-        await self._swarm.put_node(free, memory, space.quota if lends_storage else None)
+        await self._swarm.put_node(free, memory, space.quota if self._puts.takes else None)
 
     async def _renew(self) -> None:
         while True:

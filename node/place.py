@@ -118,7 +118,7 @@ class Placer:
             n=tally.n,
             compression=compression if known is None else known.record.compression,
             element=source.element(group),
-            n_max=0 if known is None else len(known.record.roots),
+            n_max=tally.n_max if known is None else len(known.record.roots),
             like=None if known is None else known.envelope,
         )
         encoded = await self._transfer.encode_group(job, fds)

@@ -137,10 +137,8 @@ class Rebalancer:
         return moved
 
     async def _paced(self, pace: Pace, size: int) -> None:
-        wait = pace.wait(size, self._clock())
-        if wait > 0:
+        while (wait := pace.wait(size, self._clock())) > 0:
             await asyncio.sleep(wait)
-            await self._paced(pace, size)
 
     async def _move(self, one: _Planned, moved: Moved) -> None:
         to = PeerId(one.move.to)

@@ -9,10 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from erasure.audit import HeldShard
+from node.also_for import tell_other_models
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
 from node.placement_view import PlacementView
+from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.jobs import KeepShard, PushShard, RebuildShards, Source
 from node.transfer.remote import Transfer
@@ -119,4 +121,11 @@ class RepairWork:
         except MfError as error:
             log.info("%s took no shard of %s: %s", peer, encoding_text(known.id), error)
             return False
+        await self._also_for(located, known, shard, peer)
         return True
+
+    async def _also_for(self, located: Located, known: KnownEncoding, shard: int, peer: PeerId) -> None:
+        try:
+            await tell_other_models(self._transfer, self._grants, peer, ShardKey(known.id, shard), located.model)
+        except MfError as error:
+            log.warning("%s doesn't keep a shard of %s for every model it is of: %s", peer, encoding_text(known.id), error)

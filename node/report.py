@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from erasure.durability import apart, survives_losses
+from erasure.durability import apart, survives_each, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
 from node.place import Placer
@@ -69,10 +69,12 @@ class Reporter:
 
     async def _model_line(self, view: CardView) -> dict[str, Any]:
         model = ModelId(view.card.model)
+        storage = await self.storage(model)
         return {
             "model_id": model_text(model),
             "name": view.card.full_name(),
-            "survives_losses": (await self.storage(model)).get("survives_losses"),
+            "survives_losses": storage.get("survives_losses"),
+            "weakest_group": storage.get("weakest_group"),
             "holders": len(self._swarm.holdings(model)),
         }
 
@@ -128,12 +130,15 @@ class Reporter:
         )
 
     async def storage(self, model: ModelId) -> dict[str, Any]:
-        """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes; null where this node can't know."""
+        """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes; null where this node can't know.
+
+        `group_survives_losses` says it for each group by its name, `weakest_group` which of them bears least.
+        """
         located = await self._locator.located_here(model)
         holders = self._swarm.holdings(model)
         if located is None:
             return {"groups": None, "shards": None, "k": None, "n": None, "holders": len(holders), "redundancy_factor": None,
-                    "survives_losses": None, "stored_bytes": None}  # fmt: skip
+                    "survives_losses": None, "weakest_group": None, "group_survives_losses": {}, "stored_bytes": None}  # fmt: skip
         await self._locator.refresh(located)
         return self._storage_of(located, len(holders))
 
@@ -153,6 +158,7 @@ class Reporter:
             needed.append(best.record.k if best else 1)
         stored = sum(known[name].record.shard_length() * count for name, count in copies.items())
         size = located.manifest.size()
+        bear = dict(zip((group.name for group in located.manifest.groups), survives_each(durable, needed), strict=True))
         return {
             "groups": len(located.manifest.groups),
             "shards": sum(copies.values()),
@@ -161,6 +167,8 @@ class Reporter:
             "holders": holders,
             "redundancy_factor": round(stored / size, 3) if size else None,
             "survives_losses": survives_losses(durable, needed),
+            "weakest_group": min(bear, key=lambda name: bear[name], default=None),
+            "group_survives_losses": bear,
             "stored_bytes": stored,
         }
 
@@ -179,6 +187,7 @@ class Reporter:
                         "encoding": encoding_text(known.id),
                         "k": known.record.k,
                         "n": known.record.n,
+                        "n_max": len(known.record.roots),
                         "survives_losses": survives_losses([safe], known.record.k),
                         "shards": {str(shard): peers for shard, peers in sorted(lying.items())},
                     }

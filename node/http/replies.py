@@ -35,7 +35,8 @@ class Performance(msgspec.Struct, kw_only=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """`storage`: groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes. What nobody knows is null."""
+    """`storage`: groups, shards, k, n, holders, redundancy_factor, survives_losses (and weakest_group, the group that bears least;
+    group_survives_losses, all by name), stored_bytes. What nobody knows is null."""
 
     id: str
     name: str | None

@@ -137,7 +137,7 @@ async def test_missing_shards_of_it_are_made_again_and_sent(two: Two, tmp_path: 
     other = two.swarm.nodes[3]
     done = await two.publish(other)
     assert done["durable"] == done["shards"]
-    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {two.swarm.nodes[0].peer}, "whose it is, says its signature"
+    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {two.swarm.nodes[0].peer}, "by signature"
     encodings = {info.key.encoding for info in two.lying()}
     assert len(encodings) == two.done["groups"] + 1, "under the encodings that were there"
     held = two.swarm.board.holdings[two.swarm.nodes[4].peer, two.model].held
@@ -190,6 +190,6 @@ async def test_what_a_desk_refuses_to_share(two: Two, tmp_path: Path) -> None:
         holder.transfer.store.share(ModelId(number.to_bytes(32, "big")), [info.key.encoding])
     with pytest.raises(Conflict, match="belongs to 64 models"):
         await asker.book.to_share(holder.peer, ModelId(b"\xff" * 32), [ask])
-    holder.desk._config = type(holder.desk._config)(urls=[], tls=bytes(32), lend="none")
+    holder.puts.lends_storage = False
     with pytest.raises(Forbidden):
         await asker.book.to_share(holder.peer, second, [ask])

@@ -30,11 +30,11 @@ class Owner:
         self.node, self.stopped, self.told = node, False, 0
         known: Any = node.transfer
         self.hands = HandOver(node.peer, node.swarm, known, node.book, node.keeper)
-        self.drainer = Drainer(node.view, known, node.desk, self.hands, self._tell_space)
+        self.drainer = Drainer(node.view, known, node.puts, self.hands, self._tell_space)
         self.rebalancer = Rebalancer(node.view, node.swarm, known, self.hands)
         node.blocks = BlockList(node.blocks._path.parent)
         node.blocks._path.parent.mkdir(exist_ok=True)
-        node.desk._blocks = node.blocks
+        node.puts._blocks = node.blocks
         methods = SpaceMethods(node.swarm, known, node.locator, node.blocks, self.hands, self.drainer, self.rebalancer, self._stop)
         self.table = methods.table()
 
@@ -105,7 +105,7 @@ async def test_a_drain_that_finds_no_home_says_why_and_the_node_stays(tmp_path: 
         assert "the disk is full" in caught.value.details["refusals"].values()
         assert leaver.transfer.store.list_shards() == held
         assert not owner.stopped
-        assert not leaver.desk.leaving
+        assert not leaver.puts.leaving
         assert leaver.view.me.weight > 0
         assert owner.told == 2
 

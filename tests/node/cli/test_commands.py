@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
     "holders": {
         "model_id": "mfm1x",
         "layers": 30,
-        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "n_max": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
     },
     "forget": {"model_id": "mfm1x", "freed": 10},
     "status": {
@@ -76,7 +76,7 @@ ANSWERS: dict[str, Any] = {
         "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
         "holdings": [HELD],
         "space": {"quota": 9, "used": 1, "free": 99, "saved": 5},
-        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
+        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "weakest_group": "embed", "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
     },
