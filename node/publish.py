@@ -47,8 +47,9 @@ AT_ONCE = 3
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `n_max` is how many shards an encoding commits to, None: n; `compression` auto, raw or fast; `gguf` says
-    what becomes of GGUF files: "dequantise" (to bf16, so that they run) or "keep" (stored as they are); None where there are none."""
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `n_max` is how many shards an encoding commits
+    to, None: n; `compression` auto, raw or fast; `gguf` says what becomes of GGUF files: "dequantise" (to bf16, so that they run) or
+    "keep" (stored as they are); None where there are none."""
 
     path: Path
     name: str | None = None

@@ -137,8 +137,10 @@ class Rebalancer:
         return moved
 
     async def _paced(self, pace: Pace, size: int) -> None:
-        while (wait := pace.wait(size, self._clock())) > 0:
+        wait = pace.wait(size, self._clock())
+        while wait > 0:
             await asyncio.sleep(wait)
+            wait = pace.wait(size, self._clock())
 
     async def _move(self, one: _Planned, moved: Moved) -> None:
         to = PeerId(one.move.to)

@@ -138,7 +138,7 @@ class Reporter:
         holders = self._swarm.holdings(model)
         if located is None:
             return {"groups": None, "shards": None, "k": None, "n": None, "holders": len(holders), "redundancy_factor": None,
-                    "survives_losses": None, "weakest_group": None, "group_survives_losses": {}, "stored_bytes": None}  # fmt: skip
+                    "survives_losses": None, "weakest_group": None, "group_survives_losses": None, "stored_bytes": None}  # fmt: skip
         await self._locator.refresh(located)
         return self._storage_of(located, len(holders))
 

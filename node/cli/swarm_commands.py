@@ -115,10 +115,7 @@ def _show_status(found: dict[str, Any]) -> None:
     show_table(
         "Models",
         ("name", "survives", "holders", "id"),
-        (
-            (model.get("name") or "–", _survives(model), word(model["holders"]), short(model["model_id"]))
-            for model in found["models"]
-        ),
+        ((model.get("name") or "–", _survives(model), word(model["holders"]), short(model["model_id"])) for model in found["models"]),
     )
     if found["blamed"]:
         rows = ((short(str(line["peer_id"])), word(line.get("shard")), str(line["reason"]), ago(line["at"])) for line in found["blamed"])

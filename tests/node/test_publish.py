@@ -262,3 +262,23 @@ async def test_nodes_known_for_less_than_a_day_get_one_shard_of_a_group_together
     done = await publisher.publish(model)
     assert (done["shards"], done["durable"]) == (2 * done["groups"], 2 * done["groups"])
     assert len(publisher.transfer.store.list_shards()) == done["groups"]
+
+
+async def test_an_encoding_commits_to_more_shards_than_are_made(six: VerbSwarm, model: Path, tmp_path: Path) -> None:
+    done = await six.nodes[0].publish(model, k=2, n=3, n_max=6)
+    assert done["shards"] == done["durable"] == 3 * done["groups"]
+    await six.tell()
+    told = await six.nodes[0].reporter.holders(model_from(done["model_id"]))
+    assert {(group["k"], group["n"], group["n_max"]) for group in told["groups"]} == {(2, 3, 6)}
+    coded = len(six.nodes[0].transfer.encoded)
+    await six.nodes[0].publish(model, k=2, n=3)
+    assert len(six.nodes[0].transfer.encoded) == coded, "what commits to more serves who asks for less"
+    await six.nodes[0].publish(model, k=2, n=3, n_max=5)
+    assert len(six.nodes[0].transfer.encoded) == coded
+    assert (await six.nodes[5].fetcher.fetch(done["model_id"], tmp_path / "back", quiet))["bytes"] == done["bytes"]
+
+
+@pytest.mark.parametrize("n_max", [0, 2, 7])
+async def test_committing_to_fewer_than_n_or_more_than_twice_n_is_refused(six: VerbSwarm, model: Path, n_max: int) -> None:
+    with pytest.raises(BadInput, match="n_max"):
+        await six.nodes[0].publish(model, k=2, n=3, n_max=n_max)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from node.drain import Drainer
+from node.hand_over import HandOver
 from node.renew_leases import LeaseRenewer
 from node.store.interface import ShardInfo
 from node.store.leases import DAY
@@ -137,7 +139,7 @@ async def test_missing_shards_of_it_are_made_again_and_sent(two: Two, tmp_path: 
     other = two.swarm.nodes[3]
     done = await two.publish(other)
     assert done["durable"] == done["shards"]
-    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {two.swarm.nodes[0].peer}, "by signature"
+    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {two.swarm.nodes[0].peer, other.peer}
     encodings = {info.key.encoding for info in two.lying()}
     assert len(encodings) == two.done["groups"] + 1, "under the encodings that were there"
     held = two.swarm.board.holdings[two.swarm.nodes[4].peer, two.model].held
@@ -193,3 +195,33 @@ async def test_what_a_desk_refuses_to_share(two: Two, tmp_path: Path) -> None:
     holder.puts.lends_storage = False
     with pytest.raises(Forbidden):
         await asker.book.to_share(holder.peer, second, [ask])
+
+
+async def test_a_node_that_drains_hands_over_what_two_models_share_for_both(two: Two, tmp_path: Path) -> None:
+    done = await two.publish(two.swarm.nodes[0], k=2, n=4)
+    first = await two.swarm.nodes[0].publish(two.first, k=2, n=4)
+    await two.swarm.tell()
+    models = [model_from(found["model_id"]) for found in (first, done)]
+    leaver = two.swarm.nodes[1]
+    known: Any = leaver.transfer
+    hands = HandOver(leaver.peer, leaver.swarm, known, leaver.book, leaver.keeper)
+    shared = {held.encoding for held in two.swarm.board.holdings[leaver.peer, models[0]].held}
+    shared &= {held.encoding for held in two.swarm.board.holdings[leaver.peer, models[1]].held}
+    moving = [info for info in leaver.transfer.store.list_shards() if info.key.encoding in shared]
+    assert moving
+
+    async def told() -> None:
+        """Nobody asks for space here."""
+
+    await Drainer(leaver.view, known, leaver.puts, hands, told).drain(quiet)
+    await two.swarm.tell()
+    assert leaver.transfer.store.list_shards() == []
+    for model in models:
+        listed = {
+            (held.encoding, shard)
+            for (_, of), view in two.swarm.board.holdings.items()
+            if of == model
+            for held in view.held
+            for shard in held.shards
+        }
+        assert {(info.key.encoding, info.key.shard) for info in moving} <= listed
