@@ -20,12 +20,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
+    """Processes that it started, and those they started."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if int(_fields(int(entry.name))[1]) == pid:
-                    found.append(int(entry.name))
+                    found += [int(entry.name), *children(int(entry.name))]
             except OSError:
                 continue
     return found

@@ -78,7 +78,7 @@ def measure(root: Path, mebibytes: int, rounds: int, lost: int, hidden: int) -> 
             "publish", str(folder), "--name", "synthetic", "--k", "4", "--n", "6", "--compression", "raw", timeout=300
         )
         seventh = swarm.add("--join", swarm.nodes[-1].ticket)
-        _wait_for_holders(seventh, published["model_id"], 6)
+        wait_for_holders(seventh, published["model_id"], 6)
         for node in swarm.nodes[:lost]:
             node.kill()
         cpu = Cpu(swarm, seventh)
@@ -106,7 +106,7 @@ def measure(root: Path, mebibytes: int, rounds: int, lost: int, hidden: int) -> 
     }
 
 
-def _wait_for_holders(node: Node, model: str, holders: int) -> None:
+def wait_for_holders(node: Node, model: str, holders: int) -> None:
     def known() -> bool:
         return any(entry["model_id"] == model and entry["holders"] >= holders for entry in node.cli("models")["models"])
 

@@ -27,10 +27,12 @@ from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
 from node.transfer.encode import encode_group
 from node.transfer.fetch_assemble import Assembler, Workroom
-from node.transfer.fetch_board import WINDOW, Shape
+from node.transfer.fetch_board import Shape
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.sink import Sink
+from node.transfer.slots import Slot
 from node.transfer.staging import StagedShard, Staging
+from node.transfer.windows import WINDOW
 from protocol import limits
 from protocol.encoding import leaf_digests, parse_encoding
 
@@ -114,12 +116,12 @@ class Library:
         self.out.unlink(missing_ok=True)
         out = os.open(self.out, os.O_RDWR | os.O_CREAT)
         assembler = Assembler(record, shape, Sink.whole(out), self._workroom, PUBLIC_SECRET)
-        pool: list[bytearray] = [bytearray(WINDOW) for _ in range(6 * K)]
+        pool = [Slot(number, memoryview(bytearray(WINDOW))) for number in range(6 * K)]
 
-        def read(window: int) -> dict[int, bytearray]:
+        def read(window: int) -> dict[int, Slot]:
             return {shard: _window(files[shard], staged[shard], window, shape, pool.pop()) for shard in shards}
 
-        def write(window: int, got: dict[int, bytearray]) -> None:
+        def write(window: int, got: dict[int, Slot]) -> None:
             pool.extend(assembler.window(window, got, [pool.pop() for shard in range(K) if shard not in got]))
 
         with ThreadPoolExecutor(1) as reading:
@@ -137,12 +139,12 @@ class Library:
         subprocess.run(["cmp", str(self.source), str(self.out)], check=True)
 
 
-def _window(fd: int, shard: StagedShard, window: int, shape: Shape, buffer: bytearray) -> bytearray:
-    view = memoryview(buffer)[: shape.window_length(window)]
+def _window(fd: int, shard: StagedShard, window: int, shape: Shape, slot: Slot) -> Slot:
+    view = slot.view[: shape.window_length(window)]
     assert os.preadv(fd, [view], window * WINDOW) == len(view)
     first = 32 * window * limits.WINDOW_LEAVES
     assert b"".join(leaf_digests(view)) == shard.leaves[first : first + 32 * limits.WINDOW_LEAVES]
-    return buffer
+    return slot
 
 
 def files(folder: Path, size: int, rounds: int) -> dict[str, Any]:

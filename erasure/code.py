@@ -77,6 +77,21 @@ class Code:
         _one_length([*(have[j] for j in used), *into.values()])
         self._multiply(used, tuple(sorted(into)), [have[j] for j in used], [into[j] for j in sorted(into)])
 
+    def make(self, have: Mapping[int, Buffer], into: Mapping[int, bytearray | memoryview]) -> None:
+        """Computes the pieces numbered in `into`, data and parity, from any k others and writes them there; all buffers of one length."""
+        used = self._choose(have)
+        check_numbers(into, self.n)
+        if any(j in have for j in into):
+            raise BadInput(f"pieces that are there aren't made again: {sorted(into.keys() & have.keys())}")
+        length = _one_length([*(have[j] for j in used), *into.values()])
+        parity = tuple(sorted(j for j in into if j >= self.k))
+        wanted = range(self.k) if parity else [j for j in into if j < self.k]
+        data = {j: into[j] if j in into else bytearray(length) for j in wanted if j not in have}
+        self.recover(have, data)
+        if parity:
+            pieces = [have[j] if j in have else data[j] for j in range(self.k)]
+            self._multiply(_PARITY, parity, pieces, [into[j] for j in parity])
+
     def _choose(self, have: Mapping[int, Buffer]) -> tuple[int, ...]:
         check_numbers(have, self.n)
         if len(have) < self.k:

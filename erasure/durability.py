@@ -1,8 +1,13 @@
 """How many shards, and how many losses they bear.
 
-Below 12 nodes there is too little to measure: one node keeps everything (1, 1); two keep a copy each (1, 2); from three on k = 2 and
-n = min(nodes, 6). From 12 on k and n minimise the chance that a group can't be read, under 2.5 times the plain size, and never do
-worse than three copies would: where few nodes are up, copies beat a code, and then copies are taken.
+Below 12 nodes one node keeps everything (1, 1), two keep a copy each (1, 2), and from three on k = 2 and n = min(nodes, 6): with k
+standing still, each node that joins adds a shard to the encoding that is there, and nothing is coded anew. From 12 on k and n
+minimise the chance that a group can't be read, under 2.5 times the plain size. Neither ever does worse than copies of the same
+cost, nor from 12 on than three copies: where few nodes are up, copies beat a code, and then copies are taken.
+
+The chance is the binomial tail at the nodes' mean availability. For nodes that differ it is the upper bound (Hoeffding, 1956: of all
+independent trials with a mean above k/n, equal ones have the fattest lower tail), so the words never promise too much. What it
+can't know is that nodes fail together; placement keeps shards in different failure domains for that.
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ MAX_OVERHEAD = 2.5
 MAX_OVERHEAD_SMALL = 3.0
 UNSEEN = 0.8
 """Availability assumed of a node until it has been seen for 7 days."""
+
+SEEN_ENOUGH = 7 * 86_400.0
+"""Seconds."""
 
 ENOUGH = 1e-9
 """A chance of loss below which more shards aren't worth their place."""
@@ -48,11 +56,37 @@ def choose_k_n(nodes: int, availability: float | Sequence[float] = UNSEEN, overh
     up = _mean(availability)
     if nodes < SMALL:
         k, n = (1, nodes) if nodes < 3 else (2, min(nodes, 6))
+        if unreadable(k, n, up) > unreadable(1, n // k, up):
+            k, n = 1, n // k
         return _choice(k, n, up, nodes)
     k, n = min(_codes(nodes, overhead), key=lambda code: _rank(code, up))
     if unreadable(k, n, up) > unreadable(1, 3, up):
         k, n = 1, 3
     return _choice(k, n, up, nodes)
+
+
+def measured(up: float, seen: float) -> float:
+    """A node's measured share of time up, of `seen` seconds since it was first met; UNSEEN until those are 7 days."""
+    if not 0 <= up <= seen:
+        raise BadInput("a node is up for a part of the time since it was first seen")
+    return up / seen if seen >= SEEN_ENOUGH else UNSEEN
+
+
+def shards_wanted(k: int, n: int, n_max: int, nodes: int, availability: float | Sequence[float] = UNSEEN) -> int:
+    """How many shards an encoding chosen as (k, n) should have now: more, up to n_max, where nodes turned out to be up less.
+
+    Never fewer than n: a good week is no reason to drop what is there. Raised only while k of n is less readable than the chooser
+    would make it today, and only as far as the overhead cap and the number of nodes allow.
+    """
+    if not 1 <= k <= n <= n_max <= MAX_SHARDS:
+        raise BadInput(f"k, n and n_max must keep 1 <= k <= n <= n_max <= {MAX_SHARDS}, not {k}, {n}, {n_max}")
+    up = _mean(availability)
+    target = max(choose_k_n(nodes, up).unreadable, ENOUGH)
+    most = min(n_max, nodes, math.floor(k * (MAX_OVERHEAD_SMALL if nodes < SMALL else MAX_OVERHEAD)))
+    wanted = n
+    while wanted < most and unreadable(k, wanted, up) > target:
+        wanted += 1
+    return wanted
 
 
 def unreadable(k: int, n: int, up: float) -> float:
@@ -66,9 +100,14 @@ def survives_losses(groups: Iterable[Collection[int]], k: int | Sequence[int]) -
     `groups` gives per group the numbers of its durable shards, one per domain; `k` is one for all or one per group. Negative: a
     group can't be read now. No groups: 0.
     """
+    return min(survives_each(groups, k), default=0)
+
+
+def survives_each(groups: Iterable[Collection[int]], k: int | Sequence[int]) -> list[int]:
+    """`survives_losses` of each group by itself, in order."""
     counts = [len(set(shards)) for shards in groups]
     needed = [k] * len(counts) if isinstance(k, int) else list(k)
-    return min((have - need for have, need in zip(counts, needed, strict=True)), default=0)
+    return [have - need for have, need in zip(counts, needed, strict=True)]
 
 
 def apart(shards: Mapping[int, Iterable[str]]) -> dict[int, str]:

@@ -24,6 +24,7 @@ from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.swarm.interface import Swarm
 from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
+from node.transfer.marks import read_mark
 from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import MfError, PeerFault, StorageFull, Unavailable
@@ -52,6 +53,8 @@ class GroupBytes:
     group: int
     fd: int
     length: int
+    received: int = 0
+    """Bytes over the network."""
 
     def read(self) -> bytes:
         return os.pread(self.fd, self.length, 0)
@@ -60,6 +63,15 @@ class GroupBytes:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a group's bytes go in files: `spans` of `fds`; (descriptor, place in it) of its `mark`. They stay the asker's."""
+
+    spans: list[TargetSpan]
+    fds: list[int]
+    mark: tuple[int, int]
 
 
 class Assembler:
@@ -80,14 +92,15 @@ class Assembler:
         fault: Unavailable | None = None
         for known in self._usable(located, group)[:ATTEMPTS]:
             try:
-                return await self._read(located, group, known)
+                return await self.only(located, group, known)
             except Unavailable as error:
                 log.info("an encoding of a group didn't do: %s", error)
                 fault = error
         assert fault is not None  # _usable gives one at least
         raise fault
 
-    async def _read(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
+    async def only(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
+        """The group from this encoding and no other, compared with the manifest: `PeerFault`, and its signer blamed, where it lies."""
         entry = located.manifest.groups[group]
         room = GroupBytes(group, self._room(entry.length), entry.length)
         try:
@@ -101,6 +114,7 @@ class Assembler:
             self._blame_signer(located, known, wrong)
             raise PeerFault(f"group {entry.name} of {model_text(located.model)}: an encoding by {known.signer} decodes to other bytes")
         self._learn(fetched)
+        room.received = fetched.bytes
         return room
 
     def expect(self, located: Located, groups: Sequence[int]) -> None:
@@ -119,11 +133,14 @@ class Assembler:
                 asks = {}
         self._expect(asks)
 
-    async def straight(self, located: Located, group: int, spans: list[TargetSpan], fds: list[int]) -> None:
-        """The group written to its places in files. The leaves are checked, so that a lying holder is found; the manifest isn't:
-        the caller compares each whole file with it before anyone may use a byte, and takes `group` where one is wrong."""
+    async def straight(self, located: Located, group: int, places: Places) -> int:
+        """The group written to its places in files, from its mark on; bytes over the network. The leaves are checked, so that a lying
+        holder is found; the manifest isn't: the caller compares each whole file with it before anyone may use a byte, and takes `group`
+        where one is wrong."""
         known = self._usable(located, group)[0]
-        self._learn(await self._fetch(located, group, known, fds, spans))
+        fetched = await self._fetch(located, group, known, [*places.fds, places.mark[0]], places)
+        self._learn(fetched)
+        return fetched.bytes
 
     def _room(self, length: int) -> int:
         if length <= MEMFD_MOST:
@@ -165,29 +182,27 @@ class Assembler:
         silent = time.monotonic() - self._silent.get(peer, -SILENT_FOR) < SILENT_FOR
         return SLOWEST if silent else self._speeds.get(peer)
 
-    async def _fetch(
-        self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None = None
-    ) -> Fetched:
+    async def _fetch(self, located: Located, group: int, known: KnownEncoding, fds: list[int], places: Places | None = None) -> Fetched:
         """Where too few holders answer it tries again for a moment: with no shard to spare, one busy holder must not fail a request."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                return await self._fetch_once(located, group, known, fds, spans)
+                return await self._fetch_once(located, group, known, fds, places)
             except Unavailable as error:
                 if time.monotonic() >= until:
                     raise
                 log.info("trying again: %s", error.message, extra={"event": "fetch_again", "fields": {"group": group}})
             await asyncio.sleep(PAUSE)
 
-    async def _fetch_once(
-        self, located: Located, group: int, known: KnownEncoding, fds: list[int], spans: list[TargetSpan] | None
-    ) -> Fetched:
+    async def _fetch_once(self, located: Located, group: int, known: KnownEncoding, fds: list[int], places: Places | None) -> Fetched:
         sources = self._sources(known)
         distinct = len({source.shard for source in sources})
         if distinct < known.record.k:
             raise self._too_few(located, group, known, distinct, [source.peer for source in sources])
         granted = self._granted(located, group, known, sources)
-        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted, spans=spans)
+        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted)
+        if places is not None:
+            job.spans, job.mark, job.done = places.spans, places.mark[1], read_mark(*places.mark)
         try:
             return await self._transfer.fetch_group(job, *fds)
         except PeerFault as error:

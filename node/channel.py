@@ -5,8 +5,12 @@ Both ends may call. A message is a 4-byte big-endian length and a canonical msgp
 the asker doesn't wait any more. `fds` counts the descriptors sent along; SCM_RIGHTS keeps their order, so each message takes
 its own from the front of the queue.
 
+A message goes out at once where the socket takes it, and is handed on in the very callback that read it: the loops at both ends are
+busy with gigabytes, and each turn of theirs that a message waits for costs it ten milliseconds. What the socket doesn't take stays
+in the outbox, whole, whatever becomes of the sender.
+
 Rejected: asyncio streams (they drop ancillary data), multiprocessing (pickle), one descriptor per request
-path (races on names). A send is never cancelled half-way: it runs as a task of its own under a lock.
+path (races on names), a task for each send and for reading (three turns of the loop more).
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import asyncio
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -45,9 +51,24 @@ def _frame(message: dict[str, Any]) -> bytes:
     return len(payload).to_bytes(4, "big") + payload
 
 
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+@dataclass
+class _Outgoing:
+    """A message, or what is left of it; the descriptors go with its first bytes. `gone` once the socket has all of it."""
+
+    data: memoryview
+    fds: list[int]
+    gone: asyncio.Future[None]
+    owned: list[int] = field(default_factory=list)
+
+    def end(self, error: MfError | None = None) -> None:
+        for fd in self.owned:
+            os.close(fd)
+        if self.gone.done():
+            return
+        if error is None:
+            self.gone.set_result(None)
+        else:
+            self.gone.set_exception(error)
 
 
 class Channel:
@@ -60,17 +81,16 @@ class Channel:
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._next = 1
         self._fds: list[int] = []
-        self._lock = asyncio.Lock()
+        self._buffer = bytearray()
+        self._outbox: deque[_Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: dict[int, asyncio.Task[None]] = {}
-        self._writes: set[asyncio.Task[None]] = set()
-        self._reader: asyncio.Task[None] | None = None
         self.closed = asyncio.Event()
 
     def start(self) -> None:
         """Begins to read; call from the running loop."""
         self._sock.setblocking(False)
-        self._reader = asyncio.create_task(self._read(), name=f"{self._name} reader")
+        asyncio.get_running_loop().add_reader(self._sock, self._readable)
 
     async def call(self, method: str, params: Any, kind: type[T], *, fds: Sequence[int] = (), timeout: float | None = None) -> T:
         """The other end's answer as `kind`; raises its error, `ChannelClosed` or `DeadlineExceeded`."""
@@ -102,14 +122,7 @@ class Channel:
     def _tell_cancelled(self, number: int) -> None:
         """Nobody waits for this answer any more: the other end stops the work, in its own time."""
         if not self.closed.is_set():
-            task = asyncio.create_task(self._write(_frame({"id": number, "cancel": True}), []))
-            self._writes.add(task)
-            task.add_done_callback(self._forget_write)
-
-    def _forget_write(self, task: asyncio.Task[None]) -> None:
-        self._writes.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("a message to the %s didn't go: %s", self._name, task.exception())
+            self._post({"id": number, "cancel": True}, ())
 
     async def notify(self, method: str, params: Any, *, fds: Sequence[int] = ()) -> None:
         """Tells without waiting for an answer."""
@@ -118,77 +131,82 @@ class Channel:
     async def close(self) -> None:
         """Cancels what still runs for the other end, and waits for it."""
         self._end()
-        rest = [task for task in (self._reader, *self._tasks) if task is not None and task is not asyncio.current_task()]
+        rest = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in rest:
             task.cancel()
-        await asyncio.gather(*rest, *self._writes, return_exceptions=True)
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        task = asyncio.create_task(self._write(_frame(message), list(fds)))
-        self._writes.add(task)
-        task.add_done_callback(self._forget_write)
+        gone = self._post(message, fds)
+        if gone.done():
+            gone.result()
+            return
+        await asyncio.shield(gone)
+
+    def _post(self, message: dict[str, Any], fds: Sequence[int]) -> asyncio.Future[None]:
+        """Puts a message in the outbox and sends what the socket takes."""
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Looked at also where nobody waits: a channel that ends isn't a fault of each message.
+        gone.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self.closed.is_set():
+            gone.set_exception(ChannelClosed(f"the {self._name} is gone"))
+            return gone
+        outgoing = _Outgoing(memoryview(_frame(message)), list(fds), gone)
+        self._outbox.append(outgoing)
+        if len(self._outbox) == 1:
+            self._flush()
+        if outgoing.fds:
+            # They wait for room, and whoever gave them may not.
+            outgoing.fds = outgoing.owned = [os.dup(fd) for fd in outgoing.fds]
+        return gone
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():  # by the channel's end, not by the caller's
-                raise ChannelClosed(f"the {self._name} is gone") from None
-            raise
+            while self._outbox:
+                self._send_some(self._outbox[0])
+                if not self._outbox[0].data:
+                    self._outbox.popleft().end()
+        except BlockingIOError:
+            loop.add_writer(self._sock, self._flush)
+            return
+        except OSError as error:
+            log.debug("the %s takes no more messages: %s", self._name, error.strerror)
+            self._end()
+            return
+        loop.remove_writer(self._sock)
 
-    async def _write(self, data: bytes, fds: list[int]) -> None:
-        loop = asyncio.get_running_loop()
-        async with self._lock:
-            try:
-                sent = 0
-                if fds:
-                    sent = await self._send_fds(data, fds)
-                await loop.sock_sendall(self._sock, memoryview(data)[sent:])
-            except OSError as error:
-                self._end()
-                raise ChannelClosed(f"the {self._name} is gone: {error.strerror}") from error
+    def _send_some(self, first: _Outgoing) -> None:
+        if first.fds:
+            sent = socket.send_fds(self._sock, [first.data[:_RECEIVE]], first.fds)
+            first.fds = []
+        else:
+            sent = self._sock.send(first.data)
+        first.data = first.data[sent:]
 
-    async def _send_fds(self, data: bytes, fds: list[int]) -> int:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                return socket.send_fds(self._sock, [data[:_RECEIVE]], fds)
-            except BlockingIOError:
-                writable = loop.create_future()
-                loop.add_writer(self._sock, _settle, writable)
-                try:
-                    await writable
-                finally:
-                    if not self.closed.is_set():
-                        loop.remove_writer(self._sock)
-
-    async def _receive(self) -> bytes:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
+    def _readable(self) -> None:
+        try:
+            while not self.closed.is_set():
                 data, fds, _flags, _address = socket.recv_fds(self._sock, _RECEIVE, _MAX_FDS)
                 self._fds += fds
-                return data
-            except BlockingIOError:
-                readable = loop.create_future()
-                loop.add_reader(self._sock, _settle, readable)
-                try:
-                    await readable
-                finally:
-                    if not self.closed.is_set():
-                        loop.remove_reader(self._sock)
-
-    async def _read(self) -> None:
-        buffer = bytearray()
-        try:
-            while data := await self._receive():
-                buffer += data
-                while len(buffer) >= 4 and len(buffer) >= 4 + int.from_bytes(buffer[:4], "big"):
-                    size = int.from_bytes(buffer[:4], "big")
-                    self._dispatch(bytes(memoryview(buffer)[4 : 4 + size]))
-                    del buffer[: 4 + size]
+                if not data:
+                    self._end()
+                    return
+                self._buffer += data
+                self._take_messages()
+        except BlockingIOError:
+            return
         except (OSError, MfError) as error:
             log.warning("channel to the %s failed: %s", self._name, error)
-        finally:
             self._end()
+
+    def _take_messages(self) -> None:
+        buffer = self._buffer
+        while len(buffer) >= 4 and len(buffer) >= 4 + int.from_bytes(buffer[:4], "big"):
+            size = int.from_bytes(buffer[:4], "big")
+            payload = bytes(memoryview(buffer)[4 : 4 + size])
+            del buffer[: 4 + size]
+            self._dispatch(payload)
 
     def _dispatch(self, payload: bytes) -> None:
         message = unpack_plain(payload, f"message of the {self._name}", MAX_MESSAGE)
@@ -246,9 +264,9 @@ class Channel:
         loop.remove_reader(self._sock)
         loop.remove_writer(self._sock)
         self._sock.close()
-        for task in (self._reader, *self._writes):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
+        gone = ChannelClosed(f"the {self._name} is gone")
+        while self._outbox:
+            self._outbox.popleft().end(gone)
         for fd in self._fds:
             os.close(fd)
         self._fds = []

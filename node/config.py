@@ -26,12 +26,13 @@ LEND = ("none", "storage", "compute", "both")
 PRIVACY = ("local", "trusted", "swarm")
 ENDS = ("remote", "local")
 LOG_FORMATS = ("text", "json")
-COMPRESSIONS = ("auto", "raw")
+COMPRESSIONS = ("auto", "raw", "fast")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*\Z", re.IGNORECASE)
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)\s*\Z", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -42,7 +43,9 @@ class NodeConfig:
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
-    `operator` merges nodes of one owner into one failure domain; `region` says where the node is.
+    `operator` merges nodes of one owner into one failure domain; `region` says where the node is. `gone_after` is how long a node may be
+    away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
+    `audits`: whether it looks that others hold what they announce.
     """
 
     data_dir: Path
@@ -59,6 +62,9 @@ class NodeConfig:
     operator: str | None = None
     region: str | None = None
     compression: str = "auto"
+    gone_after: float = 43_200.0
+    repair_bandwidth: int = 4_000_000
+    audits: bool = True
     log_format: str = "text"
     json: bool = False
 
@@ -71,6 +77,30 @@ def parse_size(text: Any, where: str = "size") -> int:
     if match is None or (match[3] and not match[2]):
         raise BadInput(f"{where}: {text!r} is not a size", hint="for example 500MB, 20GB or 2GiB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].lower()])
+
+
+def parse_duration(text: Any, where: str = "duration") -> float:
+    """Seconds of `30s`, `10m`, `12h`, `2d`, or a plain number; `BadInput` naming `where`."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        text = str(text)
+    match = _DURATION.match(text) if isinstance(text, str) and len(text) <= 32 else None
+    if match is None:
+        raise BadInput(f"{where}: {text!r} is not a duration", hint="for example 30s, 10m or 12h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2].lower()]
+
+
+def _gone_after(value: Any, where: str) -> float:
+    seconds = parse_duration(value, where)
+    if not 10 <= seconds <= 30 * 86_400:
+        raise BadInput(f"{where}: {value!r} is not between 10 s and 30 days", hint="the default is 12h")
+    return seconds
+
+
+def _bandwidth(value: Any, where: str) -> int:
+    size = parse_size(value, where)
+    if size < 1_000:
+        raise BadInput(f"{where}: {value!r} is less than 1 kB a second, too little to repair anything")
+    return size
 
 
 def split_address(text: str, where: str = "address") -> tuple[str, int]:
@@ -184,6 +214,9 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "operator": _label,
     "region": _label,
     "compression": _one_of(*COMPRESSIONS),
+    "gone_after": _gone_after,
+    "repair_bandwidth": _bandwidth,
+    "audits": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

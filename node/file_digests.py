@@ -21,7 +21,7 @@ class _Prefix:
     def __init__(self, spans: Sequence[tuple[int, int]], length: int) -> None:
         self._spans, self._length = spans, length
         self._next = self.at = 0
-        self._hasher = blake3()
+        self._hasher = blake3(max_threads=blake3.AUTO)
 
     def advance(self, fd: int, done: set[int]) -> None:
         end = self.at

@@ -14,18 +14,37 @@ class GenerationRequest:
     """One reply to make. Give `messages` (chat, through the model's template) or `text`.
 
     `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
-    opening a new one; `timeout` seconds for the whole reply.
+    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply.
     """
 
     model: str
     sampling: Sampling
     max_tokens: int | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     text: str | None = None
     stop: tuple[str, ...] = ()
     continue_final: bool = False
     timeout: float = 600.0
     precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """`inputs` texts or their token ids; `timeout` seconds for all of them."""
+
+    model: str
+    inputs: list[str | list[int]]
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`rows` one vector of length 1 for each input, raw little-endian fp32."""
+
+    model_id: str
+    rows: list[bytes]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -39,11 +58,23 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class TextLogprob:
+    """A token of the reply as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm)."""
+
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """New text (whole characters, maybe empty), `tokens` made so far."""
 
     text: str
     tokens: int
+    logprobs: tuple[TextLogprob, ...] = ()
+    """One for each token since the piece before, where they were asked."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +119,9 @@ class Gateway(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors by the whole model on this node; errors as for `generate`."""
 
     async def health(self) -> dict[str, Any]:
         """{"status": "healthy"|"degraded", "storage_network": {…}, "compute_network": {…}, "model_registry": {…}, "last_probe": …}"""

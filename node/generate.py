@@ -120,7 +120,7 @@ class Generator:
     async def _encode(self, request: GenerationRequest, located: Located) -> list[int]:
         model = model_text(located.model)
         if request.messages is not None:
-            tokens = await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final)
+            tokens = await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         else:
             tokens = await self._worker.encode_text(model, request.text or "")
         if not tokens:

@@ -94,6 +94,11 @@ class GrantBook:
                 return reply
         return await self._ask(self._gets, peer, GrantRequest(verb="get", encoding=encoding, shards=shards), GET_TIMEOUT)
 
+    async def held(self, peer: PeerId, encoding: EncodingId, shards: list[int]) -> list[int]:
+        """Which of these shards lie there now, by the holder's own word: grants in store don't say."""
+        reply = await self._ask(self._gets, peer, GrantRequest(verb="get", encoding=encoding, shards=shards), GET_TIMEOUT)
+        return reply.held or []
+
     async def to_put(self, peer: PeerId, encoding: EncodingId, envelope: bytes, shard: int, model: ModelId) -> GrantReply:
         request = GrantRequest(verb="put", encoding=encoding, shards=[shard], model=model, envelope=envelope)
         return await self._ask(self._puts, peer, request, PUT_TIMEOUT)
@@ -107,6 +112,12 @@ class GrantBook:
         """Tells a holder that what this node put there is still wanted."""
         first, *also = asks
         request = GrantRequest(verb="renew", encoding=first.encoding, shards=first.shards, also=also or None)
+        await self._ask(self._puts, peer, request, PUT_TIMEOUT)
+
+    async def to_share(self, peer: PeerId, model: ModelId, asks: Sequence[GrantAsk]) -> None:
+        """Tells a holder that these shards, which it keeps for another model, belong to `model` too."""
+        first, *also = asks
+        request = GrantRequest(verb="share", encoding=first.encoding, shards=first.shards, model=model, also=also or None)
         await self._ask(self._puts, peer, request, PUT_TIMEOUT)
 
     async def _ask_next(

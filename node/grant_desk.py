@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.allowance import Allowance
 from node.blobs import fetch_blobs_from_any
 from node.network.interface import Network, Stream, StreamClosed
-from node.store.interface import ShardKey
+from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol import limits
@@ -33,6 +34,8 @@ from protocol.manifest import parse_manifest
 from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, refusal_frame, reply_frame
 
 log = logging.getLogger(__name__)
+MAX_SHARED = 64
+"""Models that one shard here may belong to."""
 _MODELS_KEPT = 16
 _SLACK = 4 * limits.MIB
 """Bytes a grant allows beyond the shard itself: leaf lists, signatures, one repeated window."""
@@ -99,7 +102,9 @@ class GrantDesk:
             return await self._drop(request, client)
         if request.verb == "renew":
             return await self._renew(asks, client)
-        raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put, drop and renew are known")
+        if request.verb == "share":
+            return await self._share(request, asks, client)
+        raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put, drop, renew and share are known")
 
     async def _get(self, request: GrantRequest, client: PeerId) -> GrantReply:
         also = request.also or []
@@ -158,11 +163,49 @@ class GrantDesk:
         return self._reply("get", client, request.encoding, dropped or request.shards, 0)
 
     async def _renew(self, asks: list[GrantAsk], client: PeerId) -> GrantReply:
-        """Who put shards here says that they are still wanted: their leases run again."""
-        keys = [ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards]
-        if not await self._transfer.renew(keys, client):
-            raise NotFound("none of these shards was put here by you")
+        """Who put shards here, or published a model they belong to, says that they are still wanted: their leases run again."""
+        keys = {ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards}
+        published = await self._published_by(client)
+        renewed = 0
+        for owner, own in _by_owner(await self._transfer.list_shards(), keys, client, published).items():
+            renewed += await self._transfer.renew(own, owner)
+        if not renewed:
+            raise NotFound("none of these shards was put here by you, or belongs to a model of yours")
         return self._reply("get", client, asks[0].encoding, asks[0].shards, 0)
+
+    async def _published_by(self, client: PeerId) -> set[bytes]:
+        """Encodings kept here for models that have a card of this peer's."""
+        cards = {ModelId(view.card.model) for view in self._swarm.cards() if view.publisher == client}
+        return {blob for model, blobs in (await self._transfer.models()).items() if model in cards for blob in blobs} if cards else set()
+
+    async def _share(self, request: GrantRequest, asks: list[GrantAsk], client: PeerId) -> GrantReply:
+        """Shards that lie here for one model belong to another too, which has an equal group: listed for both, kept for both."""
+        if self._config.lend not in ("storage", "both"):
+            raise Forbidden("this node lends no storage")
+        if request.model is None or len(request.model) != 32:
+            raise BadInput("grant request: a share carries the model's id")
+        model = ModelId(request.model)
+        encodings = [EncodingId(ask.encoding) for ask in asks]
+        shards = await self._transfer.list_shards()
+        lying = {(info.key.encoding, info.key.shard) for info in shards}
+        if missing := [ask for ask in asks if not any((ask.encoding, shard) in lying for shard in ask.shards)]:
+            raise NotFound(f"{len(missing)} of these {len(asks)} encodings have no such shard here (any more)")
+        await self._admit_share(model, encodings, shards, client)
+        for encoding in encodings:
+            envelope = await self._transfer.get_blob(encoding)
+            if envelope is None:
+                raise NotFound("an encoding's envelope isn't here any more")
+            await self._group_of(model, parse_encoding(envelope)[1], client)
+        await self._transfer.share(model, encodings)
+        return self._reply("get", client, request.encoding, request.shards, 0)
+
+    async def _admit_share(self, model: ModelId, encodings: list[EncodingId], shards: list[ShardInfo], client: PeerId) -> None:
+        """What a share costs is a manifest and a line in a list: both bounded."""
+        users = Counter(blob for name, blobs in (await self._transfer.models()).items() if name != model for blob in blobs)
+        if any(users[encoding] >= MAX_SHARED for encoding in encodings):
+            raise Conflict(f"a shard here belongs to {MAX_SHARED} models already")
+        if not self._swarm.trusted(client):
+            self._allowance.check(client, 0, (await self._transfer.space()).quota, shards)
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
@@ -229,6 +272,15 @@ class GrantDesk:
             issued=int(time.time()),
         )
         return seal_grant(self._key, grant)
+
+
+def _by_owner(infos: list[ShardInfo], keys: set[ShardKey], client: PeerId, published: set[bytes]) -> dict[str, list[ShardKey]]:
+    """Those of `keys` that the client may renew, by who put them."""
+    found: dict[str, list[ShardKey]] = {}
+    for info in infos:
+        if info.key in keys and (info.owner == client or info.key.encoding in published):
+            found.setdefault(info.owner, []).append(info.key)
+    return found
 
 
 def _check_ask(ask: GrantAsk) -> None:

@@ -36,13 +36,17 @@ class KnownEncoding:
 
 @dataclass
 class Located:
-    """A model found: `encodings[group]` lists what is known of each group; `blamed` encodings decoded to other bytes."""
+    """A model found: `encodings[group]` lists what is known of each group; `blamed` encodings decoded to other bytes.
+
+    `also` names, for encodings that came from other models with an equal group, those models.
+    """
 
     model: ModelId
     manifest: Manifest
     manifest_bytes: bytes
     encodings: dict[int, list[KnownEncoding]] = field(default_factory=dict)
     blamed: set[EncodingId] = field(default_factory=set)
+    also: dict[EncodingId, set[ModelId]] = field(default_factory=dict)
 
     def known_ids(self) -> set[EncodingId]:
         return {known.id for entries in self.encodings.values() for known in entries}
@@ -72,13 +76,20 @@ class Locator:
         self._located: OrderedDict[ModelId, Located] = OrderedDict()
         self._on_forget: list[Callable[[ModelId], None]] = []
 
-    async def locate(self, model: ModelId) -> Located:
-        """The model with every encoding its holders announce; `NotFound` when nobody has heard of it."""
+    async def locate(self, model: ModelId, keep: bool = True) -> Located:
+        """The model with every encoding its holders announce; `NotFound` when nobody has heard of it.
+
+        A manifest that comes from others is kept in the store, unless `keep` is False.
+        """
         located = self._located.get(model)
         if located is None:
-            located = self.remember(model, *await self._manifest(model))
+            located = self.remember(model, *await self._manifest(model, keep))
         await self.refresh(located)
         return located
+
+    def recall(self, model: ModelId) -> Located | None:
+        """The model if it was located lately; looks nowhere."""
+        return self._located.get(model)
 
     async def located_here(self, model: ModelId) -> Located | None:
         """The model if its manifest already lies here; asks nobody."""
@@ -105,11 +116,12 @@ class Locator:
         """Told of each model of which nothing shall stay here."""
         self._on_forget.append(listener)
 
-    async def _manifest(self, model: ModelId) -> tuple[Manifest, bytes]:
+    async def _manifest(self, model: ModelId, keep: bool) -> tuple[Manifest, bytes]:
         data = await self._transfer.get_blob(model)
         if data is None:
             data = await self._fetch_manifest(model)
-            await self._transfer.put_blob(data)
+            if keep:
+                await self._transfer.put_blob(data)
         if model_id(data) != model:
             raise BadInput(f"the manifest kept for {model_text(model)} doesn't hash to it")
         return await self._parse(data), data

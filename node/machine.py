@@ -36,10 +36,15 @@ def machine_name() -> str | None:
 
 def default_memory() -> int:
     """Bytes for models where the owner set no bound: half of what is available now."""
+    return available_memory() // 2
+
+
+def available_memory() -> int:
+    """Bytes that programs could still take now, as the kernel estimates it; 2 GiB where it doesn't say."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 // 2
-    return 1 << 30
+            return int(line.split()[1]) * 1024
+    return 2 << 30
 
 
 def advertised_hosts(listen_host: str, network_hosts: Sequence[str]) -> list[str]:

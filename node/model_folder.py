@@ -6,7 +6,8 @@ planted link. Devices, FIFOs and sockets are refused. Hidden files are skipped. 
 else is refused; beside safetensors they are left out, and said.
 
 The checkpoint is what `model.safetensors.index.json` lists, else `model.safetensors`, else every safetensors file of the top
-folder; safetensors elsewhere are stored as plain file bytes.
+folder; safetensors elsewhere are stored as plain file bytes. A GGUF file, all parts of a split one, or a folder whose only
+weights are one, is taken as it is: its tensors stay quantised, in the groups of their layers.
 
 Every byte is read once, in order, through one buffer, into the hashes that need it. A file that changes meanwhile
 (identity, length, time of change) ends the work with an error. All functions block: run them in an executor. `progress(done, total)`
@@ -25,11 +26,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from node.gguf_files import SUFFIX, check_one_model, parts_of, read_gguf
 from protocol import limits
 from protocol.config_summary import parse_config
 from protocol.errors import BadInput
+from protocol.gguf_header import GgufHeader, gguf_summary
 from protocol.grouping import Grouping, Member, PlannedGroup, SourceTensor, files_group_id, group_id, group_model, row_cuts
-from protocol.manifest import RULE, FileEntry, GroupEntry, Manifest, Summary, TensorEntry, manifest_bytes
+from protocol.manifest import RULE, RULE_GGUF, FileEntry, GroupEntry, Manifest, Summary, TensorEntry, manifest_bytes
 from protocol.manifest_check import check_file_name, check_manifest
 from protocol.safetensors_header import PREFIX, HeaderTensor, header_length, parse_header
 
@@ -60,6 +63,11 @@ class ModelFolder:
     checkpoint: list[int]
     left_out: list[str] = field(default_factory=list)
 
+    @property
+    def gguf(self) -> bool:
+        """Whether its tensors are those of GGUF files."""
+        return self.files[self.checkpoint[0]].name.endswith(SUFFIX)
+
     def size(self) -> int:
         return sum(found.length for found in self.files)
 
@@ -67,36 +75,48 @@ class ModelFolder:
 def scan(path: str | Path) -> ModelFolder:
     """What would be published of this folder, nothing read but names. `BadInput` names the file and the rule."""
     root = Path(path).expanduser()
+    if root.name.endswith(SUFFIX) and root.is_file():
+        return _gguf_files(root)
     try:
         root = root.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise BadInput(f"{path}: no such path") from error
     if not root.is_dir():
-        raise BadInput(f"{path}: not a folder", hint="give the folder that has config.json and the safetensors files")
+        raise BadInput(f"{path}: not a folder", hint="give the folder that has config.json and the safetensors files, or a GGUF file")
     try:
         found = sorted(_walk(root, root, _cache_of(root)), key=lambda item: item.name.encode())
     except OSError as error:
         raise BadInput(f"{error.filename}: can't be read: {error.strerror}") from error
     pickles = [item.name for item in found if item.name.lower().endswith(PICKLES)]
     files = [item for item in found if not item.name.lower().endswith(PICKLES)]
-    if not any(item.name.endswith(".safetensors") for item in files):
+    if not any(item.name.endswith((".safetensors", SUFFIX)) for item in files):
         raise _no_weights(path, pickles)
     if len(files) > limits.MAX_FILES:
         raise BadInput(f"{path}: {len(files)} files, at most {limits.MAX_FILES}")
     return ModelFolder(root, files, _checkpoint(root, files), [f"{name}: pickled weights are never published" for name in pickles])
 
 
+def _gguf_files(path: Path) -> ModelFolder:
+    """A GGUF file by its path, with the other parts where it is one of several."""
+    folder = path.parent.resolve()
+    cache, found = _cache_of(folder), []
+    for part in parts_of(folder / path.name):
+        check_file_name(part.name)
+        found.append(_found(part.name, _resolved(part, part.name, cache) if part.is_symlink() else part))
+    return ModelFolder(folder, found, list(range(len(found))))
+
+
 def build_manifest(folder: ModelFolder, progress: Progress) -> tuple[Manifest, bytes]:
     """The manifest and its canonical bytes (their BLAKE3 is the model id). Reads every byte once, memory bounded."""
-    summary = _summary(folder)
-    headers = {number: _header(folder.files[number]) for number in folder.checkpoint}
+    summary, headers = _gguf_headers(folder) if folder.gguf else _headers(folder)
     _check_tensor_names(headers)
     hashing = _Hashing(folder, headers, progress)
     for number in range(len(folder.files)):
         hashing.read_file(number)
     lengths = [found.length for found in folder.files]
-    grouping = group_model(lengths, hashing.tensors)
-    manifest = _manifest(folder, hashing, grouping, summary)
+    rule = RULE_GGUF if folder.gguf else RULE
+    grouping = group_model(lengths, hashing.tensors, rule=rule)
+    manifest = _manifest(folder, hashing, grouping, summary, rule)
     check_manifest(manifest)
     data = manifest_bytes(manifest)
     if len(data) > limits.MAX_BLOB:
@@ -183,15 +203,19 @@ def _found(name: str, path: Path) -> FoundFile:
 def _checkpoint(root: Path, files: list[FoundFile]) -> list[int]:
     numbers = {found.name: number for number, found in enumerate(files)}
     if INDEX in numbers:
-        listed = _indexed(files[numbers[INDEX]])
+        listed = set(_indexed(files[numbers[INDEX]]).values())
         if missing := sorted(listed - numbers.keys()):
             raise BadInput(f"{INDEX}: lists {missing[0][:64]!r}, which is not there")
         return sorted(numbers[name] for name in listed)
     if "model.safetensors" in numbers:
         return [numbers["model.safetensors"]]
     top = [number for name, number in numbers.items() if name.endswith(".safetensors") and "/" not in name]
+    if not any(name.endswith(".safetensors") for name in numbers):
+        top = [number for name, number in numbers.items() if name.endswith(SUFFIX) and "/" not in name]
+        if top:
+            check_one_model(root, [files[number].name for number in top])
     if not top:
-        raise BadInput(f"{root}: safetensors only in folders below it", hint="give the folder that has config.json and the weights")
+        raise BadInput(f"{root}: weights only in folders below it", hint="give the folder that has config.json and the weights")
     return top
 
 
@@ -209,7 +233,8 @@ def _read_exactly(fd: int, offset: int, length: int, name: str) -> bytes:
     return data
 
 
-def _indexed(found: FoundFile) -> set[str]:
+def _indexed(found: FoundFile) -> dict[str, str]:
+    """Names of tensors, and of the files beside it that hold them."""
     try:
         index = json.loads(_read_small(found, _MAX_INDEX))
     except (ValueError, RecursionError) as error:
@@ -217,10 +242,9 @@ def _indexed(found: FoundFile) -> set[str]:
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise BadInput(f"{found.name}: has no weight_map of names")
-    listed = set(names.values())
-    if strange := [name for name in listed if not name.endswith(".safetensors") or "/" in name]:
+    if strange := [name for name in names.values() if not name.endswith(".safetensors") or "/" in name]:
         raise BadInput(f"{found.name}: lists {strange[0][:64]!r}, not a safetensors file beside it")
-    return listed
+    return names
 
 
 def _summary(folder: ModelFolder) -> Summary:
@@ -235,6 +259,37 @@ def _header(found: FoundFile) -> list[HeaderTensor]:
         with open_unchanged(found) as fd:
             length = header_length(os.pread(fd, PREFIX, 0), found.length)
             return parse_header(_read_exactly(fd, PREFIX, length, found.name), found.length)
+    except BadInput as error:
+        raise BadInput(f"{found.name}: {error.message}", hint=error.hint) from error
+
+
+def _headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:
+    headers = {number: _header(folder.files[number]) for number in folder.checkpoint}
+    index = next((found for found in folder.files if found.name == INDEX), None)
+    if index is not None:
+        held = {(tensor.name, folder.files[number].name) for number, tensors in headers.items() for tensor in tensors}
+        if missing := sorted(_indexed(index).items() - held):
+            name, file = missing[0]
+            raise BadInput(f"{INDEX}: lists tensor {name[:64]!r} in {file[:64]}, which doesn't hold it", hint="is the download complete?")
+    return _summary(folder), headers
+
+
+def _gguf_headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:
+    """Of a split file the first part has the figures, and every part its own tensors."""
+    read = {number: gguf_header(folder.files[number]) for number in folder.checkpoint}
+    tensors = [tensor for header in read.values() for tensor in header.tensors]
+    first = read[folder.checkpoint[0]]
+    announced = first.values.get("split.tensors.count", len(tensors))
+    if announced != len(tensors):
+        raise BadInput(f"{folder.files[folder.checkpoint[0]].name}: announces {announced} tensors in all, its parts have {len(tensors)}")
+    return gguf_summary(first._replace(tensors=tensors)), {number: header.tensors for number, header in read.items()}
+
+
+def gguf_header(found: FoundFile) -> GgufHeader:
+    """The checked header of a GGUF file."""
+    try:
+        with open_unchanged(found) as fd:
+            return read_gguf(fd, found.length)
     except BadInput as error:
         raise BadInput(f"{found.name}: {error.message}", hint=error.hint) from error
 
@@ -330,7 +385,7 @@ class _Hashing:
             self._progress(self._done, self._folder.size())
 
 
-def _manifest(folder: ModelFolder, hashing: _Hashing, grouping: Grouping, summary: Summary) -> Manifest:
+def _manifest(folder: ModelFolder, hashing: _Hashing, grouping: Grouping, summary: Summary, rule: str) -> Manifest:
     plain = iter(hashing.plain.digests())
     groups = []
     for group in grouping.groups:
@@ -348,7 +403,7 @@ def _manifest(folder: ModelFolder, hashing: _Hashing, grouping: Grouping, summar
     files = [
         FileEntry(name=found.name, length=found.length, digest=whole) for found, whole in zip(folder.files, hashing.files, strict=True)
     ]
-    return Manifest(rule=RULE, files=files, tensors=tensors, groups=groups, summary=summary, parameters=grouping.parameters)
+    return Manifest(rule=rule, files=files, tensors=tensors, groups=groups, summary=summary, parameters=grouping.parameters)
 
 
 def _tensor_group_id(group: PlannedGroup, hashing: _Hashing) -> bytes:

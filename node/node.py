@@ -14,12 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
 from node.assembled_cache import AssembledCache
+from node.audit import Auditor
+from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
+from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.drain import Drainer
+from node.embed import Embedder
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
@@ -45,7 +49,12 @@ from node.probe import Probe
 from node.publish import Publisher
 from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
+from node.repair import Repairs, settings_for
+from node.repair_memory import RepairMemory
+from node.repair_sight import RepairSight
+from node.repair_work import RepairWork
 from node.report import Reporter
+from node.reuse import Reuser
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
@@ -61,7 +70,7 @@ from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
 from protocol.ids import ModelId
-from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -114,7 +123,8 @@ class Node:
         domain = domain_of(identity.peer_id, [], machine_name())
         me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
         self._view = PlacementView(me, swarm, assembler.speed_of)
-        placer = Placer(self._view, swarm, transfer, self._book)
+        reuser = Reuser(identity.peer_id, swarm, transfer, self._book, self._locator, assembler)
+        placer = Placer(self._view, swarm, transfer, self._book, reuser)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
@@ -125,16 +135,23 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, self._executor, config.label)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
         self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
+        work = RepairWork(swarm, transfer, self._book, placer)
+        memory = RepairMemory(self._data.path / "repair.msgpack")
+        sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
+        settings = settings_for(config.gone_after, config.repair_bandwidth)
+        self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
-        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, self._keeper)
+        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
-        self._http = HttpServer(NodeGateway(reporter, generator, self._probe), HttpSettings(host=host, port=port))
-        register_gauges(self._http.metrics, swarm, room)
+        embedder = Embedder(swarm, self._locator, room, self._worker)
+        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe), HttpSettings(host=host, port=port))
+        register_gauges(self._http.metrics, swarm, room, self._repairs)
+        self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
         )
@@ -143,6 +160,7 @@ class Node:
         self._owner = OwnerServer(self._data.path, methods.table() | space.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
+        network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
 
@@ -167,6 +185,9 @@ class Node:
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
         self._supervisor.spawn(self._assembled.run(), "loading ahead")
+        self._supervisor.spawn(self._repairs.run(), "repair")
+        if self._config.audits:
+            self._supervisor.spawn(self._auditor.run(), "audits")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -246,3 +267,5 @@ class Node:
         shutil.rmtree(self._data.path / "scratch", ignore_errors=True)
         for left in self._data.path.glob("assemble-*"):
             left.unlink(missing_ok=True)
+        for left in self._data.path.glob(f"{PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)

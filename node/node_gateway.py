@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from node.gateway import Event, GenerationRequest, ModelInfo
+from node.embed import Embedder
+from node.gateway import EmbeddingRequest, Embeddings, Event, GenerationRequest, ModelInfo
 from node.generate import Generator
 from node.probe import Probe
 from node.report import Reporter
@@ -15,9 +16,10 @@ from node.report import Reporter
 class NodeGateway:
     """Implements `node.gateway.Gateway`."""
 
-    def __init__(self, reporter: Reporter, generator: Generator, probe: Probe) -> None:
+    def __init__(self, reporter: Reporter, generator: Generator, embedder: Embedder, probe: Probe) -> None:
         self._reporter = reporter
         self._generator = generator
+        self._embedder = embedder
         self._probe = probe
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
@@ -28,6 +30,9 @@ class NodeGateway:
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         return self._generator.generate(request)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        return await self._embedder.embed(request)
 
     async def status(self) -> dict[str, Any]:
         return await self._reporter.status()

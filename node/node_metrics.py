@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from node.http.metrics import Metrics, Reading
+from node.repair import Repairs
 from node.stage_room import StageRoom
 from node.swarm.interface import Swarm
+from protocol.ids import model_text
 
 
-def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom) -> None:
+def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom, repairs: Repairs) -> None:
     """Read when scraped."""
 
     def read() -> Iterable[Reading]:
@@ -23,4 +25,25 @@ def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom) -> None:
         for peer, count in Counter(str(line["peer_id"]) for line in swarm.blamed()).items():
             yield Reading("mf_blamed_shards", "Shards for which a peer was caught with wrong bytes", count, {"peer": peer})
 
+        yield from _repair_readings(repairs)
+
     metrics.register_collector(read)
+
+
+def _repair_readings(repairs: Repairs) -> Iterable[Reading]:
+    """Of groups of which a shard lies here, as seen in the last round."""
+    weakest: dict[str, int] = {}
+    for group in repairs.groups:
+        model = model_text(group.model)
+        weakest[model] = min(group.survives, weakest.get(model, group.survives))
+        labels = {"model": model, "group": str(group.group)}
+        yield Reading("mf_group_survives_losses", "More nodes that may go before the group can't be read", group.survives, labels)
+    for model, survives in weakest.items():
+        yield Reading("mf_model_survives_losses", "The least of its groups of which a shard lies here", survives, {"model": model})
+    counts = repairs.counts
+    yield Reading("mf_repairs", "Repairs done here since the start", counts.repairs)
+    yield Reading("mf_repairs_failed", "Repairs begun here that failed", counts.failed)
+    yield Reading("mf_repair_shards", "Shards made anew here and placed", counts.shards)
+    yield Reading("mf_repair_read_bytes", "Bytes of shards read for repairs", counts.read)
+    yield Reading("mf_repair_written_bytes", "Bytes of shards placed by repairs", counts.written)
+    yield Reading("mf_repair_alarms", "Groups forecast to be lost before they are repaired", counts.alarms)

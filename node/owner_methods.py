@@ -81,6 +81,7 @@ class OwnerMethods:
             k=whole(params, "k"),
             n=whole(params, "n"),
             compression=optional(params, "compression") or self._compression,
+            gguf=gguf_choice(params),
         )
         return await self._publisher.publish(request, notify)
 
@@ -103,7 +104,8 @@ class OwnerMethods:
         }
 
     async def fetch(self, params: dict[str, Any], notify: Notify) -> Any:
-        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify)
+        files, groups = names(params, "files"), names(params, "groups")
+        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify, files, groups)
 
     async def generate(self, params: dict[str, Any], notify: Notify) -> Any:
         """Text arrives as events; the result is the last event's figures."""
@@ -199,6 +201,13 @@ def precision(params: dict[str, Any]) -> str:
     return chosen
 
 
+def gguf_choice(params: dict[str, Any]) -> str | None:
+    chosen = optional(params, "gguf")
+    if chosen not in (None, "dequantise", "keep"):
+        raise BadInput(f"gguf is {chosen[:16]!r}, dequantise and keep are known")
+    return chosen
+
+
 def optional(params: dict[str, Any], name: str) -> str | None:
     value = params.get(name)
     if value is not None and not isinstance(value, str):
@@ -230,6 +239,13 @@ def stops(params: dict[str, Any]) -> tuple[str, ...]:
     value = params.get("stop") or []
     if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
         raise BadInput("stop must be a list of texts")
+    return tuple(value)
+
+
+def names(params: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = params.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise BadInput(f"{name} must be a list of names")
     return tuple(value)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from erasure.placement import Candidate
+from erasure.audit import HeldShard
+from erasure.placement import Candidate, Placement
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.placement_view import PlacementView
+from node.reuse import Reuser
 from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.tally import Tally
-from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, SourceSpan
+from node.transfer.jobs import Encoded, EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError
 from protocol.ids import EncodingId, PeerId, encoding_text
@@ -37,11 +40,12 @@ class Source(Protocol):
 
 
 class Placer:
-    def __init__(self, view: PlacementView, swarm: Swarm, transfer: Transfer, grants: GrantBook) -> None:
+    def __init__(self, view: PlacementView, swarm: Swarm, transfer: Transfer, grants: GrantBook, reuser: Reuser) -> None:
         self._view = view
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
+        self._reuser = reuser
         self._placing = 0
 
     @property
@@ -52,6 +56,10 @@ class Placer:
         """This node and every routable peer that lends storage and isn't banned."""
         return self._view.candidates()
 
+    def placement(self) -> Placement:
+        """The policy over everybody known now."""
+        return self._view.placement()
+
     def bearing(self) -> int:
         """How many nodes may hold a shard of one group now."""
         return self._view.bearing()
@@ -61,13 +69,47 @@ class Placer:
         return self._view.domains()
 
     async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
-        """Codes the group unless an own encoding already lies at enough holders, then pushes what is missing."""
-        known = self._own_encoding(located, group, tally)
+        """Codes the group unless an encoding to reuse already lies at enough holders, then pushes what is missing."""
+        known = await self._reuser.find(located, group, tally)
         if known is not None:
-            await self._count(known, group, tally)
+            await self._keep_known(located, known)
             await on_shard()
             if len(tally.durable[group]) >= tally.n:
                 return
+        self._placing += 1
+        try:
+            encoded = await self._encode(located, group, source, compression, known, tally)
+            fresh = known
+            if known is None or encoded.encoding != known.id:
+                if known is not None and tally.nodes(group) >= tally.enough:
+                    # Its missing shards can't be made again here (another version compresses otherwise): it stays as durable as it is.
+                    await self._transfer.drop_staged(EncodingId(encoded.encoding))
+                    return
+                fresh = await self._begin_anew(located, group, encoded.envelope, tally)
+            assert fresh is not None
+            await self._push_all(located, group, fresh, tally, on_shard)
+            await self._transfer.drop_staged(fresh.id)
+        finally:
+            self._placing -= 1
+            await self._sweep()
+
+    async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
+        await self._transfer.put_blob(known.envelope)
+        await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
+
+    async def _begin_anew(self, located: Located, group: int, envelope: bytes, tally: Tally) -> KnownEncoding:
+        """A fresh encoding takes the place of one found: nothing of that counts."""
+        tally.reused.pop(group, None)
+        tally.saved.pop(group, None)
+        fresh = located.add(envelope)
+        await self._keep_known(located, fresh)
+        await self._reuser.count(fresh, group, tally)
+        return fresh
+
+    async def _encode(
+        self, located: Located, group: int, source: Source, compression: str, known: KnownEncoding | None, tally: Tally
+    ) -> Encoded:
+        """The group coded and staged: again as it was where an encoding is `known`, for the shards that are missing of it."""
         spans, fds = source.spans(group)
         entry = located.manifest.groups[group]
         job = EncodeGroup(
@@ -78,61 +120,29 @@ class Placer:
             spans=spans,
             k=tally.k,
             n=tally.n,
-            compression=compression,
+            compression=compression if known is None else known.record.compression,
             element=source.element(group),
+            n_max=0 if known is None else len(known.record.roots),
+            like=None if known is None else known.envelope,
         )
+        encoded = await self._transfer.encode_group(job, fds)
+        source.check()
+        return encoded
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """While it lasts nothing that is staged is swept away."""
         self._placing += 1
         try:
-            encoded = await self._transfer.encode_group(job, fds)
-            source.check()
-            await self._transfer.put_blob(encoded.envelope)
-            fresh = located.add(encoded.envelope)
-            await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids())])
-            if known is None or fresh.id != known.id:
-                await self._count(fresh, group, tally)
-            await self._push_all(located, group, fresh, tally, on_shard)
-            await self._transfer.drop_staged(fresh.id)
+            yield
         finally:
             self._placing -= 1
-            await self._sweep()
 
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""
         staged = [] if self._placing else await self._transfer.list_staged()
         for encoding in staged:
             await self._transfer.drop_staged(encoding)
-
-    def _own_encoding(self, located: Located, group: int, tally: Tally) -> KnownEncoding | None:
-        """The own encoding with this k and n of which most shards are announced."""
-        own = [
-            known
-            for known in located.encodings.get(group, [])
-            if known.signer == self.me and (known.record.k, known.record.n) == (tally.k, tally.n)
-        ]
-        return max(own, key=lambda known: (len(self._swarm.holders(known.id)), known.id), default=None)
-
-    async def _count(self, known: KnownEncoding, group: int, tally: Tally) -> None:
-        """Notes the shards of this encoding that announced holders confirm to have: one node each."""
-        announced: dict[int, PeerId] = {}
-        for shard, peers in sorted(self._swarm.holders(known.id).items()):
-            free = [peer for peer in peers if peer not in announced.values()]
-            if free and shard < tally.n:
-                announced[shard] = free[0]
-        there = await asyncio.gather(*(self._lies_at(peer, known.id, shard) for shard, peer in announced.items()))
-        held = tally.durable.setdefault(group, {})
-        held.clear()
-        held.update(entry for entry, lies in zip(announced.items(), there, strict=True) if lies)
-        tally.shard_bytes[group] = known.record.shard_length()
-
-    async def _lies_at(self, peer: PeerId, encoding: EncodingId, shard: int) -> bool:
-        """An announcement may be older than a loss: the holder itself is asked."""
-        if peer == self.me:
-            return await self._transfer.has_shard(ShardKey(encoding, shard))
-        try:
-            return shard in ((await self._grants.to_get(peer, encoding, [shard])).held or ())
-        except MfError as error:
-            log.info("%s doesn't confirm shard %d of %s: %s", peer, shard, encoding_text(encoding), error)
-            return False
 
     async def _push_all(self, located: Located, group: int, known: KnownEncoding, tally: Tally, on_shard: OnShard) -> None:
         held = tally.durable[group]
@@ -162,6 +172,7 @@ class Placer:
             reply = await self._grants.to_put(peer, known.id, known.envelope, shard, located.model)
             job = PushShard(encoding=known.id, shard=shard, peer=peer, urls=reply.urls, tls=reply.tls, grant=reply.grant)
             await self._transfer.push_shard(job)
+            self._swarm.vouch(HeldShard(peer, known.id, shard))
         except MfError as error:
             log.warning(
                 "%s took no shard of %s: %s",
@@ -180,12 +191,13 @@ class Placer:
         """
         drops = set(tally.asked) | (set() if published else self._left_over(located))
         await asyncio.gather(*(self._drop(*drop) for drop in drops))
-        if not published and all(info.owner == self.me for info in await self._transfer.list_shards(located.model)):
+        lying = await self._transfer.list_shards(located.model)
+        if not published and all(info.owner == self.me or info.key.encoding in located.also for info in lying):
             await self._transfer.forget(located.model)
 
     def _left_over(self, located: Located) -> set[tuple[PeerId, EncodingId, int]]:
         """What an interrupted publish left of own encodings, announced for this very model."""
-        own = {known.id for entries in located.encodings.values() for known in entries if known.signer == self.me}
+        own = {known.id for entries in located.encodings.values() for known in entries if known.signer == self.me} - located.also.keys()
         return {
             (view.peer, EncodingId(held.encoding), shard)
             for view in self._swarm.holdings(located.model)

@@ -2,10 +2,11 @@
 
     read -> name by content -> code each group into n shards -> place -> push -> card -> announce
 
-Coding is deterministic and encodings are signed by this node, so an interrupted publish is resumed by doing it again: the same
-encodings come out, and shards already announced by reachable holders are not sent twice. Returns when n shards of every group
-are durable, or thirty seconds after r = k + ceil((n-k)/2) of each are. With fewer than r reachable: `StorageFull`, and what was
-stored for it is taken back.
+Encodings of equal groups that other models have are looked for first (`node/reuse.py`): such a group is neither coded nor sent, its
+holders are told at the end that it belongs to this model too. Coding is deterministic and encodings are signed by this node,
+so an interrupted publish is resumed by doing it again: the same encodings come out, and shards already announced by reachable
+holders are not sent twice. Returns when n shards of every group are durable, or thirty seconds after r = k + ceil((n-k)/2) of each
+are. With fewer than r reachable: `StorageFull`, and what was stored for it is taken back.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erasure.durability import choose_k_n
+from node.convert_gguf import GgufConverter
+from node.gguf_files import model_name
 from node.locate import Located, Locator
 from node.model_folder import ModelFolder, build_manifest, scan
 from node.owner import Notify
 from node.place import Placer
+from node.reuse import Reuser
 from node.source import GroupSource
 from node.swarm.interface import Swarm
 from node.tally import Tally
@@ -41,7 +47,8 @@ AT_ONCE = 3
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto or raw."""
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto, raw or fast; `gguf` says
+    what becomes of GGUF files: "dequantise" (to bf16, so that they run) or "keep" (stored as they are); None where there are none."""
 
     path: Path
     name: str | None = None
@@ -49,25 +56,59 @@ class PublishRequest:
     k: int | None = None
     n: int | None = None
     compression: str = "auto"
+    gguf: str | None = None
 
 
 class Publisher:
-    def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, executor: Executor, label: str) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        transfer: Transfer,
+        locator: Locator,
+        placer: Placer,
+        reuser: Reuser,
+        converter: GgufConverter,
+        executor: Executor,
+        label: str,
+    ) -> None:
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
         self._placer = placer
+        self._reuser = reuser
+        self._converter = converter
         self._executor = executor
         self._label = label
 
     async def publish(self, request: PublishRequest, notify: Notify) -> dict[str, Any]:
         """The command's result; see docs/CLI.md for its fields."""
         started = time.monotonic()
-        name = check_name(request.name or request.path.resolve().name)
+        name = check_name(request.name or model_name(request.path.resolve().name if request.path.is_dir() else request.path.name))
         check_name(request.version)
         k, n, words = self._choose(request)
-        tally = Tally(k, n)
-        folder, manifest, data = await self._read(request, notify)
+        async with self._folder(request, notify) as folder:
+            return await self._publish(folder, request, name, Tally(k, n), words, started, notify)
+
+    @asynccontextmanager
+    async def _folder(self, request: PublishRequest, notify: Notify) -> AsyncIterator[ModelFolder]:
+        """The files to publish: those given, or what becomes of a GGUF file."""
+        loop = asyncio.get_running_loop()
+        folder = await loop.run_in_executor(self._executor, scan, request.path)
+        if not folder.gguf:
+            if request.gguf is not None:
+                raise BadInput("--gguf says what becomes of GGUF files; this model's weights are safetensors")
+            yield folder
+        elif request.gguf == "keep":
+            await notify({"event": "note", "text": "the GGUF file is stored as it is, tensors quantised: it can be fetched, not run here"})
+            yield folder
+        else:
+            async with self._converter.dequantised(folder, notify) as made:
+                yield await loop.run_in_executor(self._executor, scan, made)
+
+    async def _publish(
+        self, folder: ModelFolder, request: PublishRequest, name: str, tally: Tally, words: str, started: float, notify: Notify
+    ) -> dict[str, Any]:
+        manifest, data = await self._read(folder, notify)
         model = model_id(data)
         await notify({"event": "note", "text": words})
         located = await self._prepare(model, manifest, data)
@@ -78,21 +119,21 @@ class Publisher:
             await self._take_back(located, tally)
             raise
         await self._finish(located, tally)
+        await self._reuser.tell(located, tally)
+        await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
         await self._swarm.put_card(card)
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
         return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
 
-    async def _read(self, request: PublishRequest, notify: Notify) -> tuple[ModelFolder, Manifest, bytes]:
+    async def _read(self, folder: ModelFolder, notify: Notify) -> tuple[Manifest, bytes]:
         loop = asyncio.get_running_loop()
-        folder = await loop.run_in_executor(self._executor, scan, request.path)
 
         def progress(done: int, total: int) -> None:
             event = {"event": "progress", "stage": "read", "done": done, "total": total}
             asyncio.run_coroutine_threadsafe(notify(event), loop)
 
-        manifest, data = await loop.run_in_executor(self._executor, build_manifest, folder, progress)
-        return folder, manifest, data
+        return await loop.run_in_executor(self._executor, build_manifest, folder, progress)
 
     def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
         nodes = self._placer.bearing()
@@ -116,6 +157,7 @@ class Publisher:
         located = self._locator.remember(model, manifest, data)
         if self._swarm.holdings(model):
             located = await self._locator.locate(model)
+        await self._reuser.gather(located)
         return located
 
     async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
@@ -198,6 +240,7 @@ class Publisher:
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
             "stored_bytes": tally.stored_bytes(),
+            "saved_bytes": sum(tally.saved.values()),
             "peers": len(tally.holders()),
             "seconds": round(seconds, 3),
             "durable": tally.shards(),

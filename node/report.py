@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from erasure.durability import apart, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
 from node.place import Placer
+from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
+from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
@@ -33,33 +36,36 @@ class Reporter:
             "version": self._version,
             "peers": [_peer_line(view) for view in self._swarm.peers()],
             "holdings": [{name: line[name] for name in _HOLDING} for line in await self.holdings()],
-            "space": {"quota": space.quota, "used": space.used, "free": space.free},
+            "space": {"quota": space.quota, "used": space.used, "free": space.free, "saved": await self._saved()},
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
+            "uncounted": self._uncounted(),
         }
 
+    def _uncounted(self) -> list[dict[str, Any]]:
+        """Shards announced that don't count, since their last audit wasn't passed."""
+        lines = self._swarm.audits.uncounted(time.monotonic())
+        return [{"peer_id": held.peer, "shard": shard_text(held.encoding, held.shard), "verdict": verdict.value} for held, verdict in lines]
+
+    async def _saved(self) -> int:
+        return spared(await self._transfer.list_shards(), await self._transfer.models())
+
     async def holdings(self) -> list[dict[str, Any]]:
-        """What lies here, by model; `owners` whose it is."""
-        lines: dict[ModelId, dict[str, Any]] = {}
+        """What lies here, by model; `owners` whose it is. What models share stands under each."""
         pins = await self._transfer.pins()
-        for info in await self._transfer.list_shards():
-            line = lines.setdefault(
-                info.model,
-                {
-                    "model_id": model_text(info.model),
-                    "groups": set(),
-                    "shards": 0,
-                    "bytes": 0,
-                    "full_groups": 0,
-                    "owners": set(),
-                    "pinned": info.model in pins,
-                },
-            )
-            line["groups"].add(info.group)
-            line["shards"] += 1
-            line["bytes"] += info.bytes
-            line["owners"].add(info.owner)
-        return [{**line, "groups": len(line["groups"]), "owners": sorted(line["owners"])} for line in lines.values()]
+        found = by_model(await self._transfer.list_shards(), await self._transfer.models())
+        return [
+            {
+                "model_id": model_text(model),
+                "groups": len({info.key.encoding for info in infos}),
+                "shards": len(infos),
+                "bytes": sum(info.bytes for info in infos),
+                "full_groups": 0,
+                "owners": sorted({info.owner for info in infos}),
+                "pinned": model in pins,
+            }
+            for model, infos in found.items()
+        ]
 
     async def _model_line(self, view: CardView) -> dict[str, Any]:
         model = ModelId(view.card.model)
@@ -134,11 +140,10 @@ class Reporter:
     def _storage_of(self, located: Located, holders: int) -> dict[str, Any]:
         domains = self._placer.domains()
         known = {entry.id: entry for entries in located.encodings.values() for entry in entries}
-        lying = {name: self._swarm.holders(name) for name in known}
-        copies = {name: sum(map(len, by_shard.values())) for name, by_shard in lying.items()}
+        copies = {name: sum(map(len, self._swarm.holders(name).values())) for name in known}
         safe = {
-            name: set(apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in by_shard.items()}))
-            for name, by_shard in lying.items()
+            name: set(apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in self._swarm.counted(name).items()}))
+            for name in known
         }
         durable: list[set[int]] = []
         needed: list[int] = []
@@ -160,14 +165,23 @@ class Reporter:
         }
 
     async def holders(self, model: ModelId) -> dict[str, Any]:
-        """Who holds which shards of each group, for people and the demonstration."""
+        """Who holds which shards of each group, and how many more losses it survives, for people and the demonstration."""
         located = await self._locator.locate(model)
+        domains = self._placer.domains()
         groups = []
         for number, group in enumerate(located.manifest.groups):
             for known in located.encodings.get(number, []):
-                shards = {str(shard): peers for shard, peers in sorted(self._swarm.holders(known.id).items())}
+                lying = self._swarm.holders(known.id)
+                safe = apart({shard: [domains.get(peer, peer) for peer in peers] for shard, peers in lying.items()})
                 groups.append(
-                    {"group": group.name, "encoding": encoding_text(known.id), "k": known.record.k, "n": known.record.n, "shards": shards}
+                    {
+                        "group": group.name,
+                        "encoding": encoding_text(known.id),
+                        "k": known.record.k,
+                        "n": known.record.n,
+                        "survives_losses": survives_losses([safe], known.record.k),
+                        "shards": {str(shard): peers for shard, peers in sorted(lying.items())},
+                    }
                 )
         return {"model_id": model_text(model), "layers": layer_count(located.manifest), "groups": groups}
 

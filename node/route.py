@@ -8,9 +8,10 @@ from node.locate import Located
 from node.model_cost import StageCost
 from node.stage_room import StageRoom
 from node.swarm.interface import PeerView, Swarm
-from protocol.errors import BadInput
+from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId
-from protocol.layout import layer_count
+from protocol.layout import check_runnable, layer_count
+from runtime.architectures import whole_only
 from runtime.routing import Offer, Plan, Shape, plan_route
 
 
@@ -26,12 +27,21 @@ class Router:
 
     def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
         """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
+        check_runnable(located.manifest)
         layers = layer_count(located.manifest)
         if layers < 1:
             raise BadInput("this model has no layers to run; it can be fetched, not run")
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
-        return plan_route(shape, self.offers(located, set(avoid)), ends_here=self._ends_here)
+        plan = plan_route(shape, self.offers(located, set(avoid)), ends_here=self._ends_here)
+        why = whole_only(located.manifest.summary.model_type)
+        if len(plan.stages) > 1 and why is not None:
+            raise Unavailable(
+                f"no route: {located.manifest.summary.model_type} models can't be cut ({why}), "
+                "and no node that may run this one has room for all of it",
+                hint="raise --max-memory, or let more peers in (--privacy, mf-node trust)",
+            )
+        return plan
 
     def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
         held = {

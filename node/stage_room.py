@@ -16,7 +16,7 @@ from node.model_cost import StageCost
 from node.worker import Worker
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import model_text
-from protocol.layout import layer_count, small_files, stage_groups, text_files
+from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
 from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
 
@@ -71,6 +71,7 @@ class StageRoom:
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
+        check_runnable(located.manifest)
         model = model_text(located.model)
         async with self._text_lock:
             if self._worker.running and self._worker.generation == self._generation and model in self._texts:
@@ -83,6 +84,7 @@ class StageRoom:
     @asynccontextmanager
     async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
         """The stage, loaded, with room for one session on it; both are given back on leaving."""
+        check_runnable(located.manifest)
         kv = self._kv_bytes(located.manifest, first, end, opening.tokens_max, precision)
         async with self._lock:
             stage = await self._stage(located, first, end, precision, kv)
@@ -97,12 +99,24 @@ class StageRoom:
             self._reserved.pop(opening.session, None)
             await self._close(opening.session)
 
+    @asynccontextmanager
+    async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded to embed or classify; it isn't let go before leaving."""
+        async with self._lock:
+            stage = await self._stage(located, 0, layer_count(located.manifest), precision, 0, task)
+            stage.users += 1
+        try:
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+
     def _kv_bytes(self, manifest: Manifest, first: int, end: int, tokens_max: int, precision: str) -> int:
         cost = StageCost(manifest, precision)
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
-    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int) -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}"
+    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
+        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
@@ -126,6 +140,7 @@ class StageRoom:
                 tensors=places,
                 lengths=lengths,
                 precision=precision,
+                task=task,
             )
             await self.text(located)
             loaded = await self._worker.load_stage(load, [group.fd for group in groups])

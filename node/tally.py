@@ -12,7 +12,8 @@ from protocol.ids import EncodingId, PeerId
 @dataclass
 class Tally:
     """`durable[group][shard]` is its holder, found there or put there; `shard_bytes[group]` of one shard; `asked` whom this publish
-    gave which shard of which encoding, or tried to; `ended` the groups that are as durable as they get now.
+    gave which shard of which encoding, or tried to; `ended` the groups that are as durable as they get now; `reused[group]` the encoding
+    that lay there for another model, `saved[group]` the bytes of its shards found there.
 
     Equal groups of a model are one group to the swarm: the second shares its dict with the first and has no bytes of its own.
     """
@@ -24,6 +25,8 @@ class Tally:
     asked: set[tuple[PeerId, EncodingId, int]] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     refusals: dict[str, str] = field(default_factory=dict)
+    reused: dict[int, EncodingId] = field(default_factory=dict)
+    saved: dict[int, int] = field(default_factory=dict)
 
     @property
     def enough(self) -> int:

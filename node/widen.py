@@ -17,6 +17,7 @@ from node.assemble import Assembler, GroupBytes
 from node.keep_holdings import HoldingKeeper
 from node.locate import Located, Locator
 from node.place import Placer
+from node.reuse import Reuser
 from node.source import element_widths
 from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
@@ -51,7 +52,15 @@ class AssembledSource:
 
 class Widener:
     def __init__(
-        self, me: PeerId, swarm: Swarm, transfer: Transfer, locator: Locator, assembler: Assembler, placer: Placer, keeper: HoldingKeeper
+        self,
+        me: PeerId,
+        swarm: Swarm,
+        transfer: Transfer,
+        locator: Locator,
+        assembler: Assembler,
+        placer: Placer,
+        reuser: Reuser,
+        keeper: HoldingKeeper,
     ) -> None:
         self._me = me
         self._swarm = swarm
@@ -59,6 +68,7 @@ class Widener:
         self._locator = locator
         self._assembler = assembler
         self._placer = placer
+        self._reuser = reuser
         self._keeper = keeper
         self._seen = 0
         self._since = time.monotonic()
@@ -92,6 +102,7 @@ class Widener:
             return
         log.info("spreading %s: %s", model_text(model), choice.words, extra={"event": "widening", "fields": {"model": model_text(model)}})
         widths = element_widths(located.manifest)
+        await self._reuser.gather(located)
         for group in groups:
             await self._widen_group(located, group, widths[group], choice)
         await self._drop_narrow(located, choice)
@@ -115,13 +126,17 @@ class Widener:
             assembled.close()
         if tally.least() < tally.enough:
             raise MfError(f"only {tally.least()} of {choice.n} shards of a group found a home", details={"refusals": tally.refusals})
+        await self._reuser.tell(located, tally)
 
     async def _drop_narrow(self, located: Located, choice: Choice) -> None:
-        """The narrow encodings' shards here, now that every group has a wide one."""
+        """The narrow encodings' shards here, now that every group has a wide one; those that another model still needs stay."""
         known_here = [known for entries in located.encodings.values() for known in entries]
         narrow = {known.id for known in known_here if known.signer == self._me and known.record.n < choice.n}
+        await self._transfer.add_model(located.model, [located.model, *sorted(located.known_ids() - narrow)])
+        lists = (await self._transfer.models()).items()
+        needed = {blob for model, blobs in lists if model != located.model for blob in blobs}
         for info in await self._transfer.list_shards(located.model):
-            if info.key.encoding in narrow:
+            if info.key.encoding in narrow - needed:
                 await self._transfer.drop_shard(ShardKey(info.key.encoding, info.key.shard), "replaced by a wider encoding")
         for entries in located.encodings.values():
             entries[:] = [known for known in entries if known.id not in narrow]

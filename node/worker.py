@@ -127,8 +127,10 @@ class Worker:
         if self.running:
             await self._call("unload", api.Unload(stage=stage), type(None))
 
-    async def encode_chat(self, model: str, messages: list[dict[str, str]], *, continue_final: bool = False) -> list[int]:
-        params = api.EncodeChat(model=model, messages=messages, continue_final=continue_final)
+    async def encode_chat(
+        self, model: str, messages: list[dict[str, Any]], *, continue_final: bool = False, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        params = api.EncodeChat(model=model, messages=messages, continue_final=continue_final, tools=tools)
         return (await self._call("encode_chat", params, api.Tokens)).tokens
 
     async def encode_text(self, model: str, text: str) -> list[int]:
@@ -150,6 +152,9 @@ class Worker:
 
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
+
+    async def encode(self, params: api.Encode) -> api.Encoded:
+        return await self._call("encode", params, api.Encoded, STEP_SECONDS)
 
     async def close_sequence(self, session: str) -> None:
         if self.running:

@@ -25,8 +25,8 @@ from protocol.signing import open_sealed, seal
 
 DOMAIN = "mf/encoding/1"
 SCHEME = "s1"
-COMPRESSIONS = ("raw", "zstd", "planes2-zstd", "planes4-zstd")
-"""As stored per group: raw, plain zstd, byte planes of 2- or 4-byte elements then zstd."""
+COMPRESSIONS = ("raw", "zstd", "planes2-zstd", "planes4-zstd", "lz4", "planes2-lz4", "planes4-lz4")
+"""As stored per group: raw; zstd or LZ4, each plain or after byte planes of 2- or 4-byte elements."""
 
 
 class Segment(msgspec.Struct, array_like=True, frozen=True):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from protocol.errors import BadInput
 from protocol.grouping import names_output
-from protocol.manifest import Cut, Manifest, Span, TensorEntry
+from protocol.manifest import RULE_GGUF, Cut, Manifest, Span, TensorEntry
 
 TEXT_FILE = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|preprocessor_config)\.json"
@@ -106,6 +106,16 @@ def layer_count(manifest: Manifest) -> int:
     held = max(layer_groups(manifest), default=-1) + 1
     told = manifest.summary.layers
     return min(held, told) if told else held
+
+
+def check_runnable(manifest: Manifest) -> None:
+    """`BadInput` says why no engine runs this model's weights as they are stored."""
+    if manifest.rule == RULE_GGUF:
+        kept = manifest.summary.dtype or "quantised"
+        raise BadInput(
+            f"this model is a GGUF file kept as it is ({kept}), which no engine here runs yet; it can be stored and fetched",
+            hint="publish it with --gguf dequantise to run it",
+        )
 
 
 def head_needs_embed(manifest: Manifest) -> bool:

@@ -30,6 +30,11 @@ MAX_SEGMENTS = 16_384
 
 MAX_BLOB = 64 * MIB
 MAX_HEADER = 10 * MIB
+MAX_GGUF_HEADER = 48 * MIB
+"""Tokenizer included."""
+MAX_GGUF_STRINGS = 1 << 20
+"""Strings in the lists of a GGUF header."""
+MAX_GGUF_DEPTH = 4
 MAX_TENSORS_PER_FILE = 65_536
 MAX_TENSORS = 262_144
 MAX_RANK = 8
@@ -76,6 +81,14 @@ COORDINATE_FARTHEST = 60_000_000
 """Microseconds of round trip: no node's coordinate is farther from the middle in any direction."""
 COORDINATE_WORST_ERROR = 1_500_000
 """Millionths: how wrong a node's coordinate may foretell round trips, relative to them."""
+MAX_REPAIRS = 64
+"""Encodings of a model whose missing shards one node makes anew at once."""
+MAX_AUDIT_TARGETS = 8
+"""Shards of one peer in one audit."""
+MAX_AUDIT_STEPS = 64
+"""Leaves that one audit makes a peer read."""
+MAX_AUDIT_SHOWN = 16
+"""Leaves that one audit makes a peer send."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 

@@ -5,6 +5,8 @@ them and whenever. A model is files; bytes that belong to tensors lie in tensor 
 (headers, gaps, tokenizer, config) in `files/i` groups, so that rebuilt files are bit-identical.
 
 `model id` = BLAKE3 of `pack(manifest)`.
+
+The largest has 262,144 tensors. Its entries refer to nothing that could refer back, so the garbage collector is spared them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from protocol.framing import Record, pack, unpack
 from protocol.ids import ModelId, digest
 
 RULE = "g1"
+RULE_GGUF = "g2"
+"""As g1, for checkpoints in GGUF files: their tensors' names are translated first."""
+RULES = (RULE, RULE_GGUF)
 
 
-class FileEntry(Record):
+class FileEntry(Record, gc=False):
     """One file: its name relative to the model's folder, its length in bytes, BLAKE3 of its bytes."""
 
     name: str
@@ -27,7 +32,7 @@ class FileEntry(Record):
     digest: bytes
 
 
-class Span(msgspec.Struct, array_like=True, frozen=True):
+class Span(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Bytes [offset, offset+length) of file number `file`, at `at` in a group."""
 
     file: int
@@ -36,7 +41,7 @@ class Span(msgspec.Struct, array_like=True, frozen=True):
     at: int
 
 
-class Cut(msgspec.Struct, array_like=True, frozen=True):
+class Cut(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Bytes of a tensor that lie in a group: `length` bytes at `at` (a multiple of 64) of group `group`."""
 
     group: int
@@ -44,10 +49,10 @@ class Cut(msgspec.Struct, array_like=True, frozen=True):
     length: int
 
 
-class TensorEntry(Record):
+class TensorEntry(Record, gc=False):
     """One tensor: bytes [offset, offset+length) of file `file`; `cuts` (mostly one) say where it lies in groups.
 
-    `dtype` is safetensors' word (BF16, F32, …); `digest` is BLAKE3 of its bytes.
+    `dtype` is safetensors' word (BF16, F32, …), or GGUF's for blocks (Q4_1, …); `digest` is BLAKE3 of its bytes.
     """
 
     name: str
@@ -60,7 +65,7 @@ class TensorEntry(Record):
     cuts: list[Cut]
 
 
-class GroupEntry(Record):
+class GroupEntry(Record, gc=False):
     """One group: `embed`, `layer.7`, `layer.7/1`, `head` or `files/0`; `length` its plain bytes, `id` its GroupId.
 
     A tensor group's bytes are its tensors in table order, each at a multiple of 64, zeros between. A

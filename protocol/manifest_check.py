@@ -13,19 +13,21 @@ from itertools import pairwise
 
 from protocol import limits
 from protocol.config_summary import check_summary
+from protocol.dtypes import BLOCKS
 from protocol.errors import BadInput
-from protocol.grouping import Grouping, SourceTensor, group_model
-from protocol.manifest import RULE, Manifest
+from protocol.grouping import Grouping, group_model
+from protocol.manifest import RULE_GGUF, RULES, Manifest
 from protocol.safetensors_header import check_tensor
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises `BadInput` naming the field and the rule broken."""
-    if manifest.rule != RULE:
-        raise BadInput(f"manifest: rule is {manifest.rule[:16]!r}, this version knows {RULE}")
+    if manifest.rule not in RULES:
+        raise BadInput(f"manifest: rule is {manifest.rule[:16]!r}, this version knows {', '.join(RULES)}")
     _check_counts(manifest)
     _check_files(manifest)
     _check_tensors(manifest)
+    _check_rule(manifest)
     check_summary(manifest.summary)
     _compare(manifest, _regroup(manifest))
 
@@ -69,6 +71,8 @@ def _check_tensors(manifest: Manifest) -> None:
         if not 0 <= tensor.file < len(manifest.files) or len(tensor.digest) != 32:
             raise BadInput(f"manifest: tensor {tensor.name[:64]!r} names no file or has a bad digest")
         check_tensor(tensor.name, tensor.dtype, tensor.shape, tensor.length)
+        if tensor.dtype in BLOCKS and manifest.rule != RULE_GGUF:
+            raise BadInput(f"manifest: tensor {tensor.name[:64]!r} is {tensor.dtype}, which only rule {RULE_GGUF} knows")
         if tensor.offset < 0 or tensor.offset + tensor.length > manifest.files[tensor.file].length:
             raise BadInput(f"manifest: tensor {tensor.name[:64]!r} lies outside its file")
         place = (tensor.file, tensor.offset, tensor.length, tensor.name)
@@ -82,28 +86,35 @@ def _check_tensors(manifest: Manifest) -> None:
         raise BadInput("manifest: two tensors have one name")
 
 
+def _check_rule(manifest: Manifest) -> None:
+    """Rule g2 is for tensors in GGUF files and g1 for all others: one content has one manifest."""
+    for number in {tensor.file for tensor in manifest.tensors}:
+        name = manifest.files[number].name
+        if name.endswith(".gguf") != (manifest.rule == RULE_GGUF):
+            raise BadInput(f"manifest: rule {manifest.rule} isn't for tensors in {name[:64]!r}")
+
+
 def _regroup(manifest: Manifest) -> Grouping:
-    tensors = [SourceTensor(t.name, t.dtype, tuple(t.shape), t.file, t.offset, t.length, t.digest) for t in manifest.tensors]
     total = sum(entry.length for entry in manifest.files)
     if total > limits.MAX_GROUPS * limits.MAX_GROUP:
         raise BadInput(f"manifest: {total} bytes in all, more than {limits.MAX_GROUPS} groups can hold")
-    return group_model([entry.length for entry in manifest.files], tensors)
+    return group_model([entry.length for entry in manifest.files], manifest.tensors, rule=manifest.rule)
 
 
 def _compare(manifest: Manifest, grouping: Grouping) -> None:
     if len(grouping.groups) != len(manifest.groups):
-        raise BadInput(f"manifest: {len(manifest.groups)} groups where rule {RULE} makes {len(grouping.groups)}")
+        raise BadInput(f"manifest: {len(manifest.groups)} groups where rule {manifest.rule} makes {len(grouping.groups)}")
     for index, (stated, made) in enumerate(zip(manifest.groups, grouping.groups, strict=True)):
         where = f"manifest: groups[{index}] {stated.name[:64]!r}"
         if stated.name != made.name:
-            raise BadInput(f"{where}: rule {RULE} names it {made.name!r}")
+            raise BadInput(f"{where}: rule {manifest.rule} names it {made.name!r}")
         if stated.length != made.length or stated.spans != made.spans:
-            raise BadInput(f"{where}: its length or spans aren't those of rule {RULE}")
+            raise BadInput(f"{where}: its length or spans aren't those of rule {manifest.rule}")
         known = made.known_id()
         if len(stated.id) != 32 or (known is not None and stated.id != known):
             raise BadInput(f"{where}: its id isn't that of its tensors")
     for tensor, cuts in zip(manifest.tensors, grouping.cuts, strict=True):
         if tensor.cuts != cuts:
-            raise BadInput(f"manifest: cuts of tensor {tensor.name[:64]!r} aren't those of rule {RULE}")
+            raise BadInput(f"manifest: cuts of tensor {tensor.name[:64]!r} aren't those of rule {manifest.rule}")
     if manifest.parameters != grouping.parameters:
         raise BadInput(f"manifest: {manifest.parameters} parameters stated, the tensors have {grouping.parameters}")

@@ -1,4 +1,4 @@
-"""What is said on the libp2p streams beside the signed records: grants, blobs, sessions, steps.
+"""What is said on the libp2p streams beside the signed records: grants, blobs, sessions, steps, audits.
 
 Every message is a canonical msgpack map in one frame. A reply is either the message expected or
 `Refused`, told apart by the first byte: 0 for a reply, 1 for `Refused`.
@@ -19,6 +19,7 @@ BLOB_PROTOCOL = "/mf/blob/1"
 GRANT_PROTOCOL = "/mf/grant/1"
 SESSION_PROTOCOL = "/mf/session/1"
 STEP_PROTOCOL = "/mf/step/1"
+AUDIT_PROTOCOL = "/mf/audit/1"
 KAD_PROTOCOL = "/mf/kad/1"
 
 FRAME_LIMITS = {STEP_PROTOCOL: limits.MAX_ACTIVATION_FRAME}
@@ -94,6 +95,33 @@ class BlobHead(Record):
     length: int | None = None
 
 
+class AuditTarget(msgspec.Struct, array_like=True, frozen=True):
+    """A shard that the peer asked announces."""
+
+    encoding: bytes
+    shard: int
+
+
+class AuditRequest(Record):
+    """One audit is a few of these on one stream, the verb telling them apart: `ping` measures the way there and back, `walk` (with nonce,
+    targets, steps) asks for the tags of a walk over leaves, `show` (with the numbers of steps) for the leaves of steps just walked.
+    """
+
+    verb: str
+    nonce: bytes | None = None
+    targets: list[AuditTarget] | None = None
+    steps: int | None = None
+    show: list[int] | None = None
+
+
+class AuditReply(Record):
+    """To a ping nothing, to the others the signed statement. After a `show` follow the leaf list of each shard shown, in the order of
+    targets and in frames of at most 512 KiB, then the leaves in the order asked, a frame each.
+    """
+
+    signed: bytes | None = None
+
+
 class StageSpec(msgspec.Struct, array_like=True, frozen=True):
     """Layers [first, end) run by `peer`. The first stage also embeds, the last also runs the head."""
 
@@ -102,17 +130,50 @@ class StageSpec(msgspec.Struct, array_like=True, frozen=True):
     end: int
 
 
+class LogitBias(msgspec.Struct, array_like=True, frozen=True):
+    """`bias` is added to the token's logit before anything else is done to it."""
+
+    token: int
+    bias: float
+
+
+class Grammar(Record):
+    """What a reply must keep to. `kind` "json" (any object), "json_schema", "regex" or "lark"; `text` the schema or pattern."""
+
+    kind: str
+    text: str = ""
+
+
 class Sampling(Record):
-    """`seed` None samples from the node's own randomness; temperature 0 is greedy."""
+    """`seed` None samples from the node's own randomness; temperature 0 is greedy.
+
+    Order: bias, grammar, penalties (over the reply's own tokens), temperature, top_k, top_p, min_p. `logprobs` None gives none, n
+    the natural logarithms of the chosen token and of the n likeliest, taken before temperature and cuts.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: list[LogitBias] | None = None
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
+    token: int
+    logprob: float
 
 
 class OpenSession(Record):
-    """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage."""
+    """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
+
+    `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    """
 
     session: bytes
     epoch: int
@@ -125,6 +186,7 @@ class OpenSession(Record):
     stop_tokens: list[int]
     sampling: Sampling
     precision: str = "bf16"
+    reply: list[int] | None = None
 
 
 class SessionEvent(Record):
@@ -145,6 +207,7 @@ class StepHead(Record):
     `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
     sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
     index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
+    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest.
     """
 
     session: bytes
@@ -155,6 +218,7 @@ class StepHead(Record):
     shape: list[int] | None = None
     finish: str | None = None
     stage: int | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:

@@ -63,6 +63,13 @@ class Held(msgspec.Struct, array_like=True, frozen=True):
     shards: list[int]
 
 
+class Repairing(msgspec.Struct, array_like=True, frozen=True):
+    """The signer makes missing shards of this encoding anew, until `expires` (Unix seconds): others needn't."""
+
+    encoding: bytes
+    expires: int
+
+
 class Holding(Record):
     """Which shards of a model the signer has; `full` lists group numbers it has all of. Subject: (signer, model)."""
 
@@ -71,6 +78,7 @@ class Holding(Record):
     model: bytes
     held: list[Held]
     full: list[int]
+    repairs: list[Repairing] | None = None
 
 
 class Card(Record):
@@ -161,6 +169,11 @@ def _check_holding(record: Holding) -> None:
             raise BadInput("Holding: shard numbers are distinct and below 256")
     if not all(0 <= group < limits.MAX_GROUPS for group in record.full):
         raise BadInput("Holding: full lists group numbers")
+    repairs = record.repairs or []
+    if len(repairs) > limits.MAX_REPAIRS:
+        raise BadInput(f"Holding: {len(repairs)} repairs, at most {limits.MAX_REPAIRS} at once")
+    if any(len(repair.encoding) != 32 or not 0 <= repair.expires < 1 << 63 for repair in repairs):
+        raise BadInput("Holding: a repair has an encoding id of 32 bytes and a time")
 
 
 def _check_card(record: Card) -> None:

@@ -13,22 +13,15 @@ that belong to no tensor are allowed; whoever groups the file keeps them as file
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from protocol import limits
+from protocol.dtypes import BLOCKS, DTYPE_BITS, tensor_bytes
 from protocol.errors import BadInput
 
 PREFIX = 8
 """Bytes before the JSON: its length, little-endian."""
-
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
-"""Bits of one element, by safetensors' word."""
 
 _METADATA = "__metadata__"
 
@@ -81,14 +74,13 @@ def check_name(name: str) -> None:
 def check_tensor(name: str, dtype: str, shape: Sequence[int], length: int) -> None:
     """Name, dtype, rank, and the shape's product against the byte length."""
     check_name(name)
-    bits = DTYPE_BITS.get(dtype)
-    if bits is None:
+    if dtype not in DTYPE_BITS and dtype not in BLOCKS:
         raise BadInput(f"tensor {name[:64]!r}: unknown dtype {dtype[:16]!r}")
     if len(shape) > limits.MAX_RANK:
         raise BadInput(f"tensor {name[:64]!r}: rank {len(shape)}, at most {limits.MAX_RANK}")
-    if any(not 0 <= side < 1 << 48 for side in shape):
+    if shape and not (min(shape) >= 0 and max(shape) < 1 << 48):
         raise BadInput(f"tensor {name[:64]!r}: a side of its shape is negative or absurd")
-    if math.prod(shape) * bits != length * 8:
+    if tensor_bytes(name, dtype, shape) != length:
         raise BadInput(f"tensor {name[:64]!r}: {length} bytes don't hold the shape {list(shape)} of {dtype}")
 
 
@@ -144,6 +136,8 @@ def _tensor(name: str, entry: Any, start: int, file_length: int) -> HeaderTensor
         raise BadInput(f"tensor {name[:64]!r}: dtype is a string, shape and data_offsets are lists")
     if len(offsets) != 2 or not all(map(_whole, shape)) or not all(map(_whole, offsets)):
         raise BadInput(f"tensor {name[:64]!r}: shape and data_offsets are whole numbers, two offsets")
+    if dtype in BLOCKS:
+        raise BadInput(f"tensor {name[:64]!r}: {dtype} is no dtype of safetensors")
     begin, end = offsets
     if begin > end or start + end > file_length:
         raise BadInput(f"tensor {name[:64]!r}: its bytes [{begin}, {end}) lie outside the file")

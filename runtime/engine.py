@@ -11,20 +11,24 @@ import torch
 
 from protocol.errors import BadInput, Busy, NotFound
 from runtime import interface as api
-from runtime.memory import DTYPE_WIDTH, activation_bytes, kv_bytes
+from runtime.encoder import Encoder, build_encoder
+from runtime.memory import DTYPE_WIDTH, activation_bytes
+from runtime.model_config import context_of, read_config
+from runtime.self_test import self_test
 from runtime.sequence import Sequence
-from runtime.stage import Stage, build_stage, read_config, self_test
+from runtime.stage import Stage, build_stage
 from runtime.text import ModelText, TextStream, write_files
-from runtime.weights import build_tensors, check_finite, map_groups
+from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
 
 MAX_SEQUENCES = 256
+MAX_TEXTS = 256
 
 
 class _Loaded:
-    """A stage with what it takes of the memory budget."""
+    """A stage or encoder with what it takes of the memory budget."""
 
-    def __init__(self, stage: Stage, weights: int, activations: int) -> None:
-        self.stage = stage
+    def __init__(self, runs: Stage | Encoder, weights: int, activations: int) -> None:
+        self.runs = runs
         self.weights = weights
         self.activations = activations
 
@@ -51,7 +55,7 @@ class Engine:
         return self._texts[params.model].describe()
 
     def encode_chat(self, params: api.EncodeChat) -> api.Tokens:
-        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final))
+        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final, params.tools))
 
     def encode_text(self, params: api.EncodeText) -> api.Tokens:
         return api.Tokens(tokens=self._text(params.model).encode_text(params.text))
@@ -80,12 +84,9 @@ class Engine:
         weights, activations = self._price(folder, params)
         more = max(0, activations - self._taken()[2])
         self._admit(weights + more, f"layers {params.first}..{params.end} at {params.precision}")
-        groups = map_groups(fds, params.lengths)
-        tensors = build_tensors(groups, params.tensors)
-        check_finite(tensors)
-        stage = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
-        checked = self_test(stage)
-        self._stages[params.stage] = _Loaded(stage, weights, activations)
+        runs = _build(folder, params, fds)
+        checked = self_test(runs) if isinstance(runs, Stage) else "a few tokens give finite numbers of the right shape"
+        self._stages[params.stage] = _Loaded(runs, weights, activations)
         return api.StageLoaded(bytes=weights, seconds=time.perf_counter() - begun, self_test=checked)
 
     def unload(self, params: api.Unload) -> None:
@@ -97,15 +98,20 @@ class Engine:
         loaded = self._stages.get(params.stage)
         if loaded is None:
             raise NotFound("open_sequence: this stage isn't loaded")
+        if not isinstance(loaded.runs, Stage):
+            raise BadInput("open_sequence: this stage was loaded to encode texts, not to generate")
         if params.session in self._sequences:
             raise BadInput("open_sequence: this session is open already")
         if params.tokens_max <= 0:
             raise BadInput("open_sequence: tokens_max must be at least 1")
         if len(self._sequences) >= MAX_SEQUENCES:
             raise Busy(f"{MAX_SEQUENCES} sequences are open here, the most allowed")
-        room = _kv_room(loaded.stage, params.tokens_max)
+        context = context_of(loaded.runs.config)
+        if context is not None and params.tokens_max > context:
+            raise BadInput(f"open_sequence: {params.tokens_max} positions were asked, this model takes {context}")
+        room = loaded.runs.fixed_bytes + params.tokens_max * loaded.runs.token_bytes
         self._admit(room, f"{params.tokens_max} positions")
-        self._sequences[params.session] = params.stage, Sequence(loaded.stage, params.tokens_max, params.sampling)
+        self._sequences[params.session] = params.stage, Sequence(loaded.runs, params.tokens_max, params.sampling)
         self._kv[params.session] = room
 
     def step(self, params: api.Step) -> api.Stepped:
@@ -113,6 +119,18 @@ class Engine:
         if found is None:
             raise NotFound("step: this session isn't open")
         return found[1].step(params)
+
+    def encode(self, params: api.Encode) -> api.Encoded:
+        loaded = self._stages.get(params.stage)
+        if loaded is None:
+            raise NotFound("encode: this stage isn't loaded")
+        encoder = loaded.runs
+        if not isinstance(encoder, Encoder):
+            raise BadInput("encode: this stage was loaded to generate")
+        if not 1 <= len(params.tokens) <= MAX_TEXTS:
+            raise BadInput(f"encode: {len(params.tokens)} texts, 1 to {MAX_TEXTS} are allowed")
+        rows = [encoder.vector(text, params.normalise) if encoder.task == "embed" else encoder.scores(text) for text in params.tokens]
+        return api.Encoded(rows=[row.numpy().tobytes() for row in rows], labels=encoder.labels)
 
     def close_sequence(self, params: api.CloseSequence) -> None:
         self._forget(params.session)
@@ -158,11 +176,21 @@ class Engine:
 _STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def _kv_room(stage: Stage, tokens: int) -> int:
-    config = stage.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return kv_bytes(stage.end - stage.first, heads, width, tokens, stage.dtype.itemsize)
+def _build(folder: Path, params: api.LoadStage, fds: List[int]) -> Stage | Encoder:
+    groups = map_groups(fds, params.lengths)
+    tensors = build_tensors(groups, params.tensors)
+    check_stored(tensors)
+    check_finite(tensors)
+    runs: Stage | Encoder
+    if params.task == "generate":
+        runs = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
+    elif (params.first, params.end) == (0, params.layers):
+        runs = build_encoder(folder, tensors, params.layers, params.precision, params.task)
+    else:
+        raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
+    del tensors
+    let_go(runs.model, groups)
+    return runs
 
 
 def _pss() -> int:

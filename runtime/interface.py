@@ -7,6 +7,8 @@ canonical msgpack maps {"id", "method", "params"} / {"id", "result"} / {"id", "e
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from protocol.framing import Record
@@ -55,7 +57,8 @@ class TextLoaded(Record):
 class LoadStage(Record):
     """("load_stage", descriptors: one per group) Builds layers [first, end); the first stage embeds, the last has norm and head.
 
-    `precision` "bf16" or "fp32" (the reference mode: weights cast up once). `sessions`, `tokens_max` size the KV room.
+    `precision` "bf16" or "fp32" (the reference mode: weights cast up once). `task` "generate", or "embed" or "classify":
+    then it is a whole model (first 0, end = layers) that `encode` is asked of.
     """
 
     stage: str
@@ -66,6 +69,7 @@ class LoadStage(Record):
     tensors: list[TensorPlace]
     lengths: list[int]
     precision: str
+    task: str = "generate"
 
 
 class StageLoaded(Record):
@@ -80,8 +84,9 @@ class EncodeChat(Record):
     """("encode_chat") `messages` [{"role","content"}] through the model's template (sandboxed, 250 ms)."""
 
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     continue_final: bool = False
+    tools: list[dict[str, Any]] | None = None
 
 
 class EncodeText(Record):
@@ -91,6 +96,21 @@ class EncodeText(Record):
 
 class Tokens(Record):
     tokens: list[int]
+
+
+class Encode(Record):
+    """("encode") Texts as token ids through a stage loaded to embed or classify. `normalise` makes vectors of length 1."""
+
+    stage: str
+    tokens: list[list[int]]
+    normalise: bool = True
+
+
+class Encoded(Record):
+    """One row for each text: raw little-endian fp32, a vector [width], or scores in the order of `labels`."""
+
+    rows: list[bytes]
+    labels: list[str]
 
 
 class OpenSequence(Record):

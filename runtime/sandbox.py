@@ -20,6 +20,7 @@ import platform
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from protocol import limits
@@ -56,14 +57,14 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 
-def enter(scratch: str, memory: int) -> dict[str, str]:
-    """Shuts this process in for good. Says per feature "on", or why not."""
+def enter(scratch: str, memory: int, readable: Sequence[Path] = ()) -> dict[str, str]:
+    """Shuts this process in for good. Says per feature "on", or why not. `readable` may be read besides."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     done = {"limits": _limit(memory)}
     if sys.platform != "linux":
         return done | {"no_new_privs": "needs Linux", "landlock": "needs Linux", "seccomp": "needs Linux"}
     done["no_new_privs"] = _attempt(_no_new_privs)
-    done["landlock"] = _attempt(lambda: _landlock(Path(scratch)))
+    done["landlock"] = _attempt(lambda: _landlock(Path(scratch), readable))
     done["seccomp"] = _attempt(_seccomp)
     return done
 
@@ -137,7 +138,7 @@ def _abi() -> int:
         return 0
 
 
-def _landlock(scratch: Path) -> str:
+def _landlock(scratch: Path, readable: Sequence[Path]) -> str:
     abi = _abi()
     if abi < 1:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -146,7 +147,7 @@ def _landlock(scratch: Path) -> str:
     attributes = struct.pack("=QQQ", handled, network, scope)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
     ruleset = _syscall(_LANDLOCK_CREATE, ctypes.c_char_p(attributes), len(attributes), 0)
     try:
-        for path in _readable():
+        for path in [*_readable(), *readable]:
             _allow(ruleset, path, _READ & handled)
         _allow(ruleset, scratch, (_READ | _WRITE | _TRUNCATE) & handled)
         _allow(ruleset, Path("/dev/null"), (_READ | _WRITE) & handled)

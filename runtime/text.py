@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from protocol import limits
 from protocol.errors import BadInput, MfError
 from runtime.interface import TextLoaded
-from runtime.stage import read_config
+from runtime.model_config import context_of, read_config
 
 RENDER_SECONDS = 0.25
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -68,28 +68,27 @@ class ModelText:
         self._eos = _eos(folder, self.config, self._tokenizer)
 
     def describe(self) -> TextLoaded:
-        context = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return TextLoaded(eos=self._eos, context=context, has_template=bool(self._tokenizer.chat_template))
+        return TextLoaded(eos=self._eos, context=context_of(self.config), has_template=bool(self._tokenizer.chat_template))
 
     def encode_text(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer(text)["input_ids"]]
 
-    def encode_chat(self, messages: list[dict[str, str]], continue_final: bool) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, Any]], continue_final: bool, tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of the rendered conversation; `BadInput` when the template refuses it or takes too long."""
-        rendered = self._render(messages, continue_final)
+        rendered = self._render(messages, continue_final, tools)
         return [int(token) for token in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
     def decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _render(self, messages: list[dict[str, str]], continue_final: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], continue_final: bool, tools: list[dict[str, Any]] | None) -> str:
         if not self._tokenizer.chat_template:
             raise BadInput("this model has no chat template", hint="ask it with a plain text instead of messages")
         try:
             with time_limit(RENDER_SECONDS):
                 rendered = self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=not continue_final, continue_final_message=continue_final
+                    messages, tools=tools, tokenize=False, add_generation_prompt=not continue_final, continue_final_message=continue_final
                 )
         except _TooLong:
             raise BadInput(f"the model's chat template took over {RENDER_SECONDS * 1000:.0f} ms and was ended") from None

@@ -2,7 +2,9 @@
 
 A group comes as a descriptor (memfd or unlinked file) and is mapped private and writable: torch insists on writable
 memory, nothing is ever written, so the pages stay the page cache's. torch keeps the mapping alive as long as a tensor
-lives. What is copied: tensors cut over several groups, and weights whose precision isn't the session's.
+lives. What is copied: tensors cut over several groups, weights whose precision isn't the session's, and those that the
+model's class fuses (experts, query-key-value). A group of which little is still used after that is let go, and its rest
+copied too: else a layer of experts would lie in memory twice.
 """
 
 from __future__ import annotations
@@ -88,6 +90,35 @@ def _bytes(groups: Sequence[mmap.mmap | None], cut: TensorPlace, width: int) -> 
     if cut.at % _ALIGNED or cut.length % width:
         raise BadInput(f"tensor {cut.name!r} begins at {cut.at} of its group, not at a multiple of {_ALIGNED}")
     return torch.frombuffer(mapping, dtype=torch.uint8, count=cut.length, offset=cut.at)
+
+
+def check_stored(tensors: dict[str, torch.Tensor]) -> None:
+    """`BadInput` for weights that mean nothing without scales of their own: cast as they are, they would give a wrong reply."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise BadInput(f"tensor {name!r} is stored in 8-bit floats, which can't be run", hint="publish the model in bf16, fp16 or fp32")
+
+
+def let_go(model: torch.nn.Module, groups: Sequence[mmap.mmap | None]) -> None:
+    """Copies what `model` still uses of each group that it uses less than half of, so that the group's memory is freed."""
+    used: dict[int, list[tuple[torch.nn.Module, str, torch.Tensor]]] = {}
+    ranges = [(_address(group), len(group)) if group is not None else (0, 0) for group in groups]
+    for module in model.modules():
+        for name, held in module.named_parameters(recurse=False):
+            at = -1 if held.is_meta else held.data_ptr()
+            number = next((index for index, (start, size) in enumerate(ranges) if start <= at < start + size), None)
+            if number is not None:
+                used.setdefault(number, []).append((module, name, held))
+    for number, users in used.items():
+        if sum({held.data_ptr(): held.nbytes for _module, _name, held in users}.values()) * 2 < ranges[number][1]:
+            copies: dict[int, torch.nn.Parameter] = {}
+            for module, name, held in users:
+                copies.setdefault(id(held), torch.nn.Parameter(held.detach().clone(), requires_grad=False))
+                module._parameters[name] = copies[id(held)]
+
+
+def _address(group: mmap.mmap) -> int:
+    return int(torch.frombuffer(group, dtype=torch.uint8, count=1).data_ptr())
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:

@@ -95,6 +95,7 @@ class Server:
         from runtime import engine, sandbox
 
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         engine.set_threads(config.threads)
         report = sandbox.enter(config.scratch, config.memory)
         self._engine = engine.Engine(config)
@@ -112,6 +113,7 @@ class Server:
             "decode_text": (api.DecodeText, engine.decode_text),
             "open_sequence": (api.OpenSequence, engine.open_sequence),
             "step": (api.Step, engine.step),
+            "encode": (api.Encode, engine.encode),
             "close_sequence": (api.CloseSequence, engine.close_sequence),
             "usage": (None, lambda _params: engine.usage()),
         }

@@ -32,7 +32,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 # Tests that start real processes run in two lines, each one after another: two cores carry two swarms. The lines take about as long,
 # and files that share a swarm are in one.
-FIRST_LINE = ("test_faults", "test_secrets", "test_widen", "test_run")
+FIRST_LINE = ("test_faults", "test_secrets", "test_widen", "test_run", "test_audits")
 
 
 class Lines(LoadScopeScheduling):  # type: ignore[misc]

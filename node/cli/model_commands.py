@@ -17,10 +17,11 @@ from protocol.errors import Cancelled
 @click.option("--version", "edition", help="The version of that name. [default: 1]")
 @click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
 @click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
-@click.option("--compression", type=click.Choice(["auto", "raw"]), help="[default: auto]")
+@click.option("--compression", type=click.Choice(["auto", "raw", "fast"]), help="[default: auto]")
+@click.option("--gguf", type=click.Choice(["dequantise", "keep"]), help="What becomes of a GGUF file. [default: dequantise]")
 @common
 def publish(session: Session, path: str, name: str | None, edition: str | None, **coding: Any) -> None:
-    """Store the model in directory PATH in the swarm, and announce it."""
+    """Store the model in directory, or GGUF file, PATH in the swarm, and announce it."""
     from node.cli.progress import Progress
 
     params = {"path": os.path.abspath(os.path.expanduser(path)), "name": name, "version": edition, **coding}
@@ -41,6 +42,8 @@ def _show_published(done: dict[str, Any]) -> None:
         f"  {size(done['bytes'])} in {done['groups']} groups, {done['durable']} of {done['shards']} shards durable "
         f"({size(done['stored_bytes'])}) on {_nodes(done['peers'])}, {done['seconds']:.1f} s"
     )
+    if done.get("saved_bytes"):
+        click.echo(f"  {size(done['saved_bytes'])} of it lay there already")
     if done["survives_losses"]:
         click.echo(f"  survives the loss of any {done['survives_losses']} of them")
     else:
@@ -86,17 +89,19 @@ def _show_models(found: list[dict[str, Any]], query: str | None) -> None:
 @click.command()
 @click.argument("model")
 @click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file; may be repeated.")
+@click.option("--group", "groups", metavar="NAME", multiple=True, help="Only this group's bytes (layer.7); may be repeated.")
 @common
-def fetch(session: Session, model: str, folder: str) -> None:
+def fetch(session: Session, model: str, folder: str, files: tuple[str, ...], groups: tuple[str, ...]) -> None:
     """Rebuild the files of MODEL, bit for bit, in DIR."""
     from node.cli.progress import Progress
     from node.cli.tables import size
 
     with Progress() as progress:
-        done = session.call("fetch", {"model": model, "dir": os.path.abspath(os.path.expanduser(folder))}, progress)
-    session.answer(
-        done, lambda: click.echo(f"fetched {model} into {folder}: {done['files']} files, {size(done['bytes'])}, {done['seconds']:.1f} s")
-    )
+        wanted = {"model": model, "dir": os.path.abspath(os.path.expanduser(folder)), "files": list(files), "groups": list(groups)}
+        done = session.call("fetch", wanted, progress)
+    count = f"{done['files']} files" + (f", {len(done['groups'])} groups" if done.get("groups") else "")
+    session.answer(done, lambda: click.echo(f"fetched {model} into {folder}: {count}, {size(done['bytes'])}, {done['seconds']:.1f} s"))
 
 
 @click.command()

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 _WORDS = {
+    "import": "dequantising",
     "read": "reading",
     "hash": "hashing",
     "store": "storing shards",

@@ -57,11 +57,12 @@ def _show_holders(found: dict[str, Any]) -> None:
         (
             group["group"],
             f"{group['k']} of {group['n']}",
+            str(group["survives_losses"]),
             "  ".join(f"{j}:{'+'.join(short(p) for p in who)}" for j, who in group["shards"].items()),
         )
         for group in found["groups"]
     )
-    show_table(f"Holders of {found['model_id']}", ("group", "needs", "shard:peer"), rows)
+    show_table(f"Holders of {found['model_id']}", ("group", "needs", "survives", "shard:peer"), rows)
 
 
 def _show_holdings(found: list[dict[str, Any]]) -> None:
@@ -93,8 +94,9 @@ def _show_status(found: dict[str, Any]) -> None:
     from node.cli.tables import ago, short, show_table, size, word
 
     space = found["space"]
+    saved = f", {size(space['saved'])} saved by sharing" if space.get("saved") else ""
     click.secho(f"{found['peer_id']}  (version {found['version']})", bold=True)
-    click.echo(f"space: {size(space['used'])} used of {size(space['quota'])}, {size(space['free'])} free on the disk\n")
+    click.echo(f"space: {size(space['used'])} used of {size(space['quota'])}, {size(space['free'])} free on the disk{saved}\n")
     show_table(
         "Peers",
         ("peer", "alive", "rtt", "seen", "addresses"),

@@ -55,7 +55,11 @@ class Metrics:
         self._generations = Counter("mf_generations", "Replies by where they ran and how they ended", ["kind", "outcome"], registry=one)
         self._tokens = Counter("mf_tokens", "Tokens of finished replies", ["part"], registry=one)
         self._first = Histogram("mf_time_to_first_token_seconds", "Seconds from request to first token", buckets=_SECONDS, registry=one)
+        self._audits = Counter("mf_audits", "Audits of shards at others by verdict", ["verdict"], registry=one)
         self.answered = 0
+
+    def audit(self, verdict: str) -> None:
+        self._audits.labels(verdict).inc()
 
     def register_collector(self, source: Callable[[], Iterable[Reading]]) -> None:
         """`source` is called, on the loop, at each reading of /metrics: it must be quick and raise nothing."""

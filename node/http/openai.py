@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,13 @@ from typing import Any
 from aiohttp import web
 from msgspec import UNSET
 
-from node.gateway import GenerationRequest
+from node.gateway import EmbeddingRequest, GenerationRequest
 from node.http import replies
 from node.http.api_v1 import in_time, sampling
 from node.http.bodies import model_name, read_json
 from node.http.context import GATEWAY, METRICS, SETTINGS, STREAM, json_reply
 from node.http.generation import Reply, generation, headers_of, route_header
-from node.http.schemas import UNSUPPORTED_CHAT, ChatRequest
+from node.http.schemas import UNSUPPORTED_CHAT, UNSUPPORTED_EMBEDDINGS, ChatRequest, EmbeddingsRequest
 from node.http.stream import EventStream
 from protocol.errors import BadInput
 
@@ -98,6 +100,39 @@ async def _stream(request: web.Request, reply: Reply, naming: _Naming, with_usag
     return await stream.done()
 
 
+MAX_INPUTS = 2_048
+"""OpenAI's own bound."""
+
+
+def _inputs(body: EmbeddingsRequest) -> list[str | list[int]]:
+    """One text, one list of token ids, or a list of either, never mixed."""
+    given = body.input
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(item) for item in given}
+    if len(kinds) != 1:
+        raise BadInput("input: texts and token ids don't mix", details={"param": "input"})
+    if kinds == {int}:
+        return [[item for item in given if isinstance(item, int)]]
+    if len(given) > MAX_INPUTS:
+        raise BadInput(f"input: {len(given)} inputs, at most {MAX_INPUTS}", details={"param": "input"})
+    return [item for item in given if not isinstance(item, int)]
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    settings = request.app[SETTINGS]
+    body = await read_json(request, EmbeddingsRequest, settings, unsupported=UNSUPPORTED_EMBEDDINGS)
+    wanted = EmbeddingRequest(body.model, _inputs(body), settings.generation_timeout)
+    made = await request.app[GATEWAY].embed(wanted)
+    data = [replies.Embedding(index=number, embedding=_vector(row, body.encoding_format)) for number, row in enumerate(made.rows)]
+    usage = replies.EmbeddingsUsage(prompt_tokens=made.tokens, total_tokens=made.tokens)
+    return json_reply(replies.EmbeddingList(model=body.model, data=data, usage=usage))
+
+
+def _vector(row: bytes, encoding: str) -> list[float] | str:
+    return base64.b64encode(row).decode() if encoding == "base64" else [number for (number,) in struct.iter_unpack("<f", row)]
+
+
 async def list_models(request: web.Request) -> web.StreamResponse:
     found = await in_time(request, request.app[GATEWAY].models(), "the list of models")
     return json_reply(replies.OpenAIModels(data=[replies.openai_model(info) for info in found]))
@@ -112,4 +147,5 @@ ROUTES = [
     web.get("/v1/models", list_models),
     web.get("/v1/models/{id:.+}", one_model),
     web.post("/v1/chat/completions", chat),
+    web.post("/v1/embeddings", embeddings),
 ]

@@ -167,6 +167,26 @@ class OpenAIModels(msgspec.Struct, kw_only=True):
     object: Literal["list"] = "list"
 
 
+class Embedding(msgspec.Struct, kw_only=True):
+    """`embedding` numbers, or base64 of little-endian fp32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingsUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingsUsage
+    object: Literal["list"] = "list"
+
+
 class AssistantMessage(msgspec.Struct, kw_only=True):
     content: str
     role: Literal["assistant"] = "assistant"

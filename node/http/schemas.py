@@ -109,6 +109,19 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     continue_final_message: bool = False
 
 
+Token = Annotated[int, Meta(ge=0, lt=limits.MAX_VOCABULARY)]
+
+
+class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """OpenAI's embeddings request: one text, its token ids, or a list of either. `user` is taken and not used."""
+
+    model: Name
+    input: str | Annotated[list[str | Token | Annotated[list[Token], Meta(min_length=1)]], Meta(min_length=1, max_length=65_536)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+
+UNSUPPORTED_EMBEDDINGS = frozenset({"dimensions"})
 UNSUPPORTED_CHAT = frozenset(
     {
         "tools",

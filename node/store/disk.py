@@ -31,7 +31,7 @@ from node.store.durable import disk_errors, remove_quietly, settle, sync_folder,
 from node.store.format import open_format
 from node.store.index import ShardIndex
 from node.store.interface import ShardInfo, ShardKey, Space
-from node.store.keeping import doomed, for_model, unneeded
+from node.store.keeping import doomed, first_homes, for_model, home_of_shared, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
 from node.store.leases import GRACE, Collected, ended, stale
 from node.store.room import Room
@@ -39,7 +39,7 @@ from node.store.shard_file import DiskReader, file_name, head_bytes, key_of, rea
 from protocol import limits
 from protocol.errors import BadInput, Conflict, TooLarge
 from protocol.framing import pack, unpack_plain
-from protocol.ids import ModelId, digest
+from protocol.ids import EncodingId, ModelId, digest
 
 log = logging.getLogger(__name__)
 _ID = re.compile("[0-9a-f]{64}")
@@ -113,10 +113,18 @@ class DiskStore:
                 sync_folder(self.root / name)
             for left in [*(self.root / "incoming").iterdir(), *self.root.glob(".new-*")]:
                 left.unlink(missing_ok=True)
-            self._index.open()
+            self._open_index()
             self._models = dict(self._read_models())
             self._pins = {ModelId(bytes.fromhex(path.name)) for path in (self.root / "pins").iterdir() if _ID.fullmatch(path.name)}
             self._room.count(self._reconcile() + sum(entry.stat().st_size for entry in os.scandir(self.root / "blobs")))
+
+    def _open_index(self) -> None:
+        self._index.open()
+        try:
+            self._index.check()
+        except sqlite3.DatabaseError as error:
+            log.warning("the index is made again: %s", error, extra={"event": "index_damaged"})
+            self._index.remake()
 
     def close(self) -> None:
         if self._lock_fd >= 0:
@@ -239,6 +247,8 @@ class DiskStore:
             try:
                 settle(fd, temp, self._path(info.key))
                 self._index.add([(info, size)])
+                if (listed := home_of_shared(info, self._models)) is not None:
+                    self._list_blobs(info.model, listed)
             except (OSError, sqlite3.Error):
                 if before is None:  # a replaced file holds the same bytes: the root is part of its name
                     remove_quietly(self._path(info.key))
@@ -289,8 +299,19 @@ class DiskStore:
         path = self.root / "models" / model.hex()
         with self._lock, disk_errors(path, writing=True):
             if self._models.get(model) != list(blobs):
-                write_file(path, pack(list(blobs)), self.root / "incoming")
-                self._models[model] = list(blobs)
+                lying = self._index.of_encodings({*blobs} - {blob for listed in self._models.values() for blob in listed})
+                for home, own in first_homes(lying, self._models, blobs).items():
+                    if home != model:
+                        self._list_blobs(home, own)
+                self._list_blobs(model, list(blobs))
+
+    def _list_blobs(self, model: ModelId, blobs: list[bytes]) -> None:
+        write_file(self.root / "models" / model.hex(), pack(blobs), self.root / "incoming")
+        self._models[model] = blobs
+
+    def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        with self._lock:
+            self.add_model(model, list(dict.fromkeys([*self._models.get(model, [model]), *encodings])))
 
     def models(self) -> dict[ModelId, list[bytes]]:
         with self._lock:

@@ -105,6 +105,9 @@ class ShardStore(Protocol):
     def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
         """Remembers that these blobs (manifest first, then encodings) belong to a model kept here."""
 
+    def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        """These encodings, whose shards lie here for other models, belong to `model` too: they stay until the last of them goes."""
+
     def models(self) -> dict[ModelId, list[bytes]]: ...
 
     def prune(self, blobs: Sequence[bytes]) -> None:

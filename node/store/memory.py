@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from node.store.interface import ShardInfo, ShardKey, Space
-from node.store.keeping import doomed, for_model, unneeded
+from node.store.keeping import doomed, first_homes, for_model, home_of_shared, unneeded
 from node.store.leaf_check import LeafCheck, check_leaves
 from node.store.leases import GRACE, Collected, ended, stale
 from node.store.room import Room
 from protocol import limits
 from protocol.errors import TooLarge
-from protocol.ids import ModelId, digest
+from protocol.ids import EncodingId, ModelId, digest
 
 _Lying = tuple[ShardInfo, bytes, bytes]
 
@@ -111,6 +111,8 @@ class MemoryStore:
             self._shards[info.key] = (info, leaves, data)
             self._renewed[info.key] = info.put_at
             self._room.settled(len(data) + len(leaves))
+            if (listed := home_of_shared(info, self._models)) is not None:
+                self._models[info.model] = listed
 
     def release(self, size: int) -> None:
         self._room.give_back(size, pending=True)
@@ -135,7 +137,13 @@ class MemoryStore:
             self._room.give_back(len(found[1]) + len(found[2]))
 
     def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
-        self._models[model] = list(blobs)
+        with self._lock:
+            self._models |= first_homes([found[0] for found in self._shards.values()], self._models, blobs)
+            self._models[model] = list(blobs)
+
+    def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        with self._lock:
+            self.add_model(model, list(dict.fromkeys([*self._models.get(model, [model]), *encodings])))
 
     def models(self) -> dict[ModelId, list[bytes]]:
         return {model: list(blobs) for model, blobs in self._models.items()}

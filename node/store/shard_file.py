@@ -11,6 +11,8 @@ import os
 import re
 from pathlib import Path
 
+import msgspec
+
 from node.store.durable import disk_errors
 from node.store.format import FORMAT
 from node.store.interface import ShardInfo, ShardKey
@@ -18,7 +20,7 @@ from protocol import limits
 from protocol.encoding import leaf_count, shard_root
 from protocol.errors import BadInput
 from protocol.framing import Record, pack, unpack
-from protocol.ids import EncodingId, ModelId
+from protocol.ids import EncodingId, ModelId, digest
 
 MAGIC = b"MFSHARD1"
 MAX_HEADER = 4 * limits.KIB
@@ -26,7 +28,8 @@ _NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,3})")
 
 
 class Header(Record):
-    """`root` is the encoding's for this shard, `length` the shard's bytes, `put_at` Unix seconds, `owner` who put it."""
+    """`root` is the encoding's for this shard, `length` the shard's bytes, `put_at` Unix seconds, `owner` who put it; `check` a digest of
+    the header without it, against rot: files written before it came have none."""
 
     format: int
     model: bytes
@@ -37,6 +40,11 @@ class Header(Record):
     length: int
     owner: str
     put_at: float
+    check: bytes | None = None
+
+
+def _check_of(header: Header) -> bytes:
+    return digest(pack(msgspec.structs.replace(header, check=None)))[:16]
 
 
 def file_name(key: ShardKey) -> str:
@@ -51,12 +59,12 @@ def key_of(name: str) -> ShardKey | None:
 
 def head_bytes(info: ShardInfo, leaves: bytes, root: bytes) -> bytes:
     """All that stands before the shard's bytes."""
-    header = pack(
-        Header(
-            format=FORMAT, model=info.model, group=info.group, encoding=info.key.encoding, shard=info.key.shard,
-            root=root, length=info.bytes, owner=info.owner, put_at=info.put_at,
-        )
+    told = Header(
+        format=FORMAT, model=info.model, group=info.group, encoding=info.key.encoding, shard=info.key.shard,
+        root=root, length=info.bytes, owner=info.owner, put_at=info.put_at,
     )  # fmt: skip
+    told.check = _check_of(told)
+    header = pack(told)
     if len(header) > MAX_HEADER:
         raise BadInput(f"the header of shard {info.key.shard} takes {len(header)} bytes, at most {MAX_HEADER} allowed")
     return MAGIC + len(header).to_bytes(4, "big") + header + leaves
@@ -77,6 +85,10 @@ def read_info(path: Path) -> ShardInfo:
         os.close(fd)
     if shard_root(header.length, leaves) != header.root:
         raise BadInput(f"{path}: its leaf list doesn't give its root")
+    return _info(header)
+
+
+def _info(header: Header) -> ShardInfo:
     key = ShardKey(EncodingId(header.encoding), header.shard)
     return ShardInfo(key, ModelId(header.model), header.group, header.length, header.put_at, header.owner)
 
@@ -84,6 +96,8 @@ def read_info(path: Path) -> ShardInfo:
 def _check(header: Header, path: Path, rest: int) -> None:
     if header.format > FORMAT:
         raise BadInput(f"{path}: format {header.format}, this version knows up to {FORMAT}")
+    if header.check is not None and header.check != _check_of(header):
+        raise BadInput(f"{path}: its header was damaged")
     if file_name(ShardKey(EncodingId(header.encoding), header.shard)) != path.name or len(header.model) != 32:
         raise BadInput(f"{path}: the header names another shard")
     if not 0 <= header.length <= rest or rest != header.length + 32 * leaf_count(header.length):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord
+from protocol.records import Card, Held, NodeRecord, Repairing
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class HoldingView:
     model: ModelId
     held: list[Held]
     full: list[int]
+    repairs: Sequence[Repairing] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class CardView:
 
 
 class Swarm(Protocol):
+    @property
+    def audits(self) -> AuditBook:
+        """What audits by this node have shown; times by the monotonic clock."""
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
@@ -77,6 +84,12 @@ class Swarm(Protocol):
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         """shard number -> routable peers that announce it (this node included)."""
 
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        """Of the holders those that passed an audit lately or whose shard lies at this node: what durability is counted from."""
+
+    def vouch(self, held: HeldShard) -> None:
+        """This node has just put the shard there, and it was acknowledged as durable: it counts at once."""
+
     def cards(self) -> list[CardView]: ...
 
     def resolve(self, name: str) -> ModelId:
@@ -91,7 +104,7 @@ class Swarm(Protocol):
     async def put_card(self, card: Card) -> None:
         """Signs, keeps and spreads a card of this node's."""
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.audit import AuditBook, HeldShard
 from erasure.coordinates import WORST_ERROR, Coordinate, coordinate_from, moved
 from node.network.interface import Network
 from node.swarm.announce import Announcer
@@ -42,7 +43,7 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord
+from protocol.records import Card, Held, NodeRecord, Repairing
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Membership:
         self._listeners: list[Listener] = []
         self._looked: float | None = None
         self._reputation = Reputation()
+        self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
         self._exchange = Exchange(self._archive, self._ours(), self._supervisor)
         self._connections = Connections(network, self._archive.peers, self._liveness, self._hooks(), self._supervisor, monotonic, self._rng)
@@ -213,7 +215,7 @@ class Membership:
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
         kept = [kept for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
-        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full)) for kept in kept]
+        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full), kept.record.repairs or ()) for kept in kept]
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         now = self._now()
@@ -222,6 +224,22 @@ class Membership:
             if good := [peer for peer in peers if not self._reputation.set_aside(encoding, shard, peer, now)]:
                 found[shard] = good
         return found
+
+    @property
+    def audits(self) -> AuditBook:
+        return self._audits
+
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        now = self._monotonic()
+
+        def counts(peer: PeerId, shard: int) -> bool:
+            return peer == self._own.peer or self._audits.counts(HeldShard(peer, encoding, shard), now)
+
+        lying = {shard: [peer for peer in peers if counts(peer, shard)] for shard, peers in self.holders(encoding).items()}
+        return {shard: peers for shard, peers in lying.items() if peers}
+
+    def vouch(self, held: HeldShard) -> None:
+        self._audits.vouch(held, self._monotonic(), self._rng)
 
     def cards(self) -> list[CardView]:
         return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.all()]
@@ -249,8 +267,8 @@ class Membership:
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
-        await self._publish(self._own.holding(self._archive, model, held, full))
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+        await self._publish(self._own.holding(self._archive, model, held, full, repairs))
         if held or full:
             self._announcer.add(model)
         else:

@@ -7,7 +7,7 @@ stepped back they go on from the highest one seen.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,7 +18,7 @@ from node.swarm.holdings import MAX_HOLDING
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import Card, Held, Holding, NodeRecord, seal_record
+from protocol.records import Card, Held, Holding, NodeRecord, Repairing, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,12 @@ class OwnRecords:
         )
         return self._sealed(record, MAX_NODE_RECORD)
 
-    def holding(self, archive: Archive, model: ModelId, held: list[Held], full: list[int]) -> bytes:
+    def holding(self, archive: Archive, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> bytes:
         """`TooLarge` when it doesn't fit in one frame."""
         sequence = self._sequence(archive.sequence_of("holding", self.peer, model))
         expires = int(self._now()) + limits.HOLDING_LIFETIME
-        return self._sealed(Holding(sequence=sequence, expires=expires, model=model, held=held, full=full), MAX_HOLDING)
+        record = Holding(sequence=sequence, expires=expires, model=model, held=held, full=full, repairs=list(repairs) or None)
+        return self._sealed(record, MAX_HOLDING)
 
     def card(self, archive: Archive, card: Card) -> bytes:
         """The card with a sequence number and expiry of now; `TooLarge` over 8 KiB."""
@@ -110,7 +111,7 @@ class OwnRecords:
         for holding in archive.holdings.all():
             held = holding.record
             if holding.signer == self.peer and (held.held or held.full) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
-                made.append(self.holding(archive, ModelId(held.model), held.held, held.full))
+                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or ()))
         for card in archive.catalog.all():
             if card.signer == self.peer and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))

@@ -49,6 +49,21 @@ class ShardRefs(Record):
     shards: list[ShardRef]
 
 
+class AuditWalk(Record):
+    """The walk asked by an audit: see `audit_reads`."""
+
+    nonce: bytes
+    shards: list[ShardRef]
+    steps: int
+
+
+class AuditShow(Record):
+    """`leaves[i]` is the number of a leaf of `shards[i]`."""
+
+    shards: list[ShardRef]
+    leaves: list[int]
+
+
 class EncodingRef(Record):
     encoding: bytes
 

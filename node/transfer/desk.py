@@ -16,44 +16,48 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.channel import Channel, Method
 from node.store.disk import DiskStore
 from node.store.interface import ShardInfo, ShardKey
 from node.store.scrub import verify
-from node.transfer import calls
+from node.transfer import audit_reads, calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
+from node.transfer.decoders import Decoders
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig, converted
 from node.transfer.push import push_shard
+from node.transfer.rebuild import rebuild_shards
 from node.transfer.server import TransferServer, tls_context
-from node.transfer.sink import Sink
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from node.transfer.upkeep import Upkeep
 from protocol import limits
 from protocol.errors import BadInput, Conflict, MfError, Unavailable
-from protocol.ids import ModelId
+from protocol.ids import EncodingId, ModelId
 
 T = TypeVar("T")
 CALLBACK_WITHIN = 10.0
 
 
+def environment() -> dict[str, str]:
+    """Of a process started by this one: its own, which has been cleared of what isn't needed already."""
+    return dict(os.environ)
+
+
 class Desk:
     """Unconfigured until `configure`; every other call before it is refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_form: str = "text") -> None:
         self._channel: Channel | None = None
         self._started = False
         self._upkeep: list[asyncio.Task[None]] = []
         self._files = ThreadPoolExecutor(4, thread_name_prefix="shard-files")
         self._coding = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="coding")
-        # The loop opens TLS and hashes meanwhile: with as many threads as cores, these only take the lock of one file from each other.
-        self._decoding = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="decoding")
         self._connections = Connections()
+        self._decoders = Decoders(self._connections.slots, environment, log_form)
         self._expected = ExpectedPuts(time.monotonic)
 
     def attach(self, channel: Channel) -> None:
@@ -63,18 +67,21 @@ class Desk:
         """What the channel serves."""
         asks: list[tuple[Callable[[Any], Awaitable[Any]], type[Any]]] = [
             (self.put_blob, calls.Blob), (self.get_blob, calls.Blob), (self.has_blob, calls.Blob), (self.add_model, calls.ModelBlobs),
+            (self.share, calls.ModelBlobs),
             (self.models, calls.ModelRef), (self.list_shards, calls.ModelRef), (self.has_shard, calls.ShardRef),
             (self.shard_lengths, calls.ShardRefs),
             (self.drop_shard, calls.ShardRef), (self.verify_shard, calls.ShardRef), (self.forget, calls.ModelRef),
             (self.space, calls.ModelRef), (self.stat, calls.ModelRef), (self.expect_put, calls.ShardEntry),
             (self.push_shard, PushShard), (self.keep_shard, KeepShard), (self.list_staged, calls.ModelRef),
             (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
+            (self.audit_walk, calls.AuditWalk), (self.audit_show, calls.AuditShow),
             (self.pin, calls.PinModel), (self.pins, calls.ModelRef), (self.renew, calls.ShardRefs),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
         table["configure"] = self._configure
         table["encode_group"] = self._with_files(self._encode)
         table["fetch_group"] = self._with_files(self._fetch)
+        table["rebuild_shards"] = self._method(self.rebuild_shards, RebuildShards)
         return table
 
     def _method(self, method: Callable[[Any], Awaitable[Any]], kind: type[Any]) -> Method:
@@ -82,7 +89,7 @@ class Desk:
             for fd in fds:
                 os.close(fd)
             self._check_started()
-            return await method(_convert(params, kind))
+            return await method(converted(params, kind))
 
         return serve
 
@@ -102,7 +109,7 @@ class Desk:
             raise Unavailable("the transfer process isn't configured yet", hint="ask again in a moment")
 
     async def _configure(self, params: Any, fds: list[int]) -> calls.Started:
-        config = _convert(params, TransferConfig)
+        config = converted(params, TransferConfig)
         host, _, port = config.listen.rpartition(":")
         if not (host and port.isdigit() and int(port) < 65536):
             raise BadInput(f"the transfer address is HOST:PORT, not {config.listen!r}")
@@ -139,6 +146,7 @@ class Desk:
                 task.cancel()
             await asyncio.gather(*self._upkeep, return_exceptions=True)
             await self._server.stop()
+            await self._decoders.stop()
             await self._connections.close()
             self._store.close()
 
@@ -182,6 +190,11 @@ class Desk:
     async def add_model(self, model: calls.ModelBlobs) -> None:
         await self._in_files(self._store.add_model, ModelId(_id(model.model)), [_id(blob) for blob in model.blobs])
 
+    async def share(self, model: calls.ModelBlobs) -> None:
+        encodings = [EncodingId(_id(encoding)) for encoding in model.blobs]
+        await self._in_files(self._store.share, ModelId(_id(model.model)), encodings)
+        await self._tell("shards_gone", calls.ModelRef(model=model.model))
+
     async def models(self, _: calls.ModelRef) -> list[calls.ModelBlobs]:
         return [calls.ModelBlobs(model=model, blobs=blobs) for model, blobs in (await self._in_files(self._store.models)).items()]
 
@@ -206,7 +219,10 @@ class Desk:
         await self._in_files(self._store.drop_shard, shard.key(), shard.reason or "asked by the node")
 
     async def take_back(self, shard: calls.ShardRef) -> bool:
-        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them."""
+        """Drops what `owner` put here, or forgets that it was to; manifest and envelope go with the last that needed them.
+
+        What another model shares stays.
+        """
         withdrawn = self._expected.withdraw(shard.key(), shard.owner or "")
         awaited = self._expected.models()
         model = await self._in_files(self._take_back, shard, withdrawn, awaited)
@@ -218,7 +234,7 @@ class Desk:
     def _take_back(self, shard: calls.ShardRef, withdrawn: ModelId | None, awaited: set[ModelId]) -> ModelId | None:
         key = shard.key()
         info = next((info for info in self._store.list_shards() if info.key == key and info.owner == shard.owner), None)
-        if info is not None:
+        if info is not None and not any(key.encoding in blobs for model, blobs in self._store.models().items() if model != info.model):
             self._store.drop_shard(key, f"taken back by {shard.owner}")
         model = info.model if info is not None else withdrawn
         if model is not None:
@@ -228,6 +244,17 @@ class Desk:
     async def verify_shard(self, shard: calls.ShardRef) -> calls.Verified:
         reason = await self._in_files(verify, self._store, shard.key())
         return calls.Verified(ok=reason is None, reason=reason)
+
+    async def audit_walk(self, asked: calls.AuditWalk) -> audit_reads.Walked:
+        keys = [ref.key() for ref in asked.shards]
+        walked = await self._in_files(audit_reads.walk, self._store, asked.nonce, keys, asked.steps)
+        for model in walked.lost:
+            await self._tell("shards_gone", calls.ModelRef(model=model))
+        return walked
+
+    async def audit_show(self, asked: calls.AuditShow) -> audit_reads.Shown:
+        places = [(ref.key(), leaf) for ref, leaf in zip(asked.shards, asked.leaves, strict=True)]
+        return await self._in_files(audit_reads.show, self._store, places)
 
     async def pin(self, pin: calls.PinModel) -> None:
         await self._in_files(self._store.pin if pin.keep else self._store.unpin, ModelId(_id(pin.model)))
@@ -268,15 +295,23 @@ class Desk:
     # Coding, fetching, pushing.
 
     async def _encode(self, params: Any, fds: list[int]) -> Encoded:
-        return await encode_group(_convert(params, EncodeGroup), fds, self._staging, self._key, self._coding)
+        return await encode_group(converted(params, EncodeGroup), fds, self._staging, self._key, self._coding)
 
     async def _fetch(self, params: Any, fds: list[int]) -> Fetched:
-        job = _convert(params, FetchGroup)
+        job = converted(params, FetchGroup)
         if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        sink = Sink.whole(fds[0], job.offset) if job.spans is None else Sink(job.spans, fds)
-        return await fetch_group(job, sink, self._connections, callbacks, self._decoding)
+        decoding = await self._decoders.begin(job, fds)
+        try:
+            return await fetch_group(job, decoding, self._connections, callbacks)
+        finally:
+            for slot in await decoding.end():
+                self._connections.slots.give_back(slot)
+
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
+        return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding, store=self._store)
@@ -312,13 +347,6 @@ class Desk:
 
     async def drop_staged(self, ref: calls.EncodingRef) -> None:
         await self._in_files(self._staging.drop, ref.encoding)
-
-
-def _convert(params: Any, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(params if params is not None else {}, kind, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
-        raise BadInput(f"a call to the transfer process: {error}") from error
 
 
 def _id(value: bytes | None) -> bytes:

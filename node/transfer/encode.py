@@ -28,7 +28,7 @@ from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
 from protocol import limits
-from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, seal_encoding, segment_plain, shard_root
+from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, parse_encoding, seal_encoding, segment_plain, shard_root
 from protocol.errors import BadInput, MfError, StorageFull
 
 IN_FLIGHT = 48 * limits.MIB
@@ -143,22 +143,23 @@ def _finish(
         segments=segments,
         roots=files.finish(),
     )
-    envelope = seal_encoding(key, encoding)
+    same = job.like is not None and parse_encoding(job.like)[1] == encoding
+    envelope = job.like if same and job.like is not None else seal_encoding(key, encoding)
     name = staging.finish(files.folder, envelope)
     length = encoding.shard_length()
     return Encoded(envelope=envelope, encoding=name, shard_bytes=length, stored_bytes=length * job.n)
 
 
 def choose_compression(job: EncodeGroup, reader: SpanReader) -> str:
-    """What the job names, or for "auto" what saves most of three samples of the group."""
-    if job.compression != "auto":
+    """What the job names, or for "auto" and "fast" what suits three samples of the group."""
+    if job.compression not in ("auto", "fast"):
         if job.compression not in COMPRESSIONS:
-            raise BadInput(f"unknown compression {job.compression[:16]!r}: use auto or one of {', '.join(COMPRESSIONS)}")
+            raise BadInput(f"unknown compression {job.compression[:16]!r}: use auto, fast or one of {', '.join(COMPRESSIONS)}")
         return job.compression
     size = min(SAMPLE, job.length)
     # Offsets are cut to whole elements, else planes of the samples would be turned.
     starts = {at // 8 * 8 for at in (0, (job.length - size) // 2, job.length - size)}
-    return compression.choose(b"".join(reader.read(at, size) for at in sorted(starts)), job.element)
+    return compression.choose(b"".join(reader.read(at, size) for at in sorted(starts)), job.element, job.compression == "fast")
 
 
 def _disk_error(error: OSError, folder: Path) -> MfError:

@@ -16,14 +16,12 @@ import logging
 import statistics
 from collections import Counter
 from collections.abc import Awaitable, Iterator
-from concurrent.futures import Executor
 
-from erasure.cipher import PUBLIC_SECRET
-from node.transfer.fetch_assemble import Assembler
+from node.transfer.decoding import Decoding
+from node.transfer.fetch_assemble import shard_offset
 from node.transfer.fetch_board import Board, Shape
-from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Fetched, FetchGroup, Source
-from node.transfer.sink import Sink
+from node.transfer.slots import Slot
 from node.transfer.sources import Callbacks, Connections, Grants, ShardReader, SourceFailed, WrongBytes
 from protocol import limits
 from protocol.encoding import encoding_id, parse_encoding
@@ -34,7 +32,7 @@ STALLED_AFTER = 1.0
 LAGGING_AFTER = 0.5
 LAGGING_FACTOR = 2.5
 ALONE_AFTER = 2.0
-"""k = 1 has no others to compare with: a window of 1 MiB that takes longer gets a spare."""
+"""Where too few others have delivered the window to compare with (k = 1 has none): one of 1 MiB that takes longer gets a spare."""
 
 SPARE_GRANTS = 2
 TRIES = 3
@@ -46,15 +44,13 @@ _CALLBACK_WITHIN = 5.0
 log = logging.getLogger(__name__)
 
 
-async def fetch_group(
-    job: FetchGroup, sink: Sink, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes = PUBLIC_SECRET
-) -> Fetched:
-    """Writes the whole group to `sink` (its descriptors are the caller's, open until this returns).
+async def fetch_group(job: FetchGroup, decoding: Decoding, connections: Connections, callbacks: Callbacks) -> Fetched:
+    """Has the whole group decoded by `decoding`, which is ended by the time this returns.
 
     `Unavailable`: fewer than k shards can be had, its details say how many are missing and who was asked; `PeerFault`: the
     encoding itself doesn't decode, naming its signer; `DeadlineExceeded`; `StorageFull`; `BadInput`: a broken envelope.
     """
-    fetch = GroupFetch(job, sink, connections, callbacks, executor, secret)
+    fetch = GroupFetch(job, decoding, connections, callbacks)
     try:
         async with asyncio.timeout(fetch.deadline):
             return await fetch.run()
@@ -65,18 +61,15 @@ async def fetch_group(
 class GroupFetch:
     """The lanes of one fetch and the rules by which they are started, doubled and dropped."""
 
-    def __init__(
-        self, job: FetchGroup, sink: Sink, connections: Connections, callbacks: Callbacks, executor: Executor, secret: bytes
-    ) -> None:
+    def __init__(self, job: FetchGroup, decoding: Decoding, connections: Connections, callbacks: Callbacks) -> None:
         self._signer, self._record = parse_encoding(job.envelope)
         encoding = encoding_id(job.envelope)
         self._job = job
-        self._shape = Shape.of(encoding, self._record)
-        self._board = Board(self._shape, connections.buffers)
-        self._assembler = Assembler(self._record, self._shape, sink, connections.workroom, secret)
+        self._shape = Shape.of(encoding, self._record).beginning(shard_offset(self._record, job.done))
+        self._board = Board(self._shape, connections.slots, lambda count: connections.turns.came(self, count))
+        self._decoding = decoding
         self._connections = connections
         self._callbacks = callbacks
-        self._executor = executor
         self._sources = in_order(job.sources, self._record.k, len(self._record.roots))
         self._grants = Grants(encoding, self._sources, job.granted or [], callbacks)
         self._lanes: dict[asyncio.Task[None], ShardReader] = {}
@@ -97,6 +90,7 @@ class GroupFetch:
         try:
             for source in self._sources[: self._record.k + SPARE_GRANTS]:
                 self._grants.prefetch(source.peer)
+            await self._connections.turns.enter(self, self._shape.length * self._record.k)
             while self._board.front < self._shape.windows and not assembling.done():
                 self._reap()
                 self._drop_the_overtaken()
@@ -108,7 +102,7 @@ class GroupFetch:
                 if loop.time() - before < _TICK + _LATE:
                     self._hedge()
             self._reap()
-            await assembling
+            await _first_fault(assembling)
         finally:
             await self._close(assembling)
         return self._result(loop.time() - began)
@@ -161,7 +155,7 @@ class GroupFetch:
         return self._sources[min(places, key=rank)] if places else None
 
     def _start(self, source: Source) -> None:
-        reader = ShardReader(source, self._shape, self._board, self._board.front, self._executor)
+        reader = ShardReader(source, self._shape, self._board, self._board.front)
         task = asyncio.create_task(reader.run(self._connections, self._grants), name=f"shard {source.shard} from {source.peer}")
         task.add_done_callback(lambda _: self._board.wake())
         self._lanes[task] = reader
@@ -232,8 +226,14 @@ class GroupFetch:
         if self._record.k == 1:
             return took > ALONE_AFTER
         if 2 * len(others) < self._record.k:
-            return False
+            return took > ALONE_AFTER and self._is_alone_slow(took, others)
         return took > max(LAGGING_AFTER, LAGGING_FACTOR * statistics.median(others))
+
+    def _is_alone_slow(self, took: float, others: list[float]) -> bool:
+        """Most are slow: the holders, or this node's own line? One spare shows it: if it isn't quicker, no other follows."""
+        if others:
+            return took > LAGGING_FACTOR * min(others)
+        return not any(reader.hedged for reader in self._lanes.values())
 
     def _give_up(self) -> None:
         situation = self.situation()
@@ -249,20 +249,24 @@ class GroupFetch:
     # The bytes.
 
     async def _assemble(self) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(self._shape.windows):
-            window, got = await self._board.next_ready()
-            spare = [self._board.buffer() for shard in range(self._record.k) if shard not in got]
-            try:
-                free = await to_the_end(loop.run_in_executor(self._executor, self._assembler.window, window, got, spare))
-            except BadInput as error:
-                raise PeerFault(
-                    f"{self.name} doesn't decode as its signer {self._signer} declared: {error.message}",
-                    details={"peer": self._signer, "encoding": self._shape.encoding.hex()},
-                ) from error
-            for buffer in free:
-                self._board.give_back(buffer)
-            self._board.window_assembled()
+        """Windows are handed over as they come, in order, without waiting for those before: the answers lag behind a busy loop."""
+        async with asyncio.TaskGroup() as under_way:
+            for _ in range(self._shape.windows):
+                window, got = await self._board.next_ready()
+                spare = [self._board.slot() for shard in range(self._record.k) if shard not in got]
+                under_way.create_task(self._decode(window, got, spare))
+
+    async def _decode(self, window: int, got: dict[int, Slot], spare: list[Slot]) -> None:
+        try:
+            free = await self._decoding.window(window, got, spare)
+        except BadInput as error:
+            raise PeerFault(
+                f"{self.name} doesn't decode as its signer {self._signer} declared: {error.message}",
+                details={"peer": self._signer, "encoding": self._shape.encoding.hex()},
+            ) from error
+        for slot in free:
+            self._board.give_back(slot)
+        self._board.window_assembled()
 
     # Telling and ending.
 
@@ -289,11 +293,12 @@ class GroupFetch:
         # Faults found in the last moment are told too, though nobody waits for those shards any more.
         self._note_last_faults()
         rest = [assembling, *self._lanes, *self._grants.tasks()]
+        self._connections.turns.leave(self)
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        for buffer in self._assembler.end():
-            self._board.give_back(buffer)
+        for slot in await self._decoding.end():
+            self._board.give_back(slot)
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _note_last_faults(self) -> None:
@@ -315,6 +320,13 @@ class GroupFetch:
             asked=sorted({peer for peer, _ in self._tries}),
             speeds={peer: size / max(spent[peer], size / (2 * limits.GIB)) for peer, size in moved.items() if size},
         )
+
+
+async def _first_fault(assembling: asyncio.Task[None]) -> None:
+    try:
+        await assembling
+    except BaseExceptionGroup as faults:
+        raise faults.exceptions[0] from None
 
 
 def in_order(sources: list[Source], k: int, shards: int) -> list[Source]:

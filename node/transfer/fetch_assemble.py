@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from erasure.cipher import SLACK
 from erasure.code import Code
 from erasure.segment import open_scattered
-from node.transfer.fetch_board import WINDOW, Shape
+from node.transfer.fetch_board import Shape
 from node.transfer.sink import Sink
+from node.transfer.slots import Slot
+from node.transfer.windows import WINDOW
 from protocol import limits
 from protocol.encoding import Encoding
 
@@ -41,52 +43,66 @@ class Workroom:
             self._rooms.append(room)
 
 
-class Assembler:
-    """Writes the group to `sink` as its windows come."""
+def _first_segment(record: Encoding, done: int) -> tuple[int, int, int]:
+    """(number, offset in the group, offset in a shard) of the first segment that isn't whole in the group's first `done` bytes."""
+    number = at = piece_at = 0
+    while number < len(record.segments) and at + record.segments[number].plain <= done:
+        at, piece_at = at + record.segments[number].plain, piece_at + record.piece_length(number)
+        number += 1
+    return number, at, piece_at
 
-    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes) -> None:
+
+def shard_offset(record: Encoding, done: int) -> int:
+    """Where reading begins in each shard when `done` bytes of the group are in place."""
+    return _first_segment(record, done)[2]
+
+
+class Assembler:
+    """Writes the group to `sink` as its windows come, but for the segments whole in its first `done` bytes."""
+
+    def __init__(self, record: Encoding, shape: Shape, sink: Sink, room: Workroom, secret: bytes, done: int = 0) -> None:
         self._record = record
-        self._shape = shape
+        self._shape = shape.beginning(shard_offset(record, done))
         self._sink = sink
         self._room = room
-        self._at = 0
         self._secret = secret
         self._code = Code(record.k, len(record.roots))
         self._lengths = record.piece_lengths()
-        self._segment = 0
-        self._piece_at = 0
-        self._before: dict[int, bytearray] = {}
+        self._segment, self._at, self._piece_at = _first_segment(record, done)
+        self._before: dict[int, Slot] = {}
         self._plain = room.take(SLACK + max((segment.plain for segment in record.segments), default=0))
 
-    def end(self) -> list[bytearray]:
-        """The buffers still held; nothing may be called after it."""
+    def end(self) -> list[Slot]:
+        """The slots still held; nothing else may be called after it."""
         free = list(self._before.values())
         self._before = {}
-        self._room.give_back(self._plain)
+        if self._plain:
+            self._room.give_back(self._plain)
+            self._plain = bytearray()
         return free
 
-    def window(self, window: int, got: Mapping[int, bytearray], spare: list[bytearray]) -> list[bytearray]:
-        """Writes what this window completes; returns the buffers free again. `spare` holds one per data shard missing in `got`."""
-        start, size = window * WINDOW, self._shape.window_length(window)
+    def window(self, window: int, got: Mapping[int, Slot], spare: list[Slot]) -> list[Slot]:
+        """Writes what this window completes; returns the slots free again. `spare` holds one per data shard missing in `got`."""
+        start, size = self._shape.first_leaf(window) * limits.LEAF, self._shape.window_length(window)
         rows = self._rows(got, spare, size)
         end = start + size
         while self._segment < len(self._lengths) and self._piece_at + self._lengths[self._segment] <= end:
             self._write(start, rows)
-        free = [buffer for shard, buffer in got.items() if shard >= self._record.k] + list(self._before.values())
+        free = [slot for shard, slot in got.items() if shard >= self._record.k] + list(self._before.values())
         self._before = rows
         return free
 
-    def _rows(self, got: Mapping[int, bytearray], spare: list[bytearray], size: int) -> dict[int, bytearray]:
+    def _rows(self, got: Mapping[int, Slot], spare: list[Slot], size: int) -> dict[int, Slot]:
         """The k data shards' bytes of this window by number."""
-        rows = {shard: buffer for shard, buffer in got.items() if shard < self._record.k}
+        rows = {shard: slot for shard, slot in got.items() if shard < self._record.k}
         missing = {shard: spare.pop() for shard in range(self._record.k) if shard not in rows}
         self._code.recover(
-            {shard: memoryview(buffer)[:size] for shard, buffer in got.items()},
-            {shard: memoryview(buffer)[:size] for shard, buffer in missing.items()},
+            {shard: slot.view[:size] for shard, slot in got.items()},
+            {shard: slot.view[:size] for shard, slot in missing.items()},
         )
         return rows | missing
 
-    def _write(self, start: int, rows: Mapping[int, bytearray]) -> None:
+    def _write(self, start: int, rows: Mapping[int, Slot]) -> None:
         index = self._segment
         segment = self._record.segments[index]
         room = memoryview(self._plain)[: segment.plain + SLACK]
@@ -95,7 +111,7 @@ class Assembler:
         self._piece_at += self._lengths[index]
         self._segment += 1
 
-    def _pieces(self, start: int, rows: Mapping[int, bytearray]) -> Iterator[memoryview]:
+    def _pieces(self, start: int, rows: Mapping[int, Slot]) -> Iterator[memoryview]:
         """The data pieces of the segment in order, each where it lies: its head may be the tail of the window before."""
         length = self._lengths[self._segment]
         # Windows follow each other without a gap, so what is early ends with its window.
@@ -103,5 +119,5 @@ class Assembler:
         tail, begin = self._piece_at - (start - WINDOW), max(0, self._piece_at - start)
         for shard in range(self._record.k):
             if early:
-                yield memoryview(self._before[shard])[tail : tail + early]
-            yield memoryview(rows[shard])[begin : begin + length - early]
+                yield self._before[shard].view[tail : tail + early]
+            yield rows[shard].view[begin : begin + length - early]

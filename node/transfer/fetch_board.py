@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from node.transfer.slots import Slot, Slots
+from node.transfer.windows import WINDOW
 from protocol import limits
 from protocol.encoding import Encoding, leaf_count
-from protocol.windows import SIGNATURE
 
-WINDOW = limits.WINDOW_LEAVES * limits.LEAF
 MEMORY = 48 * limits.MIB
 """Bytes of windows held at once, as long as k leaves room for two windows of every lane."""
-
-KEPT = 56
-"""Buffers of a window kept for the next fetch: as many as three groups use at once."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB."""
+    """The numbers of one encoding that readers need: `length` bytes and `leaves` of a shard, `windows` of up to 1 MiB from leaf `origin`
+    on, where reading begins."""
 
     encoding: bytes
     k: int
@@ -33,14 +32,23 @@ class Shape:
     leaves: int
     windows: int
     roots: list[bytes]
+    origin: int = 0
 
     @classmethod
     def of(cls, encoding: bytes, record: Encoding) -> Shape:
         length = record.shard_length()
         return cls(encoding, record.k, length, leaf_count(length), -(-length // WINDOW), record.roots)
 
+    def beginning(self, offset: int) -> Shape:
+        """The same for reading from `offset` of the shards on."""
+        origin = offset // limits.LEAF
+        return replace(self, origin=origin, windows=-(-(self.length - origin * limits.LEAF) // WINDOW))
+
+    def first_leaf(self, window: int) -> int:
+        return self.origin + window * limits.WINDOW_LEAVES
+
     def window_length(self, window: int) -> int:
-        return min(WINDOW, self.length - window * WINDOW)
+        return min(WINDOW, self.length - self.first_leaf(window) * limits.LEAF)
 
 
 class Signal:
@@ -75,19 +83,19 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 class Board:
-    """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists."""
+    """`front` is the lowest window that lacks a shard, `assembled` how many are written out, `leaves` the checked leaf lists.
+    `came(bytes)` is called for every window that is taken."""
 
-    def __init__(self, shape: Shape, pool: list[bytearray]) -> None:
+    def __init__(self, shape: Shape, slots: Slots, came: Callable[[int], None] = lambda count: None) -> None:
         self.front = 0
         self.assembled = 0
         self.leaves: dict[int, bytes] = {}
         self._shape = shape
         self._ahead = max(2, min(4, MEMORY // (WINDOW * shape.k) - 3))
-        self._got: dict[int, dict[int, bytearray]] = {}
+        self._got: dict[int, dict[int, Slot]] = {}
         self._seconds: dict[int, list[float]] = {}
-        self._ready: deque[tuple[int, dict[int, bytearray]]] = deque()
-        # Shared by all fetches of the process: a fresh MiB costs more in page faults than the copy into it.
-        self._pool = pool
+        self._ready: deque[tuple[int, dict[int, Slot]]] = deque()
+        self._slots, self._tell_came = slots, came
         self._came, self._written, self._lanes = Signal(), Signal(), Signal()
 
     def wants(self, window: int, shard: int) -> bool:
@@ -98,13 +106,14 @@ class Board:
         """How long the shards that are here of a window took to read, each."""
         return self._seconds.get(window, [])
 
-    def deliver(self, window: int, shard: int, buffer: bytearray, seconds: float) -> None:
+    def deliver(self, window: int, shard: int, slot: Slot, seconds: float) -> None:
         """Takes a verified window of a shard; what isn't needed any more goes back to the pool."""
         if not self.wants(window, shard):
-            self.give_back(buffer)
+            self.give_back(slot)
             return
-        self._got.setdefault(window, {})[shard] = buffer
+        self._got.setdefault(window, {})[shard] = slot
         self._seconds.setdefault(window, []).append(seconds)
+        self._tell_came(self._shape.window_length(window))
         while len(self._got.get(self.front, ())) == self._shape.k:
             self._ready.append((self.front, self._got.pop(self.front)))
             del self._seconds[self.front]
@@ -117,7 +126,7 @@ class Board:
         while window >= self.assembled + self._ahead:
             await self._written.wait()
 
-    async def next_ready(self) -> tuple[int, dict[int, bytearray]]:
+    async def next_ready(self) -> tuple[int, dict[int, Slot]]:
         """The next window in order with its k shards."""
         while not self._ready:
             await self._came.wait()
@@ -127,16 +136,13 @@ class Board:
         self.assembled += 1
         self._written.wake()
 
-    def buffer(self) -> bytearray:
+    def slot(self) -> Slot:
         """Room for a window and its signature."""
-        if self._shape.length < WINDOW:
-            return bytearray(self._shape.length + SIGNATURE)
-        return self._pool.pop() if self._pool else bytearray(WINDOW + SIGNATURE)
+        return self._slots.take()
 
-    def give_back(self, buffer: bytearray) -> None:
-        """The caller has no view of it any more."""
-        if len(buffer) == WINDOW + SIGNATURE and len(self._pool) < KEPT:
-            self._pool.append(buffer)
+    def give_back(self, slot: Slot) -> None:
+        """The caller doesn't use it any more."""
+        self._slots.give_back(slot)
 
     async def change(self, timeout: float) -> None:
         """Returns when a reader has ended or the last window has come, or after `timeout` seconds."""

@@ -6,10 +6,15 @@ libp2p, grants and decisions. Both ends may call the other (see `node/channel.py
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import msgspec
 
 from node.store.scrub import DEFAULT_RATE
+from protocol.errors import BadInput
 from protocol.framing import Record
+
+T = TypeVar("T")
 
 
 class TransferConfig(Record):
@@ -40,7 +45,7 @@ class SourceSpan(msgspec.Struct, array_like=True, frozen=True):
 class EncodeGroup(Record):
     """Codes one group into n staged shards. `spans` give the plain bytes in order, with zero padding where a span's fd is -1.
 
-    `compression` is "auto", "raw" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
+    `compression` is "auto", "fast" or one of encoding.COMPRESSIONS; `element` the commonest element width (2, 4 or 1).
     """
 
     model: bytes
@@ -54,6 +59,8 @@ class EncodeGroup(Record):
     element: int
     n_max: int = 0
     """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
+    like: bytes | None = None
+    """Envelope of an encoding to make again: where all comes out as it says, the shards are staged under it and not under a new one."""
 
 
 class Encoded(Record):
@@ -100,6 +107,9 @@ class FetchGroup(Record):
 
     The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
 
+    `done` bytes from the group's beginning are in place already and aren't fetched. With `mark` the last descriptor is a file of marks and
+    that the place of the group's (see `marks.py`).
+
     The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer that isn't in `granted`,
     `leaf_fault(peer, encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
     """
@@ -110,6 +120,42 @@ class FetchGroup(Record):
     sources: list[Source]
     granted: list[Granted] | None = None
     spans: list[TargetSpan] | None = None
+    done: int = 0
+    mark: int | None = None
+
+
+class RebuildShards(Record):
+    """Makes the shards numbered in `make` from any k others of the encoding and stages them; `sources` as in `FetchGroup`."""
+
+    job: str
+    envelope: bytes
+    sources: list[Source]
+    make: list[int]
+
+
+class BeginDecoding(Record):
+    """To a decoding process: as `FetchGroup` says where the plain bytes go. The secret is the group's."""
+
+    job: int
+    envelope: bytes
+    secret: bytes
+    offset: int
+    spans: list[TargetSpan] | None = None
+    done: int = 0
+    mark: int | None = None
+
+
+class DecodeWindow(Record):
+    """`got` (shard, slot) of k shards, `spare` a slot for each data shard that isn't among them."""
+
+    job: int
+    window: int
+    got: list[tuple[int, int]]
+    spare: list[int]
+
+
+class DecodingRef(Record):
+    job: int
 
 
 class Fetched(Record):
@@ -140,3 +186,11 @@ class KeepShard(Record):
     shard: int
     model: bytes
     group: int
+
+
+def converted(params: Any, kind: type[T]) -> T:
+    """A call's parameters as they came over the channel; `BadInput` names the field."""
+    try:
+        return msgspec.convert(params if params is not None else {}, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise BadInput(f"a call to the transfer process: {error}") from error

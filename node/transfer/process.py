@@ -7,7 +7,6 @@ node is killed, the channel's end (and the parent's death signal, should the loo
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -17,20 +16,14 @@ import sys
 from node.channel import Channel
 from node.logs import configure_logs
 from node.transfer.desk import Desk
+from node.transfer.dying import die_with_parent
 
 STOP_WITHIN = 0.8
-_PR_SET_PDEATHSIG = 1
 log = logging.getLogger(__name__)
 
 
-def die_with_parent() -> None:
-    """Where the kernel can, it kills this process when the node's thread that started it is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-async def serve(sock: socket.socket) -> None:
-    desk = Desk()
+async def serve(sock: socket.socket, log_form: str) -> None:
+    desk = Desk(log_form)
     channel = Channel(sock, desk.methods(), "node")
     desk.attach(channel)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, channel.closed.set)
@@ -46,10 +39,11 @@ async def serve(sock: socket.socket) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    configure_logs(sys.argv[2] if len(sys.argv) > 2 else "text")
+    log_form = sys.argv[2] if len(sys.argv) > 2 else "text"
+    configure_logs(log_form)
     sock = socket.socket(fileno=int(sys.argv[1]))
     runner = asyncio.Runner()
-    runner.run(serve(sock))
+    runner.run(serve(sock, log_form))
     sys.stderr.flush()
     # Threads may still hash or write for nobody: what they do isn't acknowledged, and the next start clears it away.
     os._exit(0)

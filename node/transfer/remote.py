@@ -17,8 +17,9 @@ from node.channel import Channel, Method
 from node.logs import JsonFormatter
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.transfer import calls
+from node.transfer.audit_reads import Shown, Walked
 from node.transfer.calls import Stat, Verified
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, TransferConfig
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig
 from node.transfer.sources import Access, Evidence
 from protocol.errors import MfError, Unavailable
 from protocol.ids import EncodingId, ModelId
@@ -46,7 +47,7 @@ class TransferCallbacks(Protocol):
         """After a durable put by a peer, or by `keep_shard`."""
 
     async def shards_gone(self, model: ModelId) -> None:
-        """Shards of the model were forgotten or taken back."""
+        """What lies here of the model changed otherwise: forgotten, taken back, collected, shared with another model."""
 
     def ended(self, error: MfError) -> None:
         """The process died without being told to; every call pending has failed. `restart` it."""
@@ -201,6 +202,10 @@ class Transfer:
     async def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
         await self._call("add_model", calls.ModelBlobs(model=model, blobs=list(blobs)), None)
 
+    async def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        """Their shards here belong to this model too."""
+        await self._call("share", calls.ModelBlobs(model=model, blobs=list(encodings)), None)
+
     async def models(self) -> dict[ModelId, list[bytes]]:
         found: list[calls.ModelBlobs] = await self._call("models", None, list[calls.ModelBlobs])
         return {ModelId(entry.model): entry.blobs for entry in found}
@@ -237,6 +242,18 @@ class Transfer:
         refs = [calls.ShardRef(encoding=key.encoding, shard=key.shard, owner=owner) for key in keys]
         return int(await self._call("renew", calls.ShardRefs(shards=refs), int))
 
+    async def audit_walk(self, nonce: bytes, keys: Sequence[ShardKey], steps: int) -> Walked:
+        """The tags of an audit's walk over those of the shards that are held and good; a bad one is dropped."""
+        walk = calls.AuditWalk(nonce=nonce, shards=[_ref(key) for key in keys], steps=steps)
+        walked: Walked = await self._call("audit_walk", walk, Walked)
+        return walked
+
+    async def audit_show(self, places: Sequence[tuple[ShardKey, int]]) -> Shown:
+        """Leaf lists and leaves at (shard, leaf number); `NotFound` when one isn't held any more."""
+        ask = calls.AuditShow(shards=[_ref(key) for key, _leaf in places], leaves=[leaf for _key, leaf in places])
+        shown: Shown = await self._call("audit_show", ask, Shown)
+        return shown
+
     async def verify_shard(self, key: ShardKey) -> Verified:
         """Reads it and checks every leaf now; a bad one is dropped."""
         found: Verified = await self._call("verify_shard", _ref(key), Verified, timeout=600)
@@ -270,6 +287,11 @@ class Transfer:
     async def fetch_group(self, job: FetchGroup, *fds: int) -> Fetched:
         """Writes the group at `job.offset` of the one descriptor, or into `job.spans` of several; they stay the caller's."""
         done: Fetched = await self._call("fetch_group", job, Fetched, fds, timeout=None)
+        return done
+
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        """Missing shards made anew from k others and staged; cancelling it stops the work and leaves nothing staged."""
+        done: Fetched = await self._call("rebuild_shards", job, Fetched, timeout=None)
         return done
 
     async def push_shard(self, job: PushShard) -> None:

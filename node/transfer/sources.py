@@ -12,16 +12,16 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from node.transfer.fetch_assemble import Workroom
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import GRANT_KEPT, Granted, Source
 from node.transfer.lines import Broken, Line, Lines, OtherCertificate
+from node.transfer.slots import Slots
+from node.transfer.turns import Turns
 from protocol import limits
 from protocol.encoding import leaf_digests, shard_root
 from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
@@ -73,8 +73,8 @@ class Connections:
     """The HTTPS client of the transfer process: lines for shards to get, a session for those to put, buffers. `close` it with the loop."""
 
     def __init__(self) -> None:
-        self.buffers: list[bytearray] = []
-        self.workroom = Workroom()
+        self.slots = Slots()
+        self.turns = Turns()
         self.lines = Lines()
         self._session: aiohttp.ClientSession | None = None
         # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
@@ -84,6 +84,7 @@ class Connections:
         self.lines.close()
         if self._session is not None:
             await self._session.close()
+        self.slots.close()
 
     async def request(
         self, method: str, access: Access, peer: str, path: str, timeout: aiohttp.ClientTimeout, **options: Any
@@ -218,7 +219,7 @@ class ShardReader:
     `resting` while it waits for room or for its bytes to be checked. `received` bytes in `reading` seconds give its speed.
     """
 
-    def __init__(self, source: Source, shape: Shape, board: Board, first: int, executor: Executor) -> None:
+    def __init__(self, source: Source, shape: Shape, board: Board, first: int) -> None:
         self.source = source
         self.position = first
         self.since = self.started = time.monotonic()
@@ -229,7 +230,6 @@ class ShardReader:
         self.reading = 0.0
         self.evidence: Evidence | None = None
         self._line: Line | None = None
-        self._executor = executor
         self._shape = shape
         self._board = board
 
@@ -255,7 +255,7 @@ class ShardReader:
                 self._line.close()
 
     def _path(self) -> str:
-        first = self.position * limits.WINDOW_LEAVES
+        first = self._shape.first_leaf(self.position)
         leaves = "" if self.source.shard in self._board.leaves else "&leaves=1"
         return f"{shard_path(self._shape.encoding, self.source.shard)}?first={first}&count={self._shape.leaves - first}{leaves}"
 
@@ -307,26 +307,29 @@ class ShardReader:
 
     async def _window(self, window: int) -> None:
         size = self._shape.window_length(window)
-        buffer = self._board.buffer()
-        view = memoryview(buffer)[: size + SIGNATURE]
         if self._line is None:
             raise Broken("was given up")
-        await self._line.fill(view, self._note)
-        seconds = time.monotonic() - self.since
-        self.reading += seconds
-        signature = bytes(view[size:])
-        if not self._board.wants(window, self.source.shard):
-            self._board.give_back(buffer)
-            return
-        first = window * limits.WINDOW_LEAVES
+        slot = self._board.slot()
+        try:
+            await self._line.fill(slot.view[: size + SIGNATURE], self._note)
+            seconds = time.monotonic() - self.since
+            self.reading += seconds
+            if self._board.wants(window, self.source.shard):
+                self._check(window, slot.view[:size], bytes(slot.view[size : size + SIGNATURE]))
+        except BaseException:
+            self._board.give_back(slot)
+            raise
+        self._board.deliver(window, self.source.shard, slot, seconds)
+
+    def _check(self, window: int, view: memoryview, signature: bytes) -> None:
+        first = self._shape.first_leaf(window)
         expected = self._board.leaves[self.source.shard][32 * first : 32 * (first + limits.WINDOW_LEAVES)]
         # A third of a millisecond: a hop to a thread and back would cost as much.
-        digests = b"".join(leaf_digests(view[:size]))
+        digests = b"".join(leaf_digests(view))
         if digests != expected:
             self._keep_evidence(first, digests, signature)
             wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
             raise WrongBytes(f"leaf {first + wrong} has wrong bytes")
-        self._board.deliver(window, self.source.shard, buffer, seconds)
 
     def _keep_evidence(self, first: int, digests: bytes, signature: bytes) -> None:
         count = len(digests) // 32

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.store.durable import disk_errors, remove_quietly
 from protocol import limits
 from protocol.encoding import Encoding, encoding_id, leaf_count, parse_encoding
 from protocol.errors import BadInput, NotFound
@@ -40,18 +41,24 @@ class Staging:
 
     def begin(self) -> Path:
         """A fresh folder to fill; `finish` makes it appear, `abandon` removes it."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(suffix=_MAKING, dir=self._folder))
+        with disk_errors(self._folder, writing=True):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(suffix=_MAKING, dir=self._folder))
 
     def finish(self, making: Path, envelope: bytes) -> EncodingId:
-        """Writes the envelope and renames. One that is there already stays: equal bytes make an equal id."""
+        """Writes the envelope and renames. Where the encoding is staged already its files are replaced, one by one, by the same bytes:
+        a kill may have left it some of them only, and who reads them now may go on."""
         encoding = encoding_id(envelope)
         (making / _ENVELOPE).write_bytes(envelope)
+        there = self._of(encoding)
         try:
-            os.rename(making, self._of(encoding))
+            os.rename(making, there)
         except OSError:
-            if not self._of(encoding).is_dir():
+            if not there.is_dir():
                 raise
+            # A leaf list before its shard, whose name is a part of the list's.
+            for path in sorted(making.iterdir(), reverse=True):
+                os.replace(path, there / path.name)
             self.abandon(making)
         return encoding
 
@@ -105,10 +112,10 @@ class Staging:
         return self._of(encoding) / str(shard)
 
     def drop_shard(self, encoding: bytes, shard: int) -> None:
-        """Removes one shard that has arrived; the folder goes with the last one."""
+        """Removes one shard that has arrived, its folder with the last. What the disk won't remove stays: it has arrived anyway."""
         path = self.path(encoding, shard)
-        path.unlink(missing_ok=True)
-        leaves_path(path).unlink(missing_ok=True)
+        remove_quietly(path)
+        remove_quietly(leaves_path(path))
         if not self.shards(encoding):
             self.drop(encoding)
 

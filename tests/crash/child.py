@@ -1,18 +1,19 @@
-"""The process that is killed: `python -m tests.crash.child DIR STEPS [WITHOUT]`.
+"""The process that stores and is killed: STEPS of `script`, in FOLDER, WITHOUT one act.
 
-Tells each step's end with `writev`, a call that the sweeps leave alone: `ack N`, or `no N CODE` when the store refused it.
-WITHOUT takes one act out of the durable order, to show that the checker sees it missing.
+Tells each step's end with `writev`, a call that the sweeps leave alone: `ack N`, or `no N CODE` when the store refused it; after a
+refusal everything listed is read: `reads N SHARDS`. WITHOUT takes one act out of the durable order, to show that the checker sees it
+missing.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from node.store import disk, durable
 from node.store.disk import DiskStore
 from node.store.index import ShardIndex
+from node.store.leaf_check import first_bad_leaf
 from protocol import limits
 from protocol.errors import MfError
 from tests.crash import script
@@ -40,6 +41,17 @@ def leave_out(act: str) -> None:
             raise AssertionError(act)
 
 
+def read_all(store: DiskStore) -> int:
+    """Shards listed, each read whole and right."""
+    listed = store.list_shards()
+    for info in listed:
+        reader = store.open_shard(info.key)
+        assert reader is not None
+        assert first_bad_leaf(reader) is None
+        reader.close()
+    return len(listed)
+
+
 def main(folder: str, steps: str, *without: str) -> None:
     for act in without:
         leave_out(act)
@@ -56,8 +68,5 @@ def main(folder: str, steps: str, *without: str) -> None:
             say(f"ack {number}")
         except MfError as error:
             say(f"no {number} {error.code}")
+            say(f"reads {number} {read_all(store)}")
     say(f"held {len(store.list_shards())} {store.space().used}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,19 +1,22 @@
-"""Runs the child under strace: to kill it at its N-th call, to let that call fail, or to write down the calls in order."""
+"""Runs a child under strace: to kill it at its N-th call, to let that call fail, or to write down the calls in order."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import select
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHANGES = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,utimensat"
-"""Every call by which the child changes the disk; its answers go by writev."""
+CHANGES = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,ftruncate,utimensat"
+"""Every call by which a child changes the disk; its answers go by writev."""
 WITHIN = 60.0
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\(")
 
@@ -25,7 +28,6 @@ class Ended:
     told: list[str]
     killed: bool
     calls: list[str]
-    errors: str
 
     @property
     def acks(self) -> list[int]:
@@ -44,18 +46,59 @@ class Place:
     count: int
 
 
-def run(folder: Path, steps: str, *without: str, at: Place | None = None, fault: str = "", trace: str = CHANGES) -> Ended:
+class Nursery:
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.crash.nursery"]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(5)
+
+    def bear(self, words: Sequence[str]) -> int:
+        self._say(" ".join(words))
+        return int(self._hear())
+
+    def go(self) -> int:
+        """How it ended."""
+        self._say("go")
+        return int(self._hear())
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> str:
+        assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], WITHIN)[0], "the child hangs"
+        return self._process.stdout.readline()
+
+
+nursery = cache(Nursery)
+
+
+def run(folder: Path, *words: str, at: Place | None = None, fault: str = "", trace: str = CHANGES, child: str = "child") -> Ended:
     """`fault` as strace words it: `signal=KILL`, `error=EIO`; it comes in place of the call `at`."""
-    log = folder.with_suffix(".strace")
-    # With --seccomp-bpf strace stops at the traced calls only and is quick, but doesn't inject signals.
-    how = [] if "signal" in fault else ["--seccomp-bpf"]
-    how += ["-e", f"inject={at.call}:{fault}:when={at.count}"] if at else []
-    command = ["strace", "-f", "-y", "-s", "64", "-o", str(log), "-e", f"trace={trace}", *how]
-    command += [sys.executable, "-m", "tests.crash.child", str(folder), steps, *without]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WITHIN, check=False)
+    log = folder.with_name(folder.name + ".strace")
+    pid = nursery().bear([f"tests.crash.{child}", str(folder), *words])
+    how = ["-e", f"inject={at.call}:{fault}:when={at.count}"] if at else []
+    command = ["strace", "-f", "-y", "-s", "64", "-o", str(log), "-e", f"trace={trace}", *how, "-p", str(pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        assert "attached" in (said := strace.stderr.readline()), said
+        status = nursery().go()
+        strace.stderr.read()
+        strace.wait(WITHIN)
     calls = [line for line in log.read_text(errors="replace").splitlines() if _CALL.match(line)]
-    return Ended(done.stdout.splitlines(), done.returncode != 0, calls, done.stderr)
+    told = folder.with_name(folder.name + ".told").read_text().splitlines()
+    assert status <= 0, told
+    return Ended(told, status < 0, calls)
 
 
 def places(calls: Sequence[str]) -> list[Place]:

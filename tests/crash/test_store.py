@@ -7,14 +7,17 @@ the places, always the same; each of them in `make nightly`.
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from node.store.disk import DiskStore
+from node.store.index import VERSION
 from node.store.leaf_check import first_bad_leaf
+from protocol.errors import StorageFull
 from protocol.ids import digest
 from tests.crash import script
 from tests.crash.child import QUOTA
@@ -24,10 +27,18 @@ from tests.crash.strace import CHANGES, Ended, Place, places, run
 from tests.node.store.samples import get, shard
 
 RESTART = 5.0
+COLUMNS = "shard, model, group_index, bytes, put_at, owner, file_bytes, sum"
 
 
 def every(some: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("every", [pytest.param(some, id="some"), pytest.param(1, id="every", marks=pytest.mark.nightly)])
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Seconds that it took."""
+    start = time.monotonic()
+    act()
+    return time.monotonic() - start
 
 
 PUTS = [number for number, (act, _) in enumerate(STORE) if act == "put"]
@@ -45,9 +56,7 @@ def states(acks: Iterable[int], all_steps: list[script.Step]) -> tuple[State, St
 def judge(folder: Path, least: State, most: State) -> None:
     """Opens the store as the next process would and compares."""
     store = DiskStore(folder, QUOTA, reserve=0)
-    start = time.monotonic()
-    store.open()
-    assert time.monotonic() - start < RESTART
+    assert timed(store.open) < RESTART
     try:
         listed = {info.key for info in store.list_shards()}
         assert set(least.shards) & set(most.shards) <= listed <= set(least.shards) | set(most.shards)
@@ -64,6 +73,9 @@ def judge(folder: Path, least: State, most: State) -> None:
             allowed = [state.models.get(model) for state in (least, most)]
             assert blobs in [[digest(words) for words in listed] for listed in allowed if listed is not None]
         assert set(least.models) & set(most.models) <= set(store.models())
+        assert least.pins & most.pins <= store.pins() <= least.pins | most.pins
+        for key in least.renewed & most.renewed & listed:
+            assert store.renewed()[key] == script.LATER
         assert list((folder / "incoming").iterdir()) == []
         assert len(list((folder / "shards").iterdir())) == len(listed)
         assert store.space().used == sum(path.stat().st_size for name in ("shards", "blobs") for path in (folder / name).iterdir())
@@ -77,24 +89,46 @@ def undisturbed(tmp_path: Path, every: int, prepare: Path | None = None, steps: 
     if prepare:
         shutil.copytree(prepare, folder)
     ended = run(folder, steps)
-    assert not ended.killed, ended.errors
+    assert not ended.killed, ended.told
     return ended, places(ended.calls)[::every]
 
 
-@every(4)
-def test_a_kill_at_any_change_loses_nothing_acknowledged(tmp_path: Path, every: int) -> None:
-    ended, where = undisturbed(tmp_path, every)
-    assert ended.acks == list(range(len(STORE)))
+@pytest.mark.parametrize("steps", ["STORE", "COLLECT"])
+@every(6)
+def test_a_kill_at_any_change_loses_nothing_acknowledged(tmp_path: Path, every: int, steps: str) -> None:
+    all_steps = getattr(script, steps)
+    ended, where = undisturbed(tmp_path, every, steps=steps)
+    assert ended.acks == list(range(len(all_steps)))
     for place in where:
         folder = tmp_path / f"{place.call}{place.count}"
-        ended = run(folder, "STORE", at=place, fault="signal=KILL")
+        ended = run(folder, steps, at=place, fault="signal=KILL")
         assert ended.killed
-        judge(folder, *states(ended.acks, STORE))
+        judge(folder, *states(ended.acks, all_steps))
 
 
-@pytest.fixture
-def without_index(tmp_path: Path) -> tuple[Path, State]:
-    """A store whose index was deleted, with leftovers of a kill in it."""
+def _break_index(folder: Path, how: str) -> None:
+    """What makes a start make it anew."""
+    path = folder / "index.sqlite"
+    match how:
+        case "deleted":
+            path.unlink()
+        case "of another version":
+            with sqlite3.connect(path) as database:
+                database.execute(f"pragma user_version = {VERSION + 1}")
+            database.close()
+        case "damaged":
+            path.write_bytes(b"SQLite format 3\0" + bytes(5000))
+        case "lying":  # a shard that isn't there, another of a length that it hasn't, and one left out
+            with sqlite3.connect(path) as database:
+                database.execute("delete from shards where rowid = 1")
+                database.execute(f"insert or replace into shards select zeroblob(32), {COLUMNS} from shards")
+                database.execute("update shards set file_bytes = file_bytes + 1, bytes = 7 where encoding != zeroblob(32)")
+            database.close()
+
+
+@pytest.fixture(params=["deleted", "of another version", "damaged", "lying"])
+def old_index(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, State]:
+    """A store whose index must be made again, with leftovers of a kill in it."""
     folder = tmp_path / "prepared"
     store = DiskStore(folder, QUOTA, reserve=0)
     store.open()
@@ -103,17 +137,17 @@ def without_index(tmp_path: Path) -> tuple[Path, State]:
         script.perform(store, step)
         state = after(state, step)
     store.close()
-    for path in folder.glob("index.sqlite*"):
-        path.unlink()
+    _break_index(folder, request.param)
     (folder / "incoming" / "shard-left").write_bytes(b"half")
     (folder / "shards" / f"{digest(b'damaged').hex()}.0").write_bytes(b"MFSHARD1\0\0")
     return folder, state
 
 
-@every(6)
-def test_a_kill_while_the_index_is_made_again(tmp_path: Path, without_index: tuple[Path, State], every: int) -> None:
-    prepared, state = without_index
+@every(3)
+def test_a_kill_while_the_index_is_made_again(tmp_path: Path, old_index: tuple[Path, State], every: int) -> None:
+    prepared, state = old_index
     _, where = undisturbed(tmp_path, every, prepared, "-")
+    judge(tmp_path / "whole", state, state)
     for place in where:
         folder = tmp_path / f"{place.call}{place.count}"
         shutil.copytree(prepared, folder)
@@ -122,26 +156,32 @@ def test_a_kill_while_the_index_is_made_again(tmp_path: Path, without_index: tup
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@every(12)
-def test_a_disk_that_fails_refuses_puts_and_goes_on_reading(tmp_path: Path, error: str, every: int) -> None:
-    """One call fails; the step under way is refused as full (507), each other one is done, and nothing refused is listed."""
-    _, where = undisturbed(tmp_path, every)
+@pytest.mark.parametrize("steps", ["STORE", "COLLECT"])
+@every(15)
+def test_a_disk_that_fails_refuses_puts_and_goes_on_reading(tmp_path: Path, error: str, every: int, steps: str) -> None:
+    """One call fails; the step under way is refused as full (507), each other one is done, all that is held is read meanwhile, and nothing
+    refused is listed."""
+    assert StorageFull.status == 507
+    all_steps = getattr(script, steps)
+    _, where = undisturbed(tmp_path, every, steps=steps)
     for place in where:
         folder = tmp_path / f"{place.call}{place.count}"
-        ended = run(folder, "STORE", at=place, fault=f"error={error}")
-        assert not ended.killed, (place, ended.errors)
+        ended = run(folder, steps, at=place, fault=f"error={error}")
+        assert not ended.killed, (place, ended.told)
         if "open" not in ended.told:
             assert ended.told[0].startswith("no open ")
             continue
         assert len(ended.refused) <= 1
-        assert {ended.refused[step] for step in ended.refused if STORE[step][0] in ("blob", "put", "model")} <= {"storage_full"}
-        _judge_refused(folder, ended)
+        assert sum(line.startswith("reads ") for line in ended.told) == len(ended.refused)
+        writes = ("blob", "put", "model", "pin", "renew")
+        assert {ended.refused[step] for step in ended.refused if all_steps[step][0] in writes} <= {StorageFull.code}
+        _judge_refused(folder, ended, all_steps)
 
 
-def _judge_refused(folder: Path, ended: Ended) -> None:
+def _judge_refused(folder: Path, ended: Ended, all_steps: list[script.Step]) -> None:
     """A step that was refused may have been done or not, but for a put: what was refused is not there."""
     least = most = State()
-    for number, step in enumerate(STORE):
+    for number, step in enumerate(all_steps):
         refused = number in ended.refused
         least = least if refused else after(least, step)
         most = most if refused and step[0] == "put" else after(most, step)

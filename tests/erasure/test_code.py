@@ -98,3 +98,24 @@ def test_impossible_codes_are_refused(k: int, n: int) -> None:
 def test_recover_refuses_what_is_there() -> None:
     with pytest.raises(BadInput):
         Code(2, 4).recover({0: b"ab", 2: b"cd"}, {0: bytearray(2)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.booleans())
+def test_any_columns_are_made_from_any_k_others(data: st.DataObject, accelerated: bool) -> None:
+    k, n = data.draw(st.sampled_from([(1, 3), (2, 6), (4, 10), (5, 12)]))
+    pieces = [bytes(data.draw(st.binary(min_size=33, max_size=33))) for _ in range(k)]
+    code = Code(k, n, accelerated)
+    whole = [*pieces, *map(bytes, code.encode(pieces))]
+    have = data.draw(st.lists(st.integers(0, n - 1), min_size=k, max_size=k, unique=True))
+    make = data.draw(st.sets(st.sampled_from([j for j in range(n) if j not in have]), min_size=1))
+    into = {j: bytearray(33) for j in make}
+    code.make({j: whole[j] for j in have}, into)
+    assert {j: bytes(column) for j, column in into.items()} == {j: whole[j] for j in make}
+
+
+def test_only_missing_columns_are_made() -> None:
+    with pytest.raises(BadInput, match="aren't made again"):
+        Code(2, 4).make({0: b"ab", 2: b"cd"}, {2: bytearray(2)})
+    with pytest.raises(BadInput):
+        Code(2, 4).make({0: b"ab", 2: b"cd"}, {4: bytearray(2)})

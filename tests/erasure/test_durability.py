@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasure.durability import choose_k_n, enough_durable, survives_losses, unreadable
+from erasure.durability import UNSEEN, choose_k_n, enough_durable, measured, shards_wanted, survives_each, survives_losses, unreadable
 from protocol.errors import BadInput
 
 
@@ -58,6 +58,59 @@ def test_survives_losses_is_the_weakest_groups() -> None:
 
 def test_enough_is_half_the_way() -> None:
     assert [enough_durable(2, 6), enough_durable(2, 3), enough_durable(1, 1), enough_durable(4, 7)] == [4, 3, 1, 6]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 11), st.floats(0.05, 0.999))
+def test_a_small_swarm_is_never_worse_off_than_with_copies_of_the_same_cost(nodes: int, up: float) -> None:
+    choice = choose_k_n(nodes, up)
+    assert choice.n <= nodes
+    assert choice.n <= 3 * choice.k
+    assert choice.unreadable <= unreadable(1, choice.n // choice.k, up) + 1e-12
+
+
+def test_six_nodes_that_are_hardly_up_keep_three_copies() -> None:
+    assert (choose_k_n(6, 0.8).k, choose_k_n(6, 0.8).n) == (2, 6)
+    assert (choose_k_n(6, 0.2).k, choose_k_n(6, 0.2).n) == (1, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.5, 1.0), min_size=4, max_size=9))
+def test_the_binomial_is_an_upper_bound_for_nodes_that_differ(ups: list[float]) -> None:
+    alive = [1.0]
+    for up in ups:
+        alive = [
+            (alive[count] if count < len(alive) else 0.0) * (1 - up) + (alive[count - 1] if count else 0.0) * up
+            for count in range(len(alive) + 1)
+        ]
+    mean = sum(ups) / len(ups)
+    k = max(1, int(mean * len(ups)) - 1)
+    assert sum(alive[:k]) <= unreadable(k, len(ups), mean) + 1e-12
+
+
+def test_a_node_counts_as_measured_after_seven_days() -> None:
+    day = 86_400.0
+    assert measured(6 * day, 6.9 * day) == UNSEEN
+    assert measured(3.5 * day, 7 * day) == 0.5
+    with pytest.raises(BadInput):
+        measured(2.0, 1.0)
+
+
+def test_an_encoding_grows_where_nodes_are_up_less_than_was_thought() -> None:
+    k, n = 20, 33  # chosen for nodes up 95 % of the time
+    assert shards_wanted(k, n, 66, 200, 0.95) == n
+    grown = shards_wanted(k, n, 66, 200, 0.8)
+    assert n < grown <= 50
+    assert unreadable(k, grown, 0.8) <= 1e-9
+    assert shards_wanted(k, n, 36, 200, 0.8) == 36
+    assert shards_wanted(k, n, 66, 35, 0.8) == 35
+    assert shards_wanted(2, 3, 6, 6, 0.8) == 6
+    with pytest.raises(BadInput):
+        shards_wanted(4, 3, 6, 6)
+
+
+def test_each_group_says_how_many_more_it_survives() -> None:
+    assert survives_each([{0, 1, 2, 3}, [1, 1]], [2, 2]) == [2, -1]
 
 
 def test_nonsense_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
+import lz4.block
 import numpy as np
 import pytest
 import zstandard
@@ -110,7 +112,8 @@ def test_bf16_weights_pay_and_noise_doesnt() -> None:
     assert compression.choose(sample, 2) == "planes2-zstd"
     assert len(compression.compress("planes2-zstd", sample)) < 0.75 * len(sample)
     assert compression.choose(random.Random(1).randbytes(1 << 16), 2) == "raw"
-    assert compression.choose(b"abc " * 5000, 1) == "zstd"
+    assert compression.choose(b"abc " * 5000, 1) == "lz4"  # as small, and quicker
+    assert compression.choose(" ".join(map(str, range(20_000))).encode(), 1) == "zstd"
     assert compression.choose(b"", 2) == "raw"
 
 
@@ -128,6 +131,52 @@ def test_bf16_weights_pay_and_noise_doesnt() -> None:
 def test_bombs_are_refused(stored: bytes) -> None:
     with pytest.raises(BadInput, match="zstd"):
         compression.decompress_into("zstd", stored, memoryview(bytearray(1000)))
+
+
+def test_wider_and_narrower_numbers_pay_too() -> None:
+    """Byte planes save on fp32 and fp16 what zstd alone doesn't find."""
+    values = np.random.default_rng(1).normal(0, 0.02, 1 << 18)
+    for dtype, element in (("<f4", 4), ("<f2", 2)):
+        sample = values.astype(dtype).tobytes()
+        name = f"planes{element}-zstd"
+        assert compression.choose(sample, element) == name
+        assert len(compression.compress(name, sample)) < 0.87 * len(sample)
+        assert len(compression.compress(name, sample)) < 0.95 * len(compression.compress("zstd", sample))
+
+
+def test_fast_takes_lz4_or_nothing() -> None:
+    assert compression.choose(weights(1 << 17), 2, fast=True) == "planes2-lz4"
+    halves = np.random.default_rng(1).normal(0, 0.02, 1 << 16).astype("<f2").tobytes()
+    assert compression.choose(halves, 2, fast=True) == "raw"
+    assert compression.choose(b"abc " * 5000, 1, fast=True) == "lz4"
+    assert compression.choose(b"", 2, fast=True) == "raw"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lz4.block.compress(bytes(1 << 24), store_size=False),  # gives more than expected
+        lz4.block.compress(bytes(999), store_size=False),
+        lz4.block.compress(bytes(1000), store_size=False) + b"x",
+        lz4.block.compress(bytes(1000)),  # with a length before it
+        lz4.block.compress(random.Random(1).randbytes(1000), store_size=False)[:-1],
+        b"\xff" * 64,
+        b"",
+    ],
+)
+def test_lz4_that_isnt_exactly_what_was_declared_is_refused(stored: bytes) -> None:
+    for name in ("lz4", "planes2-lz4", "planes4-lz4"):
+        with pytest.raises(BadInput, match="lz4"):
+            compression.decompress_into(name, stored, memoryview(bytearray(1000)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 300), st.sampled_from([name for name in COMPRESSIONS if name != "raw"]))
+def test_any_bytes_decompress_or_are_refused(stored: bytes, length: int, name: str) -> None:
+    room = memoryview(bytearray(length + 8))
+    with contextlib.suppress(BadInput):
+        compression.decompress_into(name, stored, room[:length])
+    assert bytes(room[length:]) == bytes(8)
 
 
 def test_a_wide_window_is_refused() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
+from erasure import compression
 from erasure.cipher import PUBLIC_SECRET, derive
 from erasure.code import Code
 from erasure.segment import encode_segment
-from protocol.encoding import leaf_digests, shard_root
+from protocol.encoding import COMPRESSIONS, leaf_digests, shard_root
 from protocol.windows import window_body
 
 
@@ -29,3 +35,15 @@ def test_what_a_window_signs() -> None:
     assert body[:32] == bytes(range(32))
     assert body[32:40].hex() == "0102000000030010"
     assert body[40:].hex() == "7642afe1579e07532af8732e0c964440f728f74803528d7c40ef7c6cadbc1406"
+
+
+COMPRESSED = json.loads((Path(__file__).parents[1] / "vectors" / "compressions.json").read_text())
+"""Compressed bytes may differ from one version of a library to the next; what they decompress to may not."""
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_each_compression_is_read_back(name: str) -> None:
+    plain = bytes.fromhex(COMPRESSED["plain"])
+    room = memoryview(bytearray(len(plain)))
+    compression.decompress_into(name, bytes.fromhex(COMPRESSED[name]), room)
+    assert bytes(room) == plain

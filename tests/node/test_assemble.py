@@ -41,7 +41,7 @@ Stored = tuple[VerbSwarm, VerbNode, ModelId]
 
 
 def descriptors() -> int:
-    return sum(1 for name in os.listdir("/proc/self/fd") if "memfd" in _target(name) or "assemble-" in _target(name))
+    return sum(1 for name in os.listdir("/proc/self/fd") if "memfd:group" in _target(name) or "assemble-" in _target(name))
 
 
 def _target(name: str) -> str:

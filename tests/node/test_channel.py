@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,13 +124,40 @@ async def test_a_write_that_waits_for_room_ends_with_the_channel() -> None:
     near = Channel(ours, {}, "silent end")
     near.start()
     calls = [asyncio.create_task(near.call("echo", bytes(5_000_000), bytes)) for _ in range(3)]
-    await until(lambda: bool(near._writes), 5, "a write waits")
+    await until(lambda: bool(near._outbox), 5, "a write waits")
     await asyncio.sleep(0)
     theirs.close()
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(answer, ChannelClosed) for answer in answers), answers
     await near.close()
+
+
+async def test_descriptors_that_wait_for_room_outlive_their_sender(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    near = Channel(ours, {}, "slow end")
+    near.start()
+    filling = asyncio.create_task(near.notify("fill", bytes(3_000_000)))
+    (tmp_path / "file").write_bytes(b"what was meant")
+    with (tmp_path / "file").open("rb") as file:
+        waiting = asyncio.create_task(near.notify("file", None, fds=[file.fileno()]))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def take(params: object, fds: list[int]) -> None:
+        got.set_result(os.read(fds[0], 100))
+        os.close(fds[0])
+
+    async def drop(params: object, fds: list[int]) -> None:
+        """It only filled the line."""
+
+    far = Channel(theirs, {"fill": drop, "file": take}, "sender")
+    far.start()
+    async with asyncio.timeout(5):
+        await filling
+        assert await got == b"what was meant"
+    await asyncio.gather(near.close(), far.close(), return_exceptions=True)
 
 
 async def test_a_closed_channel_leaves_no_watch_on_its_descriptor(ends: Ends) -> None:

@@ -37,7 +37,9 @@ class Text:
     async def encode_text(self, model: str, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    async def encode_chat(self, model: str, messages: list[dict[str, str]], *, continue_final: bool = False) -> list[int]:
+    async def encode_chat(
+        self, model: str, messages: list[dict[str, Any]], *, continue_final: bool = False, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         return [int(word) for message in messages for word in message["content"].split()]
 
     async def open_text(self, model: str, stream: str) -> None:

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+from node.grant_desk import GrantDesk
 from node.model_folder import build_manifest, scan
 from node.network.interface import Stream
 from node.renew_leases import LeaseRenewer
 from node.source import GroupSource
 from node.store.interface import ShardInfo, ShardKey
 from node.transfer.jobs import EncodeGroup
+from protocol import limits
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, Forbidden, MfError, NotFound, PeerFault, StorageFull
 from protocol.framing import pack
 from protocol.grants import open_grant
-from protocol.ids import EncodingId, ModelId
+from protocol.ids import EncodingId, ModelId, PeerId, digest
 from protocol.manifest import model_id
 from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, reply_frame
 from tests.node.verb_fakes import QUOTA, VerbNode, VerbSwarm, small_model, verb_swarm
@@ -135,7 +137,7 @@ async def test_one_shard_of_a_group_lies_on_one_node(pair: tuple[VerbNode, VerbN
         ({"shards": [-1]}, "below 256"),
         ({"shards": [256]}, "below 256"),
         ({"encoding": b"short"}, "32 bytes"),
-        ({"verb": "take"}, "get, put, drop and renew"),
+        ({"verb": "take"}, "get, put, drop, renew and share"),
     ],
 )
 async def test_a_request_that_makes_no_sense_is_refused(
@@ -260,3 +262,20 @@ async def test_a_refusal_keeps_its_class(pair: tuple[VerbNode, VerbNode, VerbSwa
     other.desk.decide = decide  # type: ignore[method-assign]
     with pytest.raises(MfError, match="no"):
         await mine.book.to_get(other.peer, EncodingId(bytes(32)), [0])
+
+
+@pytest.mark.parametrize(
+    ("encodings", "shards", "refused"),
+    [
+        (limits.MAX_GRANTS_ASKED, 1, "verb"),
+        (limits.MAX_GRANTS_ASKED + 1, 1, "more encodings"),
+        (limits.MAX_SHARDS_ASKED // limits.MAX_SHARDS - 1, limits.MAX_SHARDS, "verb"),
+        (limits.MAX_SHARDS_ASKED // limits.MAX_SHARDS, limits.MAX_SHARDS, "shards may be asked"),
+    ],
+)
+async def test_how_much_may_be_asked_at_once(encodings: int, shards: int, refused: str) -> None:
+    """Refused before anything is looked up: no store, no swarm is needed to say so."""
+    desk = object.__new__(GrantDesk)
+    also = [GrantAsk(digest(b"%d" % number), list(range(shards))) for number in range(encodings)]
+    with pytest.raises(BadInput, match=refused):
+        await desk.decide(GrantRequest(verb="none such", encoding=bytes(32), shards=list(range(shards)), also=also), PeerId("p"))

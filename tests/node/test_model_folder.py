@@ -61,7 +61,7 @@ def test_a_large_tensor_is_cut_and_its_cuts_hashed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(limits, "MAX_GROUP", cut_at)
     monkeypatch.setattr(model_folder, "row_cuts", lambda shape, length: grouping.row_cuts(shape, length, cut_at))
     for module in (model_folder, manifest_check):
-        monkeypatch.setattr(module, "group_model", lambda lengths, tensors: grouping.group_model(lengths, tensors, cut_at))
+        monkeypatch.setattr(module, "group_model", lambda lengths, tensors, rule: grouping.group_model(lengths, tensors, cut_at, rule))
     path = tmp_path / "m"
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "llama"}' + " " * 2 * cut_at)
@@ -163,6 +163,63 @@ def test_index_that_lies(tmp_path: Path) -> None:
         refused(path, match)
     index.write_text("[")
     refused(path, "not valid JSON")
+
+
+def test_an_index_whose_tensors_lie_elsewhere(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "m", files=2)
+    index = path / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    name, *_ = listed
+    for changed in (
+        listed | {"more.weight": listed[name]},
+        listed | {name: next(file for file in listed.values() if file != listed[name])},
+    ):
+        index.write_text(json.dumps({"weight_map": changed}))
+        refused(path, r"index\.json: lists tensor .* which doesn't hold it")
+
+
+def snapshot_of(folder: Path, hub: Path) -> Path:
+    """As the Hugging Face library keeps it: every file a link into blobs/, named by a hash."""
+    repository = hub / "models--a--b"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in folder.iterdir():
+        blob = digest(file.read_bytes()).hex()
+        shutil.copy(file, repository / "blobs" / blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob)
+    return snapshot
+
+
+def test_a_sharded_snapshot_is_complete(tmp_path: Path) -> None:
+    """Index, shards and all by links: the same model as the folder it was made of, and each tensor in its place."""
+    folder = tiny_llama(tmp_path / "m", files=3)
+    snapshot = snapshot_of(folder, tmp_path / "hub")
+    manifest, data = build_manifest(scan(snapshot), ignore)
+    assert data == build_manifest(scan(folder), ignore)[1]
+    listed = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert {tensor.name: manifest.files[tensor.file].name for tensor in manifest.tensors} == listed
+    assert [group.name for group in manifest.groups] == ["embed", *(f"layer.{n}" for n in range(4)), "head", "files/0"]
+
+
+def test_what_is_wrong_with_a_snapshot(tmp_path: Path) -> None:
+    snapshot = snapshot_of(tiny_llama(tmp_path / "m", files=2), tmp_path / "hub")
+    part = snapshot / "model-00002-of-00002.safetensors"
+    target = os.readlink(part)
+    part.unlink()
+    refused(snapshot, "index.json: lists 'model-00002-of-00002.safetensors', which is not there")
+    part.symlink_to(Path("../../blobs") / "gone")
+    refused(snapshot, "model-00002-of-00002.safetensors: a link that leads nowhere")
+    part.unlink()
+    part.symlink_to(target)
+    (snapshot / "more").symlink_to(Path("../../blobs"))
+    refused(snapshot, "more: not a regular file")
+    (snapshot / "more").unlink()
+    other = tmp_path / "hub" / "models--c--d" / "blobs"
+    other.mkdir(parents=True)
+    (other / "x").write_text("of another model")
+    (snapshot / "notes.txt").symlink_to(other / "x")
+    refused(snapshot, "notes.txt: a link out of")
 
 
 def test_a_tensor_in_two_files(folder: Path) -> None:

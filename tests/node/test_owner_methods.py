@@ -156,6 +156,9 @@ class Shelf:
             raise self.fault
         return [info for info in self.shards if model in (None, info.model)]
 
+    async def models(self) -> dict[ModelId, list[bytes]]:
+        return {}
+
     def add(self, group: int, shard: int) -> None:
         key = ShardKey(EncodingId(bytes([group]) * 32), shard)
         self.shards.append(ShardInfo(key, MODEL, group, 1, 0.0, "owner"))

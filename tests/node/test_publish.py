@@ -204,7 +204,7 @@ async def test_taking_back_after_a_failure_spares_what_others_put(six: VerbSwarm
     for node in six.nodes[2:5]:
         node.transfer.refuse = full()
     with pytest.raises(StorageFull):
-        await six.nodes[0].publish(model, k=2, n=6)
+        await six.nodes[0].publish(model, k=3, n=6)  # another code, so that what lies there can't be taken up
     assert {(info.key, info.owner) for node in six.nodes for info in node.transfer.store.list_shards()} == before
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from erasure.audit import FIRST_WITHIN, Verdict
 from erasure.durability import apart
 from node.node_gateway import NodeGateway
 from node.probe import Outcome, Probe
@@ -31,6 +32,16 @@ async def stored(tmp_path: Path) -> AsyncIterator[tuple[VerbSwarm, VerbNode, Mod
 Stored = tuple[VerbSwarm, VerbNode, ModelId]
 
 
+async def audited(node: VerbNode) -> None:
+    """As if the time had come at which everything announced by now is audited."""
+    now = time.monotonic()
+    node.auditor._refreshed.clear()
+    for at in (now, now + FIRST_WITHIN):
+        node.auditor._clock = lambda at=at: at  # type: ignore[misc]
+        await node.auditor.round()
+    node.swarm.clock = lambda: now + FIRST_WITHIN
+
+
 async def test_status_is_as_documented(stored: Stored) -> None:
     swarm, node, _model = stored
     swarm.leave(swarm.nodes[5])
@@ -42,6 +53,22 @@ async def test_status_is_as_documented(stored: Stored) -> None:
     (holding,) = status["holdings"]
     assert holding["groups"] == holding["shards"]
     assert (await node.reporter.holdings())[0]["owners"] == [node.peer]
+
+
+async def test_status_names_what_does_not_count(stored: Stored) -> None:
+    swarm, node, _model = stored
+    bad = swarm.nodes[2]
+    for info in bad.transfer.store.list_shards():
+        bad.transfer.store.drop_shard(info.key, "lost without a word")
+    assert (await node.reporter.status())["uncounted"] == []
+    book, now = node.swarm.audits, time.monotonic()
+    for held in book.due([], now, node.swarm.rng) or list(book._standings):
+        if held.peer == bad.peer:
+            book.note(held, Verdict.MISSING, now, node.swarm.rng)
+    status = await node.reporter.status()
+    check_document("status", status)
+    assert {(line["peer_id"], line["verdict"]) for line in status["uncounted"]} == {(bad.peer, "missing")}
+    assert status["models"][0]["survives_losses"] == 3
 
 
 async def test_each_loss_is_one_less_to_survive_down_to_unreadable(stored: Stored) -> None:
@@ -67,10 +94,13 @@ async def test_a_second_encoding_adds_what_it_bears_not_a_sum(stored: Stored, tm
     swarm, node, model = stored
     await swarm.nodes[1].publish(tmp_path / "m", name="again", k=1, n=3)
     await swarm.tell()
+    await audited(node)
     storage = await node.reporter.storage(model)
     assert (storage["survives_losses"], storage["k"], storage["n"]) == (4, 2, 6)
     await swarm.nodes[1].publish(tmp_path / "m", name="again", k=1, n=6)
     await swarm.tell()
+    assert (await node.reporter.storage(model))["survives_losses"] == 4, "nothing counts before it was audited"
+    await audited(node)
     assert (await node.reporter.storage(model))["survives_losses"] == 5
 
 
@@ -109,6 +139,10 @@ async def test_who_holds_what(stored: Stored) -> None:
     assert told["layers"] == 3
     for group in told["groups"]:
         assert sorted(peer for peers in group["shards"].values() for peer in peers) == sorted(other.peer for other in swarm.nodes)
+        assert group["survives_losses"] == len(swarm.nodes) - group["k"]
+    swarm.leave(swarm.nodes[1])
+    left = await node.reporter.holders(model)
+    assert {group["survives_losses"] for group in left["groups"]} == {len(swarm.nodes) - 1 - group["k"] for group in told["groups"]}
 
 
 async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> None:
@@ -120,7 +154,7 @@ async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> Non
     room: Any = type("Room", (), {"loaded": lambda self: [], "memory": 7})()
     transfer: Any = node.transfer
     probe = Probe(node.swarm, transfer, worker, room, lambda: "https://127.0.0.1:1", bytes(32))
-    gateway = NodeGateway(node.reporter, nothing, probe)
+    gateway = NodeGateway(node.reporter, nothing, nothing, probe)
     health = await gateway.health()
     assert (health["status"], health["last_probe"], health["model_registry"]) == ("degraded", None, {"models": 1})
     assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "sessions": 0, "memory": 7}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from node.model_folder import build_manifest, scan
-from node.restore import WORK, FileWriter
+from node.restore import MARKS, WORK, FileWriter
+from node.transfer.marks import Mark
 from node.transfer.sink import Sink
 from protocol.errors import BadInput, Conflict, StorageFull
 from protocol.layout import all_group_spans
@@ -188,3 +189,89 @@ def test_groups_written_straight_to_their_places_are_checked_by_whole_files(made
     writer.write_group(group, group_bytes(folder, manifest, group))
     writer.finish()
     assert_equal(folder, manifest, tmp_path / "out")
+
+
+MODEL = b"m" * 32
+
+
+def taken_up(manifest: Manifest, target: Path, model: bytes = MODEL) -> FileWriter:
+    writer = FileWriter(manifest, target, model)
+    writer.open()
+    return writer
+
+
+def test_what_a_killed_fetch_wrote_is_taken_up(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    folder, manifest = made
+    target = tmp_path / "out"
+    first = taken_up(manifest, target)
+    spans, fds = first.targets(0)
+    fd, place = first.mark(0)
+    Sink(spans, fds, Mark(fd, place)).write(memoryview(group_bytes(folder, manifest, 0))[:1000], 0)
+    first.write_group(1, group_bytes(folder, manifest, 1))
+    first.leave()
+    second = taken_up(manifest, target)
+    assert [second.in_place(group) for group in range(3)] == [1000, manifest.groups[1].length, 0]
+    for group in second.wanted():
+        plain = group_bytes(folder, manifest, group)
+        spans, fds = second.targets(group)
+        Sink(spans, fds).write(memoryview(plain)[second.in_place(group) :], second.in_place(group))
+    second.finish()
+    assert_equal(folder, manifest, target)
+
+
+def test_a_mark_that_promises_too_much_costs_its_group_alone(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    """As after a loss of power: the mark is on the disk, the bytes aren't."""
+    folder, manifest = made
+    first = taken_up(manifest, tmp_path / "out")
+    lost = next(number for number, group in enumerate(manifest.groups) if group.name == "layer.2")
+    for group in first.wanted():
+        if group == lost:
+            first.complete(group)
+        else:
+            first.write_group(group, group_bytes(folder, manifest, group))
+    first.leave()
+    second = taken_up(manifest, tmp_path / "out")
+    assert all(second.in_place(group) == manifest.groups[group].length for group in second.wanted())
+    wrong = second.wrong_groups(second.wrong_files())
+    assert [manifest.groups[group].name for group in wrong] == ["layer.2", "files/0"]
+    for group in wrong:
+        second.write_group(group, group_bytes(folder, manifest, group))
+    second.finish()
+    assert_equal(folder, manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["another model", "a file gone", "a file cut", "marks gone"])
+def test_what_doesnt_fit_is_begun_anew(made: tuple[Path, Manifest], tmp_path: Path, change: str) -> None:
+    folder, manifest = made
+    target = tmp_path / "out"
+    first = taken_up(manifest, target)
+    for group in first.wanted():
+        first.write_group(group, group_bytes(folder, manifest, group))
+    first.leave()
+    weights = next(number for number, entry in enumerate(manifest.files) if entry.name.endswith("1.safetensors") or entry.length > 10**5)
+    path = target / WORK / str(weights)
+    match change:
+        case "a file gone":
+            path.unlink()
+        case "a file cut":
+            os.truncate(path, 7)
+        case "marks gone":
+            (target / WORK / MARKS).unlink()
+    second = taken_up(manifest, target, b"o" * 32 if change == "another model" else MODEL)
+    assert not any(second.in_place(group) for group in second.groups_of({weights}))
+    second.abort()
+    assert not target.exists() or list(target.iterdir()) == []
+
+
+def test_a_link_planted_among_what_was_left_is_refused(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    first = taken_up(made[1], tmp_path / "out")
+    first.leave()
+    mine = tmp_path / "mine"
+    mine.write_bytes(bytes(made[1].files[0].length))
+    planted = tmp_path / "out" / WORK / "0"
+    for plant in (planted.hardlink_to, planted.symlink_to):
+        planted.unlink()
+        plant(mine)
+        with pytest.raises((Conflict, BadInput)):
+            taken_up(made[1], tmp_path / "out")
+    assert mine.read_bytes() == bytes(made[1].files[0].length)

@@ -122,3 +122,14 @@ def test_a_node_too_small_for_any_stage_doesnt_spoil_the_route() -> None:
     plan = plan_route(Shape(6, tight), [Offer("me", 20, here=True), Offer("a", 90), Offer("b", 90)])
     assert [stage.peer for stage in plan.stages] == ["a", "b"]
     assert plan.stages[-1].end == 6
+
+
+def test_a_model_that_cant_be_cut_runs_whole_or_not_at_all(located: Located) -> None:
+    located.manifest.summary.model_type = "zaya"
+    cost = StageCost(located.manifest, "bf16").total(0, 6, 64)
+    roomy, _swarm = setting("local", cost)
+    assert roomy.plan(located, 64, "bf16").kind == "here"
+    narrow, swarm = setting("trusted", cost - 1)
+    swarm.board.records[FRIEND] = node_record(memory=cost - 1)
+    with pytest.raises(Unavailable, match=r"zaya models can't be cut \(a layer hands the next what it added\)"):
+        narrow.plan(located, 64, "bf16")

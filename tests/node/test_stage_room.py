@@ -248,3 +248,26 @@ async def test_places_name_each_tensor_where_it_lies(setting: Setting) -> None:
     for place in places:
         tensor = next(tensor for tensor in manifest.tensors if tensor.name == place.name)
         assert (tensor.cuts[0].group, tensor.cuts[0].at) == ([3, 1][place.group], place.at)
+
+
+async def test_an_encoder_is_the_whole_model_under_a_name_of_its_own(setting: Setting) -> None:
+    layers = len(setting.cost._layers)
+    async with setting.session(0, layers), setting.room.encoder(setting.located, "embed", "bf16") as stage:
+        assert [load.task for load in setting.worker.loads] == ["generate", "embed"]
+        assert (setting.worker.loads[1].first, setting.worker.loads[1].end) == (0, layers)
+        assert stage.key.endswith("bf16embed")
+        async with setting.room.encoder(setting.located, "embed", "bf16") as again:
+            assert again is stage
+    assert len(setting.worker.loads) == 2
+    assert stage.users == 0
+
+
+async def test_an_encoder_in_use_isnt_let_go(setting: Setting) -> None:
+    layers = len(setting.cost._layers)
+    setting.with_memory(setting.weights(0, layers))
+    async with setting.room.encoder(setting.located, "embed", "bf16"):
+        with pytest.raises(Unavailable, match="this stage takes"):
+            async with setting.session(0, 1):
+                pass
+    async with setting.session(0, 1):
+        assert setting.worker.unloads == [setting.worker.loads[0].stage]

@@ -31,7 +31,8 @@ async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
 
 
 def text_message() -> api.LoadText:
-    return api.LoadText(model="m", files=model_files(demo_model()) | {"config.json": config_bytes(tiny_config())})
+    config = tiny_config(max_position_embeddings=1 << 20)
+    return api.LoadText(model="m", files=model_files(demo_model()) | {"config.json": config_bytes(config)})
 
 
 async def test_an_asker_that_leaves_doesnt_end_the_start(worker: Worker) -> None:

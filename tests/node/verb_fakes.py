@@ -13,19 +13,24 @@ from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.audit import AuditBook, HeldShard
 from erasure.cipher import PUBLIC_SECRET
 from erasure.code import Code
 from erasure.placement import Candidate
 from erasure.segment import decode_segment, encode_segment, segment_spans
 from node.assemble import Assembler
+from node.audit import Auditor
+from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
+from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
 from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
@@ -36,20 +41,23 @@ from node.place import Placer
 from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
+from node.reuse import Reuser
 from node.store.interface import ShardInfo, ShardKey, Space
+from node.store.keeping import by_model
 from node.store.leases import DAY
 from node.store.memory import MemoryStore
 from node.swarm.interface import CardView, HoldingView, PeerView
+from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
-from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard
+from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards
 from node.transfer.sink import Sink
 from protocol import limits
 from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
-from protocol.messages import BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
+from protocol.records import Card, Held, NodeRecord, Repairing
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -76,6 +84,7 @@ class FakeTransfer:
         self.staged: dict[bytes, list[bytes]] = {}
         self.pushed: list[tuple[bytes, int, str]] = []
         self.encoded: list[int] = []
+        self.rebuilt: list[tuple[bytes, list[int]]] = []
         self.fetches = 0
         self.refuse: MfError | None = None
         self.lie = False
@@ -94,6 +103,11 @@ class FakeTransfer:
 
     async def add_model(self, model: ModelId, blobs: Sequence[bytes]) -> None:
         self.store.add_model(model, blobs)
+
+    async def share(self, model: ModelId, encodings: Sequence[EncodingId]) -> None:
+        self.store.share(model, encodings)
+        if self.callbacks is not None:
+            await self.callbacks.shards_gone(model)
 
     async def models(self) -> dict[ModelId, list[bytes]]:
         return self.store.models()
@@ -143,14 +157,23 @@ class FakeTransfer:
     async def space(self) -> Space:
         return self.store.space()
 
+    async def audit_walk(self, nonce: bytes, keys: Sequence[ShardKey], steps: int) -> Walked:
+        walked = walk(self.store, nonce, keys, steps)
+        for model in walked.lost:
+            await self.callbacks.shards_gone(ModelId(model))
+        return walked
+
+    async def audit_show(self, places: Sequence[tuple[ShardKey, int]]) -> Shown:
+        return show(self.store, places)
+
     async def expect_put(self, key: ShardKey, model: ModelId, group: int, owner: str) -> None:
         self._expected[key] = (model, group, owner)
 
     async def encode_group(self, job: EncodeGroup, fds: Sequence[int]) -> Encoded:
         self.encoded.append(job.group)
         reader = SpanReader(job.spans, fds, job.length)
-        compressed, code = choose_compression(job, reader), Code(job.k, job.n)
-        shards, segments = [bytearray() for _ in range(job.n)], []
+        compressed, code = choose_compression(job, reader), Code(job.k, max(job.n, job.n_max))
+        shards, segments = [bytearray() for _ in range(code.n)], []
         for index, (offset, length) in enumerate(segment_spans(job.k, job.length)):
             plain = reader.read(offset, length)
             if self.lie:
@@ -163,9 +186,10 @@ class FakeTransfer:
         record = Encoding(
             group=job.group_id, scheme=SCHEME, compression=compressed, k=job.k, n=job.n, length=job.length, segments=segments, roots=roots
         )
-        envelope = seal_encoding(self._key, record)
+        same = job.like is not None and parse_encoding(job.like)[1] == record
+        envelope = job.like if same and job.like is not None else seal_encoding(self._key, record)
         name = encoding_id(envelope)
-        self.staged[name] = [bytes(shard) for shard in shards]
+        self.staged[name] = [bytes(shard) for shard in shards[: job.n]]
         length = record.shard_length()
         return Encoded(envelope=envelope, encoding=name, shard_bytes=length, stored_bytes=length * job.n)
 
@@ -221,6 +245,24 @@ class FakeTransfer:
         self._decode(record, got, Sink(job.spans, fds) if job.spans is not None else Sink.whole(fds[0], job.offset))
         return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=asked, speeds=dict.fromkeys(asked, 1e6))
 
+    async def rebuild_shards(self, job: RebuildShards) -> Fetched:
+        record, encoding = parse_encoding(job.envelope)[1], encoding_id(job.envelope)
+        got: dict[int, bytes] = {}
+        for source in job.sources:
+            if len(got) < record.k and source.shard not in (*got, *job.make):
+                data = await self._read(source.peer, encoding, source.shard, record)
+                if data is not None:
+                    got[source.shard] = data
+        if len(got) < record.k:
+            raise Unavailable(f"{len(got)} of {record.k} shards could be read")
+        made = {shard: bytearray(record.shard_length()) for shard in job.make}
+        Code(record.k, len(record.roots)).make(got, made)
+        staged = self.staged.setdefault(encoding, [b""] * len(record.roots))
+        for shard, column in made.items():
+            staged[shard] = bytes(column)
+        self.rebuilt.append((encoding, sorted(made)))
+        return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=[], speeds={})
+
     async def _read(self, peer: str, encoding: EncodingId, shard: int, record: Encoding) -> bytes | None:
         try:
             access = await self.callbacks.need_grant(peer, encoding, [shard])
@@ -272,6 +314,8 @@ class FakeSwarm:
         self.blames: list[dict[str, Any]] = []
         self.suspects: list[PeerId] = []
         self.looked_up: list[ModelId] = []
+        self.audits = AuditBook()
+        self.clock, self.rng = time.monotonic, Random(1)
 
     def _usable(self, peer: PeerId) -> bool:
         return peer not in self.board.away and peer not in self.bans
@@ -307,6 +351,16 @@ class FakeSwarm:
                         found.setdefault(shard, set()).add(peer)
         return {shard: sorted(peers) for shard, peers in found.items()}
 
+    def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
+        now, found = self.clock(), {}
+        for shard, peers in self.holders(encoding).items():
+            if good := [peer for peer in peers if peer == self.me or self.audits.counts(HeldShard(peer, encoding, shard), now)]:
+                found[shard] = good
+        return found
+
+    def vouch(self, held: HeldShard) -> None:
+        self.audits.vouch(held, self.clock(), self.rng)
+
     def cards(self) -> list[CardView]:
         return list(self.board.cards)
 
@@ -324,10 +378,10 @@ class FakeSwarm:
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int]) -> None:
+    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
         self.board.told.append((self.me, model))
         if held or full:
-            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full)
+            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs)
         else:
             self.board.holdings.pop((self.me, model), None)
 
@@ -390,16 +444,19 @@ class VerbNode:
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
         self.view = PlacementView(me, self.swarm)
-        self.placer = Placer(self.view, self.swarm, known, self.book)
-        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, executor, "alice")
+        self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
+        self.placer = Placer(self.view, self.swarm, known, self.book, self.reuser)
+        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, GgufConverter(scratch), executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
         self.network.serve(BLOB_PROTOCOL, BlobServer(known).handle)
         self.network.serve(GRANT_PROTOCOL, self.desk.handle)
+        self.auditor = Auditor(self.network, self.swarm, known, self.locator)
+        self.network.serve(AUDIT_PROTOCOL, AuditDesk(self.key, known, time.monotonic).handle)
 
     async def tell(self) -> None:
         """Announces what lies here now, without waiting for the keeper."""
-        models = {info.model for info in self.transfer.store.list_shards()}
+        models = set(by_model(self.transfer.store.list_shards(), self.transfer.store.models()))
         announced = {model for peer, model in self.swarm.board.holdings if peer == self.peer}
         await self.keeper.tell(models | announced)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import encoding, grants, limits, manifest, messages, records, signing, ticket, windows
+from protocol import audits, dtypes, encoding, grants, limits, manifest, messages, records, signing, ticket, windows
 from tests.protocol.vector_cases import VECTORS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -22,7 +22,19 @@ def test_limits_table_is_the_code() -> None:
     assert stated == {name: value for name, value in vars(limits).items() if name.isupper() and name not in units}
 
 
-@pytest.mark.parametrize("kind", [records.NodeRecord, records.Holding, records.Card, grants.Grant, ticket.Ticket, encoding.Encoding])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        records.NodeRecord,
+        records.Holding,
+        records.Card,
+        grants.Grant,
+        ticket.Ticket,
+        encoding.Encoding,
+        audits.AuditTags,
+        audits.AuditLeaves,
+    ],
+)
 def test_signed_records_list_every_field(kind: type[msgspec.Struct]) -> None:
     section = TEXT.split(f"### {kind.__name__}\n")[1].split("\n#")[0]
     first = {field for row in re.findall(r"^\| (`.*?) \|", section, re.M) for field in re.findall(r"`(\w+)`", row)}
@@ -32,7 +44,7 @@ def test_signed_records_list_every_field(kind: type[msgspec.Struct]) -> None:
 TABLED: list[Any] = [
     manifest.Manifest, manifest.FileEntry, manifest.TensorEntry, manifest.Cut, manifest.GroupEntry, manifest.Span, manifest.Summary,
     messages.GrantRequest, messages.GrantAsk, messages.GrantReply, messages.BlobRequest, messages.BlobHead, messages.OpenSession,
-    messages.StageSpec,
+    messages.StageSpec, messages.AuditRequest, messages.AuditTarget, messages.AuditReply,
     messages.Sampling, messages.SessionEvent, messages.StepHead,
 ]  # fmt: skip
 
@@ -53,6 +65,8 @@ def test_domains_protocols_and_envelope_stand_there() -> None:
         ticket.DOMAIN,
         encoding.DOMAIN,
         windows.DOMAIN,
+        audits.TAGS_DOMAIN,
+        audits.LEAVES_DOMAIN,
     ]
     protocols = [value for name, value in vars(messages).items() if name.endswith("_PROTOCOL")]
     for word in (*domains, *protocols, *signing.Envelope.__struct_fields__, encoding.SCHEME, manifest.RULE, *encoding.COMPRESSIONS):
@@ -65,3 +79,8 @@ def test_vectors_named_are_the_pinned_ones() -> None:
     for file, name, value in rows:
         assert json.loads((VECTORS / file).read_text())[name] == value
     assert json.loads((VECTORS / "records.json").read_text())["peer"] in TEXT
+
+
+def test_blocks_table_is_the_code() -> None:
+    stated = {name: (int(elements), int(size)) for name, elements, size in re.findall(r"\| `([A-Z0-9_]+)` \| (\d+), (\d+) (?=\|)", TEXT)}
+    assert stated == dtypes.BLOCKS

@@ -15,7 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
-from protocol import encoding, grants, messages, records, ticket
+from protocol import audits, encoding, grants, messages, records, ticket
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
@@ -39,6 +39,9 @@ NODE = records.NodeRecord(
 )  # fmt: skip
 PLACED = msgspec.structs.replace(NODE, region="eu-west", storage=40_000_000_000, coordinate=[-12_000, 34_500, 1_200, 87_000])
 HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
+REPAIRING = records.Holding(
+    sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
+)
 CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
@@ -61,8 +64,11 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
+    "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
+    "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
 }  # fmt: skip
+AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
 
@@ -78,6 +84,7 @@ def records_vectors() -> dict[str, Any]:
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
         "NodeRecord with a place": records.seal_record(KEY, PLACED).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
+        "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),
@@ -115,6 +122,13 @@ model.embedding_norm.weight
 NAMES = _REAL_NAMES.split()
 
 
+_GGUF_NAMES = """
+token_embd.weight output.weight output_norm.weight rope_freqs.weight blk.0.attn_q.weight blk.11.ffn_gate_exps.weight
+enc.blk.3.attn_k.weight enc.output_norm.weight dec.blk.2.cross_attn_q.weight v.blk.5.ffn_up.weight v.patch_embd.weight mm.0.weight
+"""
+GGUF_NAMES = _GGUF_NAMES.split()
+
+
 def rows(name: str, offset: int, count: int, content: bytes) -> SourceTensor:
     return SourceTensor(name, "U8", (count, 100), 0, offset, count * 100, digest(content))
 
@@ -134,8 +148,11 @@ def grouping_vectors() -> dict[str, Any]:
     tensors = [SourceTensor(name, "U8", (1,), 0, 100 + at, 1, digest(name.encode())) for at, name in enumerate(NAMES)]
     grouping = group_model([100 + len(NAMES)], tensors)
     cut = group_model([7600, 3], TABLE, limit=1000)
+    short = [SourceTensor(name, "Q8_0", (32,), 0, 100 + 34 * at, 34, digest(name.encode())) for at, name in enumerate(GGUF_NAMES)]
+    gguf = group_model([100 + 34 * len(short)], short, rule="g2")
     return {
         "names": {name: grouping.groups[cuts[0].group].name for name, cuts in zip(NAMES, grouping.cuts, strict=True)},
+        "gguf names": {name: gguf.groups[cuts[0].group].name for name, cuts in zip(GGUF_NAMES, gguf.cuts, strict=True)},
         "order": [group.name for group in grouping.groups],
         "cut": [
             {
@@ -152,6 +169,21 @@ def grouping_vectors() -> dict[str, Any]:
     }
 
 
+def audit_vectors() -> dict[str, Any]:
+    """A walk over two shards, of 200,000 zeros and of 70,000 bytes of 01, with a nonce of 20 … 3f."""
+    shards = [bytes(200_000), b"\x01" * 70_000]
+    walk = audits.Walk(ID, [len(shard) for shard in shards], 6)
+    tags = walk.go(lambda target, leaf: shards[target][leaf * 65_536 : (leaf + 1) * 65_536])
+    said = audits.AuditTags(auditor=PEER, nonce=ID, targets=AUDIT_TARGETS, tags=tags)
+    sent = audits.AuditLeaves(auditor=PEER, nonce=ID, shown=[0, 5], roots=ID + ID, digests=ID + ID)
+    return {
+        "places": [list(walk.where(step, tags)) for step in range(6)],
+        "tag 2": tags[64:96].hex(),
+        "AuditTags": audits.seal_tags(KEY, said).hex(),
+        "AuditLeaves": audits.seal_leaves(KEY, sent).hex(),
+    }
+
+
 def write_small_model(path: Path) -> None:
     """Two layers of one small tensor each, every byte by formula, and a gap at the end."""
     names = ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.norm.weight"]
@@ -164,11 +196,36 @@ def write_small_model(path: Path) -> None:
     (path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 5, "vocab_size": 4}')
 
 
+def write_small_gguf(path: Path) -> None:
+    """Two layers, every byte by formula."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    values = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    values += text("llama.block_count") + struct.pack("<II", 4, 2)
+    names = ["token_embd.weight", "blk.0.w", "blk.1.w", "output_norm.weight"]
+    table = b"".join(text(name) + struct.pack("<IQQIQ", 2, 32, 2, 8, 96 * at) for at, name in enumerate(names))
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(names), 2) + values + table
+    data = bytes((at * 7 + 1) % 256 for at in range(96 * len(names)))
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+
+
 def manifest_vectors() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
+        write_small_gguf(Path(folder) / "small.gguf")
+        kept, gguf = build_manifest(scan(Path(folder) / "small.gguf"), lambda done, total: None)
+        (Path(folder) / "small.gguf").unlink()
         write_small_model(Path(folder))
         manifest, data = build_manifest(scan(folder), lambda done, total: None)
-    return {"manifest": data.hex(), "model text": model_text(model_id(data)), "groups": [[g.name, g.id.hex()] for g in manifest.groups]}
+    return {
+        "gguf manifest": gguf.hex(),
+        "gguf model text": model_text(model_id(gguf)),
+        "gguf groups": [[g.name, g.id.hex()] for g in kept.groups],
+        "manifest": data.hex(),
+        "model text": model_text(model_id(data)),
+        "groups": [[g.name, g.id.hex()] for g in manifest.groups],
+    }
 
 
 ALL = {
@@ -176,6 +233,7 @@ ALL = {
     "frames.json": frames_vectors,
     "grouping.json": grouping_vectors,
     "manifest.json": manifest_vectors,
+    "audit.json": audit_vectors,
 }
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from runtime import interface as api
 
-WORDS = {torch.bfloat16: "BF16", torch.float32: "F32"}
+WORDS = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def load_message(places: list[api.TensorPlace], length: int, first: int, end: in
 
 
 def model_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".safetensors"}
 
 
 def config_bytes(config: dict[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from protocol.errors import BadInput
 from protocol.messages import Sampling
 from runtime import interface as api
+from runtime.model_config import read_config
+from runtime.self_test import self_test
 from runtime.sequence import Sequence
-from runtime.stage import Stage, build_stage, read_config, self_test
-from runtime.weights import build_tensors, map_groups
-from tests.runtime.support import config_bytes, cuts, for_stage, lay_out, stored_tensors, tiny_config, tiny_model
+from runtime.stage import Stage, build_stage
+from runtime.weights import build_tensors, check_stored, let_go, map_groups
+from tests.runtime.support import config_bytes, cuts, for_stage, lay_out, read_tensors, stored_tensors, tiny_config, tiny_model
 
 PROMPT = [5, 9, 30, 77, 101, 3, 3, 64]
 
@@ -100,7 +103,7 @@ def test_layers_outside_take_no_memory(tmp_path: Path) -> None:
 
 def test_wrong_shape_names_the_tensor(tmp_path: Path) -> None:
     tensors = stored_tensors(tiny_model(tiny_config()))
-    with pytest.raises(BadInput, match=r"tensor 'model\.layers\.0\.mlp.*has shape \[96, 64\]"):
+    with pytest.raises(BadInput, match=r"tensor 'model\.layers\.0\.mlp.down_proj.*has shape \[64, 96\], config.json asks for \[64, 80\]"):
         build(tmp_path, tiny_config(intermediate_size=80), tensors, 0, 6)
 
 
@@ -165,3 +168,85 @@ def test_reference_precision_casts_up(tmp_path: Path) -> None:
         self_test(stage)
     wanted = model.float().generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert run(stages, 12) == wanted[0, len(PROMPT) :].tolist()
+
+
+def test_a_config_may_not_ask_for_endless_tables(tmp_path: Path) -> None:
+    """gpt_neo computes a mask of positions × positions: a terabyte here."""
+    changes = {"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "num_layers": 6, "hidden_size": 64, "num_heads": 4}
+    config = changes | {"attention_types": [[["global", "local"], 3]], "max_position_embeddings": 1 << 20, "vocab_size": 128}
+    with pytest.raises(BadInput, match="MB of computed tables, 537 MB are allowed"):
+        build(tmp_path, config, {}, 0, 6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 1 << 19},
+        {"intermediate_size": 1 << 40},
+        {"vocab_size": 4_000_000},
+        {"num_attention_heads": 1 << 30},
+        {"num_key_value_heads": 3},
+        {"head_dim": 1 << 20},
+        {"rope_scaling": {"rope_type": "yarn", "factor": "much"}},
+        {"num_attention_heads": 0},
+        {"rms_norm_eps": "small"},
+        {"hidden_act": "__import__"},
+    ],
+)
+def test_a_config_that_lies_is_refused_and_takes_no_memory(changes: dict[str, Any], tmp_path: Path) -> None:
+    tensors = stored_tensors(tiny_model(tiny_config()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadInput, match=r"config\.json|can't be built|can't run layers|misses"):
+        self_test(build(tmp_path, tiny_config(**changes), tensors, 0, 6))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}},
+        {"_attn_implementation": "evil/kernel"},
+        {"attn_implementation": "evil/kernel"},
+        {"fusion_config": {"mlp": True}},
+        {"custom_generate": "evil/generate"},
+        {"transformers_weights": "pytorch_model.bin"},
+    ],
+)
+def test_a_config_names_no_code(changes: dict[str, Any], tmp_path: Path) -> None:
+    """What it names beside the class is ignored or refused; nothing is looked for."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('code of a model was run')")
+    model = tiny_model(tiny_config())
+    try:
+        stage = build(tmp_path, tiny_config(**changes), stored_tensors(model), 0, 6)
+    except BadInput:
+        return
+    self_test(stage)
+    assert type(stage.model).__module__.startswith("transformers.")
+
+
+def test_eight_bit_floats_without_their_scales_are_refused() -> None:
+    with pytest.raises(BadInput, match="'w' is stored in 8-bit floats"):
+        check_stored({"v": torch.ones(2), "w": torch.ones(2).to(torch.float8_e4m3fn)})
+
+
+def test_a_fused_layer_lies_in_memory_once(tmp_path: Path) -> None:
+    """Experts are fused into new memory: what is left of their group is copied and the group let go."""
+    config = tiny_config(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=4, moe_intermediate_size=32)
+    model = tiny_model(config)
+    model.save_pretrained(tmp_path / "published")
+    (tmp_path / "config.json").write_bytes(config_bytes(config))
+    fd, places, length = lay_out(read_tensors(tmp_path / "published" / "model.safetensors"))
+    groups = map_groups([fd], [length])
+    os.close(fd)
+    tensors = build_tensors(groups, places)
+    assert any(".experts.3." in name for name in tensors)
+    stage = build_stage(tmp_path, tensors, 0, 6, 6, "bf16")
+    start = next(iter(tensors.values())).data_ptr()
+    inside = [name for name, held in stage.model.named_parameters() if start <= held.data_ptr() < start + length]
+    assert inside
+    let_go(stage.model, [*groups, groups[0]])
+    before = {name: held.clone() for name, held in stage.model.named_parameters()}
+    used = sum(dict(stage.model.named_parameters())[name].nbytes for name in inside)
+    left = [name for name, held in stage.model.named_parameters() if start <= held.data_ptr() < start + length]
+    assert left == ([] if used * 2 < length else inside)
+    assert all(torch.equal(held, before[name]) for name, held in stage.model.named_parameters())

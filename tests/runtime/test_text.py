@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from bootstrap.demo_model import demo_model
+from protocol import limits
 from protocol.errors import BadInput
-from runtime.text import ModelText, TextStream, write_files
+from runtime.text import ModelText, TextStream, _tokenizer, write_files
 from tests.runtime.support import model_files
+from tests.support.synthetic import write_tokenizer
 
 MESSAGES = [{"role": "user", "content": "canary-7f3a ünï 🦆"}]
 SLOW = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
@@ -116,3 +118,16 @@ def test_a_broken_tokenizer_is_refused(broken: bytes, files: dict[str, bytes], t
 def test_several_ends_are_all_known(files: dict[str, bytes], tmp_path: Path) -> None:
     write_files(tmp_path, files | {"generation_config.json": json.dumps({"eos_token_id": [0, 7]}).encode()})
     assert ModelText(tmp_path).describe().eos == [0, 2, 7]
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_chat_template_one_past_the_limit(tmp_path: Path, past: int) -> None:
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": "x" * (limits.MAX_CHAT_TEMPLATE + past)}))
+    if past:
+        with pytest.raises(BadInput, match="chat template is longer"):
+            _tokenizer(tmp_path)
+    else:
+        _tokenizer(tmp_path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.gateway import Event, Finished, GenerationRequest, ModelInfo, Piece, Planned
+from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, ModelInfo, Piece, Planned
 from protocol.errors import MfError, NotFound
 
 PEERS = ["12D3KooWAlpha", "12D3KooWBeta", "12D3KooWGamma"]
@@ -44,6 +45,7 @@ class FakeGateway:
     hold: str | None = None
     silent_end: bool = False
     asked: list[GenerationRequest] = field(default_factory=list)
+    embedded: list[EmbeddingRequest] = field(default_factory=list)
     queries: list[str | None] = field(default_factory=list)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,6 +77,15 @@ class FakeGateway:
                 yield Finished("stop", 7, len(self.words), ROUTE, TIMINGS)
         finally:
             self.closed.set()
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Each input's own number and its length."""
+        info = await self.model(request.model)
+        if self.early:
+            raise self.early
+        self.embedded.append(request)
+        rows = [struct.pack("<2f", number, len(given)) for number, given in enumerate(request.inputs)]
+        return Embeddings(info.model_id, rows, sum(len(given) for given in request.inputs))
 
     async def _hold(self, where: str) -> None:
         if self.hold == where:

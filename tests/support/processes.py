@@ -45,14 +45,15 @@ def mf_node(*arguments: str, timeout: float = 30.0, **env: str) -> subprocess.Co
 
 
 class Node:
-    """One node. `log` is its standard error, JSON lines; `ready` the document it printed."""
+    """One node. `log` is its standard error, JSON lines; `ready` the document it printed. `module`: another program than an honest node."""
 
-    def __init__(self, data_dir: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, data_dir: Path, *options: str, env: dict[str, str] | None = None, module: str = "node") -> None:
         self.data_dir = data_dir
         self.log = data_dir.with_name(data_dir.name + ".log")
         self.ready: dict[str, Any] = {}
         self._options = options
         self._env = env or {}
+        self._module = module
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
 
@@ -79,7 +80,7 @@ class Node:
 
     def launch(self, *more: str) -> Node:
         """Starts without waiting."""
-        command = [sys.executable, "-m", "node", "--data-dir", str(self.data_dir), "--json", "run", "--log-format", "json"]
+        command = [sys.executable, "-m", self._module, "--data-dir", str(self.data_dir), "--json", "run", "--log-format", "json"]
         command += ["--http", "127.0.0.1:0", "--transfer", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0", *self._options, *more]
         self._lines.clear()
         with self.log.open("ab") as log:
@@ -179,8 +180,9 @@ class Node:
 class Swarm:
     """`n` nodes of one private swarm: the first makes the ticket. `with Swarm(tmp_path, 6) as swarm: swarm.nodes[0].cli(...)`."""
 
-    def __init__(self, folder: Path, n: int, *options: str) -> None:
+    def __init__(self, folder: Path, n: int, *options: str, env: dict[str, str] | None = None) -> None:
         self._folder = folder
+        self._env = env
         self._options = options
         self._size = n
         self.nodes: list[Node] = []
@@ -200,7 +202,7 @@ class Swarm:
         self.close()
 
     def _new(self, *more: str) -> Node:
-        node = Node(self._folder / f"node{len(self.nodes)}", *self._options, *more)
+        node = Node(self._folder / f"node{len(self.nodes)}", *self._options, *more, env=self._env)
         self.nodes.append(node)
         return node
 

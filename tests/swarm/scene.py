@@ -74,7 +74,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("faults")
     model = tiny_llama(folder / "model", layers=6)
     memory = tools.memory_for_stages(model, 2, 2 * TOKENS)
-    with Swarm(folder, N, "--lend", "both", "--max-memory", memory) as swarm:
+    # Without audits, which would find noise on a disk before the reader that a test sends there.
+    with Swarm(folder, N, "--lend", "both", "--max-memory", memory, env={"MF_AUDITS": "false"}) as swarm:
         told = swarm.nodes[0].cli("publish", str(model), "--name", "tiny", "--k", str(K), "--n", str(N))
         asker = swarm.add("--join", swarm.nodes[1].ticket)
         scene = Scene(swarm, asker, told["name"], told["model_id"], tools.digests(model))

@@ -30,6 +30,7 @@ ANSWERS: dict[str, Any] = {
         "shards": 12,
         "bytes": 100,
         "stored_bytes": 300,
+        "saved_bytes": 100,
         "peers": 6,
         "seconds": 1.5,
         "durable": 12,
@@ -49,7 +50,7 @@ ANSWERS: dict[str, Any] = {
             }
         ]
     },
-    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1},
+    "fetch": {"model_id": "mfm1x", "path": "/out", "files": 3, "bytes": 100, "seconds": 0.1, "resumed": 20, "received": 90},
     "generate": {
         "event": "finished",
         "reason": "stop",
@@ -66,7 +67,7 @@ ANSWERS: dict[str, Any] = {
     "holders": {
         "model_id": "mfm1x",
         "layers": 30,
-        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "shards": {"0": [PEER]}}],
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
     },
     "forget": {"model_id": "mfm1x", "freed": 10},
     "status": {
@@ -74,9 +75,10 @@ ANSWERS: dict[str, Any] = {
         "version": "0.1.0",
         "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
         "holdings": [HELD],
-        "space": {"quota": 9, "used": 1, "free": 99},
+        "space": {"quota": 9, "used": 1, "free": 99, "saved": 5},
         "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
+        "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
     },
     "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
     "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
@@ -175,7 +177,7 @@ def test_brackets_in_names_are_shown(fake: FakeNode, tmp_path: Path, capsys: pyt
 def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
-    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None})]
+    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None, "gguf": None})]
 
 
 def test_blocking_and_its_end(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

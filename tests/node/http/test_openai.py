@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Any
 
 import msgspec
@@ -92,7 +94,53 @@ async def test_an_error_in_a_stream_ends_it_without_done(start: Start) -> None:
     assert "[DONE]" not in [data for _, data in events]
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/nothing"])
+TOKENS = [[1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs"),
+    [("Hello", ["Hello"]), (["a", "bc"], ["a", "bc"]), ([5, 6], [[5, 6]]), (TOKENS, TOKENS)],
+)
+async def test_embeddings(site: Site, given: Any, inputs: list[Any]) -> None:
+    reply, body = await site.post("/v1/embeddings", {"model": "ann/demo@1", "input": given})
+    assert reply.status == 200
+    made = shaped(body, replies.EmbeddingList)
+    assert [one.embedding for one in made.data] == [[number, len(one)] for number, one in enumerate(inputs)]
+    assert (made.model, made.object, made.usage.total_tokens) == ("ann/demo@1", "list", sum(len(one) for one in inputs))
+    assert site.gateway.embedded[0].inputs == inputs
+
+
+async def test_embeddings_in_base64(site: Site) -> None:
+    _, body = await site.post("/v1/embeddings", {"model": "ann/demo@1", "input": "abc", "encoding_format": "base64"})
+    assert struct.unpack("<2f", base64.b64decode(body["data"][0]["embedding"])) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": ["a"] * 2049}, "input"),
+        ({"input": [-1]}, "input"),
+        ({"input": [[]]}, "input"),
+        ({"input": 7}, "input"),
+        ({"dimensions": 64}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+async def test_embeddings_that_make_no_sense(site: Site, change: dict[str, Any], param: str) -> None:
+    reply, body = await site.post("/v1/embeddings", {"model": "ann/demo@1", "input": "a"} | change)
+    assert reply.status == 400
+    assert body["error"]["param"].startswith(param)
+    assert site.gateway.embedded == []
+
+
+async def test_embeddings_of_an_unknown_model(site: Site) -> None:
+    reply, body = await site.post("/v1/embeddings", {"model": "ann/dmo", "input": "a"})
+    assert (reply.status, body["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/nothing"])
 async def test_what_isnt_there_is_404_in_openais_shape(site: Site, path: str) -> None:
     status, body = await site.get(path)
     assert status == 404

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from node.store.interface import ShardKey, ShardStore
+from node.store.keeping import spared
 from node.store.leaf_check import first_bad_leaf
 from node.store.leases import DAY, GRACE, LEASE
 from protocol import limits
@@ -217,3 +218,33 @@ class StoreConformance:
         assert store.collect(now + 60 + GRACE + DAY).blobs == 1
         assert store.get_blob(loose) is None
         assert store.get_blob(listed) == b"listed"
+
+    def test_a_shared_shard_is_listed_for_both_and_stays_until_the_last_goes(self, store: ShardStore) -> None:
+        first, second = ModelId(store.put_blob(b"one manifest")), ModelId(store.put_blob(b"another manifest"))
+        encoding = EncodingId(store.put_blob(b"an encoding"))
+        info, leaves, root, data = shard(1, 1000, model=first)
+        key = put(store, (replace(info, key=ShardKey(encoding, 2)), leaves, root, data))
+        alone = put(store, shard(2, 500, model=first))
+        store.share(second, [encoding])
+        store.share(second, [encoding])
+        assert store.models() == {first: [first, encoding], second: [second, encoding]}
+        assert {entry.key for entry in store.list_shards(first)} == {key, alone}
+        assert [(entry.key, entry.model) for entry in store.list_shards(second)] == [(key, second)]
+        assert spared(store.list_shards(), store.models()) == 1000
+        late = put(store, (replace(info, key=ShardKey(encoding, 3)), leaves, root, data))
+        store.forget(first)
+        assert {(entry.key, entry.model) for entry in store.list_shards()} == {(key, second), (late, second)}
+        assert (get(store, key), store.get_blob(first), store.get_blob(second)) == (data, None, b"another manifest")
+        store.share(second, [encoding])
+        assert first not in store.models()
+        store.forget(second)
+        assert store.space().used == 0
+
+    def test_a_shard_put_for_a_model_whose_encoding_others_list_is_listed_for_it(self, store: ShardStore) -> None:
+        sample = shard(1, 100)
+        store.add_model(OTHER, [sample[0].key.encoding])
+        put(store, sample)
+        for model in (MODEL, OTHER):
+            assert [info.model for info in store.list_shards(model)] == [model]
+        store.forget(OTHER)
+        assert [info.model for info in store.list_shards()] == [MODEL]

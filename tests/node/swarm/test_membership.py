@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from random import Random
 
 import pytest
 
+from erasure.audit import HeldShard, Verdict
 from erasure.coordinates import coordinate_from
 from node.swarm.door import model_key
 from node.swarm.own import OwnRecords
+from node.swarm.reputation import shard_text
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import EncodingId, digest
 from protocol.records import Held
@@ -191,6 +194,23 @@ async def test_no_secret_or_ticket_is_logged(caplog: pytest.LogCaptureFixture) -
     assert ticket not in text
     assert secret.hex() not in text
     assert repr(secret) not in text
+
+
+async def test_what_counts_is_held_here_or_passed_an_audit_or_was_put_by_this_node() -> None:
+    async with Nodes() as nodes:
+        one, two, three, four = await nodes.swarm(4)
+        for number, node in enumerate((one, two, three, four)):
+            await node.membership.put_holding(model_of(1), [Held(0, ENCODING, [number])], [])
+        await until(lambda: len(one.membership.holders(ENCODING)) == 4, 3, "all holdings known")
+        assert one.membership.counted(ENCODING) == {0: [one.peer]}
+        one.membership.vouch(HeldShard(two.peer, ENCODING, 1))
+        now = asyncio.get_running_loop().time()
+        one.membership.audits.note(HeldShard(three.peer, ENCODING, 2), Verdict.PASSED, now, Random(1))
+        one.membership.audits.note(HeldShard(four.peer, ENCODING, 3), Verdict.LATE, now, Random(1))
+        assert one.membership.counted(ENCODING) == {0: [one.peer], 1: [two.peer], 2: [three.peer]}
+        one.membership.blame(three.peer, shard_text(ENCODING, 2), "noise")
+        assert one.membership.counted(ENCODING) == {0: [one.peer], 1: [two.peer]}
+        assert two.membership.counted(ENCODING) == {1: [two.peer]}, "each node trusts its own audits alone"
 
 
 async def test_banned_peers_and_bad_shards_are_left_out_of_holders() -> None:

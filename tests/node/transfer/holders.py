@@ -7,6 +7,7 @@ import datetime
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 from aiohttp import web
 from cryptography import x509
@@ -24,6 +25,8 @@ from protocol.errors import Forbidden, Unavailable
 from protocol.grants import grant_from_header
 from protocol.signing import peer_of, sign_bytes
 from protocol.windows import DOMAIN, window_body
+
+ENDLESS = 1 << 40
 
 
 def certificate(folder: Path) -> tuple[ssl.SSLContext, bytes]:
@@ -53,7 +56,10 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, bytes]:
 
 @dataclass
 class Holder:
-    """`manner`: honest, lies, lies_in_list, mute, stalls, trickles, dies or refuses; `after` windows of honesty."""
+    """`manner`: honest, lies, lies_in_list, mute, stalls, trickles, dies, endless, random or refuses; `after` windows of honesty.
+
+    endless: the body announces and sends more than the shard has; random: breaks off at any place, now after a bit, now after much.
+    """
 
     encoding: bytes
     shard: int
@@ -70,6 +76,7 @@ class Holder:
     def __post_init__(self) -> None:
         self.key = Ed25519PrivateKey.generate()
         self.peer = str(peer_of(self.key))
+        self._random = Random(self.shard)
         self.leaves = b"".join(leaf_digests(self.content))
 
     @property
@@ -100,11 +107,15 @@ class Holder:
         response = web.StreamResponse()
         first, count = int(request.query["first"]), int(request.query["count"])
         leaves = len(self.leaves) if "leaves" in request.query else 0
-        response.content_length = leaves + body_bytes(len(self.content), first, count)
+        response.content_length = leaves + body_bytes(len(self.content), first, count) + (ENDLESS if self.manner == "endless" else 0)
         await response.prepare(request)
         if leaves:
             await response.write(self.leaves[::-1] if self.manner == "lies_in_list" else self.leaves)
         await self._windows(request, response, first, first + count)
+        if self.manner == "endless":
+            while True:
+                await response.write(bytes(limits.LEAF))
+                await asyncio.sleep(0)
         await response.write_eof()
         return response
 
@@ -119,6 +130,11 @@ class Holder:
                 await response.write(data[: len(data) // 2])
                 assert request.transport is not None
                 request.transport.abort()
+                return
+            if manner == "random":
+                await response.write(data[: self._random.randrange(len(data))])
+                assert request.transport is not None
+                (request.transport.abort if self._random.random() < 0.5 else request.transport.close)()
                 return
             if manner == "stalls":
                 await response.write(data[:1000])

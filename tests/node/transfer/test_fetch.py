@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.transfer.decoding import ThreadDecoding
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, SourceSpan
@@ -55,7 +56,9 @@ class Swarm:
         path = self.tmp_path / "out"
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            result = await fetch_group(job, Sink.whole(fd, OFFSET), self.connections, node.callbacks, self.executor)
+            result = await fetch_group(
+                job, ThreadDecoding(job.envelope, Sink.whole(fd, OFFSET), self.executor), self.connections, node.callbacks
+            )
         finally:
             os.close(fd)
         assert path.read_bytes()[OFFSET:] == self.data

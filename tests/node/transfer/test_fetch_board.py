@@ -6,28 +6,30 @@ import asyncio
 
 import pytest
 
-from node.transfer.fetch_board import WINDOW, Board, Shape
+from node.transfer.fetch_board import Board, Shape
+from node.transfer.slots import Slots
+from node.transfer.windows import WINDOW
 
 
-def board_of(k: int, windows: int) -> tuple[Board, list[bytearray]]:
-    pool: list[bytearray] = []
+def board_of(k: int, windows: int) -> tuple[Board, Slots]:
+    pool = Slots()
     length = windows * WINDOW - 5
     return Board(Shape(bytes(32), k, length, windows * 16, windows, [bytes(32)] * 6), pool), pool
 
 
 async def test_a_window_is_ready_with_its_first_k_shards_and_in_order() -> None:
     board, pool = board_of(2, 3)
-    late = board.buffer()
-    board.deliver(1, 0, board.buffer(), 0.1)
-    board.deliver(1, 4, board.buffer(), 0.1)
+    late = board.slot()
+    board.deliver(1, 0, board.slot(), 0.1)
+    board.deliver(1, 4, board.slot(), 0.1)
     assert board.front == 0
     assert not board.wants(1, 3)
-    board.deliver(0, 4, board.buffer(), 0.1)
+    board.deliver(0, 4, board.slot(), 0.1)
     assert board.seconds_taken(0) == [0.1]
-    board.deliver(0, 5, board.buffer(), 0.3)
+    board.deliver(0, 5, board.slot(), 0.3)
     assert board.front == 2
     board.deliver(0, 1, late, 9.0)
-    assert pool == [late]
+    assert pool.take() is late
     first, second = await board.next_ready(), await board.next_ready()
     assert (first[0], set(first[1])) == (0, {4, 5})
     assert (second[0], set(second[1])) == (1, {0, 4})
@@ -35,8 +37,8 @@ async def test_a_window_is_ready_with_its_first_k_shards_and_in_order() -> None:
 
 async def test_the_same_shard_twice_counts_once() -> None:
     board, _ = board_of(2, 1)
-    board.deliver(0, 3, board.buffer(), 0.1)
-    board.deliver(0, 3, board.buffer(), 0.1)
+    board.deliver(0, 3, board.slot(), 0.1)
+    board.deliver(0, 3, board.slot(), 0.1)
     assert board.front == 0
 
 
@@ -55,4 +57,4 @@ async def test_readers_run_ahead_by_a_bound() -> None:
 
 def test_the_last_window_is_short_and_no_shard_has_none() -> None:
     assert Shape(bytes(32), 2, 3 * WINDOW - 5, 48, 3, []).window_length(2) == WINDOW - 5
-    assert Board(Shape(bytes(32), 2, 0, 0, 0, []), []).front == 0
+    assert Board(Shape(bytes(32), 2, 0, 0, 0, []), Slots()).front == 0

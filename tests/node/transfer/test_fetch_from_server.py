@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.store.interface import ShardInfo, ShardKey
 from node.store.memory import MemoryStore
 from node.transfer.admission import ExpectedPut, ExpectedPuts
+from node.transfer.decoding import ThreadDecoding
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
 from node.transfer.jobs import EncodeGroup, FetchGroup, PushShard, Source, SourceSpan
@@ -110,10 +111,9 @@ async def test_pushed_and_fetched_with_n_minus_k_gone(tmp_path: Path) -> None:
         out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
         await fetch_group(
             FetchGroup(job="j", envelope=encoded.envelope, offset=0, sources=sources),
-            Sink.whole(out),
+            ThreadDecoding(encoded.envelope, Sink.whole(out), executor),
             connections,
             Callbacks(need_grant, leaf_fault, progress),
-            executor,
         )
         os.close(out)
         await connections.close()

@@ -133,6 +133,11 @@ async def test_a_group_is_coded_kept_pushed_fetched_and_forgotten(running: tuple
     assert await transfer.has_shard(key)
     assert (await transfer.verify_shard(key)).ok
 
+    walked = await transfer.audit_walk(bytes(32), [key, type(key)(encoding, 1)], 8)
+    assert (len(walked.tags), walked.missing, walked.lengths, walked.lost) == (8 * 32, [1], [coded.shard_bytes], [])
+    shown = await transfer.audit_show([(key, 0), (key, 1)])
+    assert shown.lists == [b"".join(map(digest, shown.leaves)) + shown.lists[0][64:]]
+
     out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
     sources = [Source(peer=PEER, shard=0), Source(peer=PEER, shard=2)]
     fetched = await transfer.fetch_group(FetchGroup(job="j", envelope=coded.envelope, offset=7, sources=sources), out)

@@ -1,0 +1,127 @@
+"""The engine's budget and what it refuses, on small models in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocol.errors import BadInput, Busy, NotFound
+from protocol.messages import Sampling
+from runtime import interface as api
+from runtime.engine import Engine
+from runtime.text import write_files
+from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
+
+
+def engine_with(folder: Path, config: dict[str, Any], memory: int = 50_000_000) -> Engine:
+    """An engine that knows the model's config as "m"; no tokenizer is needed here."""
+    engine = Engine(api.WorkerConfig(scratch=str(folder), threads=1, memory=memory))
+    write_files(folder / "model-0", {"config.json": config_bytes(config)})
+    engine._folders["m"] = folder / "model-0"
+    return engine
+
+
+def load(engine: Engine, tensors: dict[str, torch.Tensor], first: int = 0, end: int = 6, **changes: Any) -> api.StageLoaded:
+    fd, places, length = lay_out(tensors)
+    message = load_message(places, length, first, end, 6)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    try:
+        return engine.load_stage(message, [fd])
+    finally:
+        os.close(fd)
+
+
+def opening(tokens_max: int, session: str = "s") -> api.OpenSequence:
+    return api.OpenSequence(stage="0-6-bf16", session=session, tokens_max=tokens_max, sampling=Sampling())
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    config = tiny_config()
+    made = engine_with(tmp_path, config)
+    loaded = load(made, stored_tensors(tiny_model(config)))
+    assert loaded.self_test == "weights there and finite, 6 positions and 2 one by one as 8 at once"
+    return made
+
+
+def test_a_context_beyond_the_models_is_refused(engine: Engine) -> None:
+    with pytest.raises(BadInput, match="257 positions were asked, this model takes 256"):
+        engine.open_sequence(opening(257))
+    engine.open_sequence(opening(256))
+
+
+def test_room_for_a_session_is_what_its_cache_takes(engine: Engine) -> None:
+    engine.open_sequence(opening(100))
+    layers, kv_heads, width, bf16 = 6, 2, 16, 2
+    assert engine.usage().kv == 2 * layers * kv_heads * width * bf16 * 100
+
+
+def test_a_context_beyond_the_pool_is_busy(tmp_path: Path) -> None:
+    config = tiny_config(max_position_embeddings=1 << 20)
+    engine = engine_with(tmp_path, config)
+    load(engine, stored_tensors(tiny_model(config)))
+    with pytest.raises(Busy, match="no room for 1000000 positions: 768"):
+        engine.open_sequence(opening(1_000_000))
+    assert engine.usage().kv == 0
+
+
+def test_a_cut_says_that_it_is_clean(tmp_path: Path) -> None:
+    config = tiny_config()
+    engine = engine_with(tmp_path, config)
+    tensors = {name: tensor for name, tensor in stored_tensors(tiny_model(config)).items() if ".layers.2." in name or ".layers.3." in name}
+    assert "cut clean" in load(engine, tensors, 2, 4).self_test
+
+
+def test_a_stage_that_failed_leaves_nothing(tmp_path: Path) -> None:
+    config = tiny_config()
+    engine = engine_with(tmp_path, config)
+    tensors = stored_tensors(tiny_model(config))
+    broken = dict(tensors)
+    broken["model.layers.1.mlp.up_proj.weight"] = torch.full_like(tensors["model.layers.1.mlp.up_proj.weight"], float("nan"))
+    with pytest.raises(BadInput, match=r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds values that are not numbers"):
+        load(engine, broken)
+    assert engine.usage().weights == 0
+    load(engine, tensors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "dream"}, "embed and classify, bf16 and fp32 are known"),
+        ({"task": "embed", "end": 4}, r"runs whole, layers 0\.\.4 were asked"),
+        ({"precision": "int4"}, "isn't bf16 or fp32"),
+        ({"end": 7}, r"config\.json says 6"),
+        ({"first": 3, "end": 3}, r"layers 3\.\.3 of 6 were asked"),
+        ({"first": -1}, r"layers -1\.\.6 of 6 were asked"),
+    ],
+)
+def test_loads_that_make_no_sense_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    config = tiny_config()
+    engine = engine_with(tmp_path, config)
+    with pytest.raises(BadInput, match=said):
+        load(engine, stored_tensors(tiny_model(config)), **changes)
+
+
+def test_encoders_and_stages_dont_do_each_others_work(engine: Engine) -> None:
+    with pytest.raises(BadInput, match="loaded to generate"):
+        engine.encode(api.Encode(stage="0-6-bf16", tokens=[[1]]))
+    with pytest.raises(NotFound, match="isn't loaded"):
+        engine.encode(api.Encode(stage="other", tokens=[[1]]))
+
+
+def test_an_encoder_opens_no_sequence(tmp_path: Path) -> None:
+    config = tiny_config(architectures=["LlamaModel"])
+    engine = engine_with(tmp_path, config)
+    load(engine, stored_tensors(tiny_model(config)), task="embed")
+    with pytest.raises(BadInput, match="not to generate"):
+        engine.open_sequence(opening(8))
+    made = engine.encode(api.Encode(stage="0-6-bf16", tokens=[[1, 2, 3], [4]]))
+    assert [len(row) for row in made.rows] == [64 * 4, 64 * 4]
+    for texts in ([], [[1]] * 257):
+        with pytest.raises(BadInput, match="1 to 256 are allowed"):
+            engine.encode(api.Encode(stage="0-6-bf16", tokens=texts))
