@@ -28,6 +28,7 @@ from node.assemble import Assembler
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
@@ -37,6 +38,7 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.place import Placer
+from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
 from node.reuse import Reuser
@@ -200,7 +202,15 @@ class FakeTransfer:
         key = ShardKey(EncodingId(job.encoding), job.shard)
         model, group, owner = other._expected.pop(key)
         self.pushed.append((job.encoding, job.shard, job.peer))
-        await other._take(key, model, group, owner, self.staged[job.encoding][job.shard])
+        await other._take(key, model, group, owner, self._outgoing(job, key))
+
+    def _outgoing(self, job: PushShard, key: ShardKey) -> bytes:
+        if not job.held:
+            return self.staged[job.encoding][job.shard]
+        reader = self.store.open_shard(key)
+        if reader is None:
+            raise NotFound("isn't held here")
+        return reader.read(0, reader.length)
 
     async def keep_shard(self, job: KeepShard) -> None:
         if self.refuse is not None:
@@ -427,13 +437,15 @@ class VerbNode:
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
         config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config)
+        self.blocks = BlockList(scratch / self.peer)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.blocks)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
+        self.view = PlacementView(me, self.swarm)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
-        self.placer = Placer(me, self.swarm, known, self.book, self.reuser)
+        self.placer = Placer(self.view, self.swarm, known, self.book, self.reuser)
         self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, GgufConverter(scratch), executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
         self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
