@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,6 +21,9 @@ from protocol.manifest import Manifest, model_id, parse_manifest
 
 log = logging.getLogger(__name__)
 FIND_TIMEOUT = 3.0
+SETTLE_WITHIN = 3.0
+"""Seconds that groups of a fresh publish are waited for."""
+_LOOK_AGAIN = 0.2
 _KEPT = 64
 """Located models remembered: manifests are small beside the models."""
 
@@ -85,7 +89,15 @@ class Locator:
         if located is None:
             located = self.remember(model, *await self._manifest(model, keep))
         await self.refresh(located)
+        await self._settle(located)
         return located
+
+    async def _settle(self, located: Located) -> None:
+        """A model just published is announced group by group: what some groups still lack comes in a moment."""
+        until = time.monotonic() + SETTLE_WITHIN
+        while len(located.encodings) < len(located.manifest.groups) and self._holders(located.model) and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_AGAIN)
+            await self.refresh(located)
 
     def recall(self, model: ModelId) -> Located | None:
         """The model if it was located lately; looks nowhere."""

@@ -139,7 +139,7 @@ class Node:
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
-        work = RepairWork(self._view, swarm, transfer, self._book, placer)
+        work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
         sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
         settings = settings_for(config.gone_after, config.repair_bandwidth)

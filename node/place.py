@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from erasure.audit import HeldShard
-from erasure.placement import Candidate
+from erasure.placement import Candidate, Placement
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.placement_view import PlacementView
@@ -55,6 +55,10 @@ class Placer:
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
         return self._view.candidates()
+
+    def placement(self) -> Placement:
+        """The policy over everybody known now."""
+        return self._view.placement()
 
     def bearing(self) -> int:
         """How many nodes may hold a shard of one group now."""

@@ -13,7 +13,6 @@ from node.also_for import tell_other_models
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
-from node.placement_view import PlacementView
 from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.jobs import KeepShard, PushShard, RebuildShards, Source
@@ -36,8 +35,7 @@ class Restored:
 class RepairWork:
     """Homes are chosen by the rules of erasure/placement.py, as a publish chooses them."""
 
-    def __init__(self, view: PlacementView, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer) -> None:
-        self._view = view
+    def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer) -> None:
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
@@ -89,7 +87,7 @@ class RepairWork:
         record = known.record
         beside = {peer for peers in holders.values() for peer in peers} | set(done.placed.values())
         left = [shard for shard in make if shard not in done.placed]
-        return self._view.placement().choose(
+        return self._placer.placement().choose(
             record.group, record.n, k=record.k, model=located.model, beside=beside, without=refused, shards=left
         )
 

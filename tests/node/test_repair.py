@@ -45,7 +45,7 @@ class Healing:
 
     def repairs_of(self, node: VerbNode) -> Repairs:
         known: Any = node.transfer
-        work = RepairWork(node.view, node.swarm, known, node.book, node.placer)
+        work = RepairWork(node.swarm, known, node.book, node.placer)
         memory = RepairMemory(self.folder / f"{node.peer}.msgpack")
         clock = self.clock
         sight = RepairSight(node.peer, node.swarm, known, node.locator, self.gone_after, lambda: clock.now, clock.unix)
