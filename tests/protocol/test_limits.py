@@ -51,8 +51,6 @@ ELSEWHERE = {
     "COORDINATE_FARTHEST": "protocol/test_codecs.py",
     "COORDINATE_WORST_ERROR": "protocol/test_codecs.py",
     "MAX_REPAIRS": "protocol/test_codecs.py",
-    "COORDINATE_FARTHEST": "protocol/test_codecs.py",
-    "COORDINATE_WORST_ERROR": "protocol/test_codecs.py",
     "MAX_AUDIT_TARGETS": "protocol/test_audits.py",
     "MAX_AUDIT_STEPS": "protocol/test_audits.py",
     "MAX_AUDIT_SHOWN": "protocol/test_audits.py",
