@@ -1,8 +1,8 @@
 """What audits of stages can tell: `python -m bench.stage_audit [quick]`. Prints a table for docs/THREATS.md.
 
 One model (SmolLM2-135M-Instruct), texts of this repository, rows compared at three cuts as an audit does: the one side as a session
-computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first, then
-cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random, "accused" those on
+computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first,
+then cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random, "accused" those on
 honest rows, a verdict for each 200 and for each single step that would be held against a peer.
 """
 

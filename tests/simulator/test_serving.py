@@ -76,9 +76,8 @@ def test_ten_thousand_nodes() -> None:
     routing = (time.process_time() - began) / 20
     lost = lose_some(swarm, 0.3)
     after = recovered(swarm)
-    print(
-        f"min/mean {least:.3f}, fewest servers {fewest}, moved {100 * moved:.2f} %, join {1e6 * joining:.0f} us, route {1e3 * routing:.2f} ms"
-    )
+    print(f"min/mean {least:.3f}, fewest servers {fewest}, moved {100 * moved:.2f} %")
+    print(f"join {1e6 * joining:.0f} us, route {1e3 * routing:.2f} ms")
     print(f"ten minutes after losing {lost}: {after:.3f}")
     assert least >= 0.75
     assert moved <= 0.03
