@@ -40,6 +40,10 @@ HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[reco
 REPAIRING = records.Holding(
     sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
 )
+SERVING = records.Holding(
+    sequence=10, expires=NOW + 10_800, model=ID, held=[], full=[],
+    serves=[records.Serving(0, 15, "bf16", True, 850), records.Serving(15, 30, "bf16", False)],
+)  # fmt: skip
 CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
@@ -82,6 +86,7 @@ def records_vectors() -> dict[str, Any]:
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
         "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
+        "Holding that serves": records.seal_record(KEY, SERVING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),
