@@ -59,6 +59,10 @@ class HoldingKeeper:
             self._serves[model] = serves
         self.changed(model)
 
+    def models(self) -> list[ModelId]:
+        """Those of which shards lie here, as last told."""
+        return [model for model, held in self._told.items() if held]
+
     async def run(self) -> None:
         """Tells what lies here at start, then each change; ends when cancelled."""
         for model in await self._lying():

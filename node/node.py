@@ -49,6 +49,7 @@ from node.repair_work import RepairWork
 from node.report import Reporter
 from node.reuse import Reuser
 from node.route import Router
+from node.serve_layers import LayerServer
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
 from node.steps import Steps
@@ -119,7 +120,8 @@ class Node:
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, server.figures.peers)
+        self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
@@ -167,6 +169,8 @@ class Node:
         self._supervisor.spawn(self._repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
+        if self._config.lend in ("compute", "both") and self._config.serve_layers:
+            self._supervisor.spawn(self._layers.run(), "layers served")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()

@@ -190,6 +190,8 @@ class Pipeline:
                 cause = error_from_wire(event.error or {})
                 self._lose(peer, cause.message, cause)
                 return
+            if event.kind == "alive" and event.timings:
+                self._server.figures.peers.said(peer, event.timings, link.heard)
             if event.kind == "ready":
                 link.timings = event.timings or {}
                 link.ready.set()

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
+from node.figures import Figures
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
@@ -46,6 +47,7 @@ class StageServer:
         self._room = room
         self._worker = worker
         self._lends = lends_compute
+        self.figures = Figures()
 
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
@@ -90,7 +92,8 @@ class StageServer:
                 told = True
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
             else:
-                await stream.send(pack(SessionEvent(kind="alive" if told else "loading")))
+                timings = self.figures.own.told(time.monotonic()) if told else None
+                await stream.send(pack(SessionEvent(kind="alive" if told else "loading", timings=timings or None)))
             if told:
                 await asyncio.sleep(HEARTBEAT)
             else:
@@ -155,7 +158,11 @@ class StageSession:
         else:
             step.tokens = list(memoryview(raw).cast("i"))
             step.count = len(step.tokens)
-        await self._pass_on(step, await self._server._worker.step(step))
+        began = time.monotonic()
+        done = await self._server._worker.step(step)
+        now = time.monotonic()
+        self._server.figures.own.step(step.count, self._spec.end - self._spec.first, done.seconds, now - began, now)
+        await self._pass_on(step, done)
 
     async def _pass_on(self, step: Step, done: Stepped) -> None:
         request, after = self._request, step.position + step.count
