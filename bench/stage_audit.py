@@ -183,24 +183,27 @@ def rows_of(prints: bytes, chosen: Sequence[int]) -> bytes:
     return b"".join(prints[row * size : (row + 1) * size] for row in chosen)
 
 
-def verdicts(one: bytes, two: bytes, rng: random.Random) -> float:
+def verdicts(one: bytes, two: bytes, precision: str, rng: random.Random) -> float:
     """The part of audits of 200 rows that find a difference."""
     total = len(one) // fingerprint.ROW_BYTES
     picks = [rng.sample(range(total), min(AUDITED, total)) for _ in range(TRIES)]
-    return sum(compare(rows_of(one, pick), rows_of(two, pick)).differs is True for pick in picks) / TRIES
+    return sum(compare(rows_of(one, pick), rows_of(two, pick), precision).differs is True for pick in picks) / TRIES
 
 
-def in_order(one: bytes, two: bytes) -> int:
+def in_order(one: bytes, two: bytes, precision: str) -> int:
     """Audits of the rows as they come, 200 at a time, that find a difference."""
     size = AUDITED * fingerprint.ROW_BYTES
-    return sum(compare(one[at : at + size], two[at : at + size]).differs is True for at in range(0, len(one), size))
+    return sum(compare(one[at : at + size], two[at : at + size], precision).differs is True for at in range(0, len(one), size))
 
 
-def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random) -> None:
+def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random, precision: str = "bf16") -> None:
     apart = distances(one, two)
     spread = " ".join(f"{np.quantile(apart, part):7.4f}" for part in (0.01, 0.5, 0.99, 1.0))
-    above = int((apart > fingerprint.ROW).sum())
-    print(f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {verdicts(one, two, rng):8.3f} {in_order(one, two):4}", flush=True)
+    above = int((apart > fingerprint.ROW[precision]).sum())
+    print(
+        f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {verdicts(one, two, precision, rng):8.3f} {in_order(one, two, precision):4}",
+        flush=True,
+    )
 
 
 def token_line(name: str, gaps: list[float], rng: random.Random) -> None:
@@ -236,25 +239,19 @@ def own_dice(logits: torch.Tensor, row: int) -> int:
 
 def honest(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> Ran:
     """The honest pairs; gives bf16's audit side of the first texts back."""
-    many, few = texts_of(20 // scale), texts_of(4 // min(scale, 4))
+    many, few = texts_of(20 // scale), texts_of(2 // min(scale, 2))
     for precision in ("fp32", "bf16"):
         two, one = Machine(tensors, precision, 2), Machine(tensors, precision, 1)
         audit = two.run(many, 256)
+        cuts, rows = one.run(many, 32), sum(map(len, few)) * fingerprint.ROW_BYTES
         for cut in CUTS:
-            line(
-                f"{precision} cuts of 8, 1 thread",
-                cut,
-                one.run(many, 8).prints[cut] if cut == CUTS[0] else one._ran.prints[cut],
-                audit.prints[cut],
-                rng,
-            )
-        rows = sum(map(len, few)) * fingerprint.ROW_BYTES
+            line(f"{precision} cuts of 32, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
         stepped = one.run(few, 1)
         for cut in CUTS:
-            line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng)
+            line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng, precision)
     del one, two
     kernel, plain = Machine(tensors, "bf16", 1, int8_kernel), Machine(tensors, "bf16", 2, rounded(0, LAYERS, 8, 0))
-    audit, stepped = plain.run(many, 256), kernel.run(many, 8)
+    audit, stepped = plain.run(many, 256), kernel.run(many, 32)
     for cut in CUTS:
         line("int8 kernel beside dequantised", cut, stepped.prints[cut], audit.prints[cut], rng)
     return audit
@@ -265,9 +262,10 @@ def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> 
     yield from ((f"layer {index} skipped", skip(index)) for index in range(MIDDLE[0], MIDDLE[1], step))
     yield from ((f"layers {index}, {index + 1} swapped", swap(index)) for index in range(MIDDLE[0], MIDDLE[1] - 1, step))
     yield "int4 for bf16, groups of 32", rounded(*MIDDLE, 4, 32)
+    yield "int4 for bf16, one scale a row", rounded(*MIDDLE, 4, 0)
     yield "int8 for bf16, one scale a row", rounded(*MIDDLE, 8, 0)
     yield "int8 for bf16, groups of 32", rounded(*MIDDLE, 8, 32)
-    for steps, rate in ((5, 1e-5), (20, 2e-5), (60, 1e-4)):
+    for steps, rate in ((20, 2e-5), (60, 1e-4), (60, 5e-4)):
         yield f"sibling: {steps} steps at {rate:g}", sibling(texts_of(20, 100), tensors, max(2, steps // scale), rate)
 
 

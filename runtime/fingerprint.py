@@ -8,7 +8,7 @@ The choice. A row's print is PRINT sums of its values under signs drawn from a k
 difference of two prints over their size estimates the relative difference of the rows (Johnson and Lindenstrauss), to about a sixth.
 Prints are compared row by row: a mean over rows hides what rows show. Measured on a model of 135M (`python -m bench.stage_audit`), the
 honest differ by 0.01 to 0.03 in bf16, 0.06 at the very most, a layer skipped or swapped or run in 4 bits by 0.1 to 0.4. So a row differs
-above ROW, and a stage is found to have computed something else when at least PART of the rows do, of at least FEWEST.
+above ROW (of its precision), and a stage is found to have computed something else when at least PART of the rows do, of at least FEWEST.
 Who has thrown the key away can still compare two prints, but can't test a guess of the text against one: so prints may be kept as evidence.
 
 Rejected: the largest values and their places (the same few channels carry them in every row), digests (the honest differ in the last
@@ -18,6 +18,7 @@ bits), thresholds on the mean (a layer swapped is lost in it), and rows' norms (
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +28,16 @@ from protocol.errors import BadInput
 PRINT = 16
 ROW_BYTES = 2 * PRINT
 KEY = 16
-ROW = 0.07
+ROW = {"bf16": 0.07, "fp32": 0.003}
+"""By the session's precision; the weights' own (int8) costs an honest machine no more than bf16 does."""
 PART = 0.1
-FEWEST = 8
+FEWEST = 16
 """Rows without which nothing is said."""
 TOKEN_GAP = 1.5
 """Logits by which a token lies behind the one the model would give, from which it counts as another's choice."""
-GAP_PART = 0.02
-GAP_FEWEST = 3
+TOKEN_PART = 0.02
+LEAST_TOKENS = 3
+"""Tokens of another's choice without which nothing is said."""
 
 Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -85,18 +88,18 @@ class Finding:
     worst: float
 
 
-def compare(prints: bytes, others: bytes) -> Finding:
-    """What two statements about the same rows say of each other."""
-    found = distances(prints, others)
-    return _find(found, ROW, PART, FEWEST)
+def compare(prints: bytes, others: bytes, precision: str) -> Finding:
+    """What two statements about the same rows, computed at `precision`, say of each other."""
+    return _find(distances(prints, others), ROW[precision], PART, 1)
 
 
 def compare_tokens(gaps: list[float]) -> Finding:
     """What another's gaps (`token_gap.py`) say of the tokens that were given."""
-    return _find(np.array([gap if gap == gap else np.inf for gap in gaps], dtype=np.float64), TOKEN_GAP, GAP_PART, GAP_FEWEST, FEWEST)
+    found = np.array([np.inf if math.isnan(gap) else gap for gap in gaps], dtype=np.float64)
+    return _find(found, TOKEN_GAP, TOKEN_PART, LEAST_TOKENS)
 
 
-def _find(found: np.ndarray[tuple[int], np.dtype[np.float64]], bound: float, part: float, fewest: int, rows: int = 0) -> Finding:
+def _find(found: np.ndarray[tuple[int], np.dtype[np.float64]], bound: float, part: float, least: int) -> Finding:
     apart = int((found > bound).sum())
-    differs = None if len(found) < max(rows, fewest) else apart >= max(fewest if rows else 1, part * len(found))
+    differs = None if len(found) < FEWEST else apart >= max(least, part * len(found))
     return Finding(differs, len(found), apart, float(found.max(initial=0.0)))
