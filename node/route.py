@@ -69,6 +69,16 @@ class Router:
         ]
         return [mine, *others] if self._me not in avoid else others
 
+    def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str) -> set[str]:
+        """Who may be asked for these layers and has the memory for a session there."""
+        needed = StageCost(located.manifest, precision).total(first, end, tokens_max)
+        return {offer.peer for offer in self.offers(located, set()) if offer.memory >= needed}
+
+    def serving(self, located: Located, first: int, end: int, precision: str) -> set[str]:
+        """Who says it has just these layers loaded."""
+        found = self._roads(located, precision)
+        return {road.peer for road in found if (road.first, road.end) == (first, end)}
+
     def _roads(self, located: Located, precision: str) -> list[Road]:
         """Loaded stages of others, whoever they are; the plan takes those that made an offer."""
         now, found = time.monotonic(), list[Road]()

@@ -89,6 +89,12 @@ MAX_AUDIT_STEPS = 64
 """Leaves that one audit makes a peer read."""
 MAX_AUDIT_SHOWN = 16
 """Leaves that one audit makes a peer send."""
+MAX_PRINT_ROWS = 256
+"""Rows in one signed statement of prints."""
+MAX_PRINTS = 64 * KIB
+"""Bytes of such a statement."""
+MAX_CHECKED = 65_536
+"""Tokens that one audit asks a last stage to check."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 
