@@ -14,11 +14,12 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from node.heard import MAX_ROWS, Heard
 from node.locate import Located
 from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest
@@ -29,59 +30,17 @@ from node.swarm.interface import Swarm
 from protocol.errors import MfError
 from protocol.ids import PeerId, model_text
 from protocol.messages import Checked, Sampling, StageSpec
-from protocol.prints import PRINT_BYTES, PRINT_KEY, open_prints, token_print
-from runtime.trial import Difference, Parting, StageRows, parting, third_says
+from protocol.prints import PRINT_KEY, token_print
+from runtime.trial import Difference, Parting, parting, third_says
 
 log = logging.getLogger(__name__)
 AUDITED = 0.015
 """Of all sessions, and so of all steps in the mean."""
-MAX_ROWS = 4_096
-"""Rows of a session that are looked at, the first ones."""
 EVIDENCE_KEPT = 64
 LAST_WORDS = 0.7
 """Seconds that a drawn session is held open at its end: a little more than a stage lets pass between two statements."""
 PATIENCE = 3.0
 """Seconds for the last statements after the last row."""
-
-
-class Heard:
-    """What the stages of one run said under `key`, checked for signer and session; `envelopes` are what they signed."""
-
-    def __init__(self, stages: list[StageSpec], key: bytes, chosen: bool = True) -> None:
-        self.stages, self.key, self.chosen = stages, key, chosen
-        self.rows = [StageRows() for _ in stages]
-        self.envelopes: list[list[bytes]] = [[] for _ in stages]
-        self.more = asyncio.Event()
-
-    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
-        """`BadInput` for what is no statement; one of another stage or session is left out."""
-        spec, rows = self.stages[index], self.rows[index]
-        for envelope in envelopes:
-            signer, prints = open_prints(envelope)
-            if (signer, prints.session, prints.first, prints.end) != (spec.peer, session, spec.first, spec.end):
-                log.warning("a statement from %s is of another stage or session", spec.peer)
-                continue
-            if len(rows.inputs) >= MAX_ROWS:
-                continue
-            self.envelopes[index].append(envelope)
-            for at in range(prints.count):
-                row, part = prints.position + at, slice(at * PRINT_BYTES, (at + 1) * PRINT_BYTES)
-                rows.inputs[row] = prints.inputs[part]
-                if prints.outputs is not None:
-                    rows.outputs[row] = prints.outputs[part]
-                if prints.gaps is not None and prints.gaps[at] >= 0:
-                    rows.gaps[row] = prints.gaps[at]
-        self.more.set()
-
-    async def until(self, rows: int, seconds: float) -> None:
-        """Until every stage has spoken of so many rows."""
-        try:
-            async with asyncio.timeout(seconds):
-                while any(len(stage.inputs) < rows for stage in self.rows):
-                    self.more.clear()
-                    await self.more.wait()
-        except TimeoutError:
-            return
 
 
 @dataclass
@@ -104,6 +63,8 @@ class StageVerdict:
     asked: tuple[PeerId, ...]
     wrong: PeerId | None
     why: str
+    silent: tuple[PeerId, ...] = ()
+    """Who said less than half of what it computed: nothing can be held against its rows."""
     evidence: tuple[tuple[bytes, ...], ...] = field(default=(), repr=False)
 
 
@@ -167,7 +128,8 @@ class StageAuditor:
         found = parting(run.rows, second.rows, session.precision)
         asked = (PeerId(stage.peer) for stage in again)
         if found is None or run.stages[found.index].peer == again[found.index].peer:
-            return StageVerdict(found, tuple(asked), None, "the two agree" if found is None else "one node differs from itself")
+            why = "the two agree" if found is None else "one node differs from itself"
+            return StageVerdict(found, tuple(asked), None, why, _silent(session))
         return await self._decide(session, second, found, others)
 
     async def _decide(self, session: Ended, second: Heard, found: Difference, others: list[PeerId]) -> StageVerdict:
@@ -175,18 +137,18 @@ class StageAuditor:
         pair = PeerId(run.stages[index].peer), PeerId(second.stages[index].peer)
         evidence: tuple[tuple[bytes, ...], ...] = (tuple(run.envelopes[index]), tuple(second.envelopes[index]))
         if found.parting is Parting.HANDOVER:
-            return StageVerdict(found, pair, None, found.parting.value, evidence)
+            return StageVerdict(found, pair, None, found.parting.value, evidence=evidence)
         if has_experts(session.located):
-            return StageVerdict(found, pair, None, "a model with experts: honest machines differ like this", evidence)
+            return StageVerdict(found, pair, None, "a model with experts: honest machines differ like this", evidence=evidence)
         spec = self._another(session, run.stages[index], [peer for peer in others if peer not in pair])
         if spec is None:
-            return StageVerdict(found, pair, None, "there is no third to decide", evidence)
+            return StageVerdict(found, pair, None, "there is no third to decide", evidence=evidence)
         third = await self._again(session, [*second.stages[:index], spec, *second.stages[index + 1 :]])
         wrong = third_says((run.rows[index], second.rows[index]), third.rows[index], index, found.parting, session.precision)
         asked, evidence = (*pair, PeerId(spec.peer)), (*evidence, tuple(third.envelopes[index]))
         if wrong is None:
-            return StageVerdict(found, asked, None, "a third agrees with neither of the two", evidence)
-        return StageVerdict(found, asked, pair[wrong], found.parting.value, evidence)
+            return StageVerdict(found, asked, None, "a third agrees with neither of the two", evidence=evidence)
+        return StageVerdict(found, asked, pair[wrong], found.parting.value, evidence=evidence)
 
     def _hand_fed(self, session: Ended) -> bool:
         """Whether the first stage says it got other tokens than this node knows: the last stage may have sent it others."""
@@ -234,7 +196,11 @@ class StageAuditor:
         return heard
 
     def _note(self, session: Ended, verdict: StageVerdict) -> None:
-        self._told("wrong" if verdict.wrong else "agreed" if verdict.difference is None else "undecided")
+        self._told(_word(verdict))
+        if verdict.silent:
+            log.info(
+                "stages that sign nothing can't be audited", extra={"event": "stages_silent", "fields": {"peers": list(verdict.silent)}}
+            )
         if verdict.difference is None:
             return
         self.evidence.append(verdict)
@@ -244,6 +210,20 @@ class StageAuditor:
         log.warning("two runs of %s part: %s", layers, verdict.why, extra={"event": "stage_audit", "fields": fields})
         if verdict.wrong is not None and verdict.wrong != self._network.peer_id:
             self._swarm.blame(verdict.wrong, layers, verdict.why)
+
+
+def _silent(session: Ended) -> tuple[PeerId, ...]:
+    wanted = min(len(session.tokens) - 1, MAX_ROWS) / 2
+    heard = session.heard
+    return tuple(PeerId(stage.peer) for stage, rows in zip(heard.stages, heard.rows, strict=True) if len(rows.inputs) < wanted)
+
+
+def _word(verdict: StageVerdict) -> str:
+    if verdict.wrong is not None:
+        return "wrong"
+    if verdict.difference is not None:
+        return "undecided"
+    return "silent" if verdict.silent else "agreed" if verdict.asked else "nobody"
 
 
 def checkable(sampling: Sampling) -> bool:

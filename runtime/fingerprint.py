@@ -30,6 +30,8 @@ ROW_BYTES = 2 * PRINT
 KEY = 16
 ROW = {"bf16": 0.07, "fp32": 0.003}
 """By the session's precision; the weights' own (int8) costs an honest machine no more than bf16 does."""
+SAME = 0.002
+"""Two prints of the same bytes: sums are rounded to fp16, and machines add in different orders."""
 PART = 0.1
 FEWEST = 16
 """Rows without which nothing is said."""
@@ -91,6 +93,13 @@ class Finding:
 def compare(prints: bytes, others: bytes, precision: str) -> Finding:
     """What two statements about the same rows, computed at `precision`, say of each other."""
     return _find(distances(prints, others), ROW[precision], PART, 1)
+
+
+def same_rows(prints: bytes, others: bytes) -> Finding:
+    """Whether both are prints of the same bytes; one row is enough to differ."""
+    found = distances(prints, others)
+    apart = int((found > SAME).sum())
+    return Finding(apart > 0, len(found), apart, float(found.max(initial=0.0)))
 
 
 def compare_tokens(gaps: list[float]) -> Finding:

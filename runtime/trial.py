@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from runtime.fingerprint import Finding, compare, compare_tokens
+from runtime.fingerprint import Finding, compare, compare_tokens, same_rows
 
 
 @dataclass
@@ -79,9 +79,9 @@ def _compare(one: Mapping[int, bytes], two: Mapping[int, bytes], precision: str)
 
 
 def _handover(out: Mapping[int, bytes], into: Mapping[int, bytes]) -> Finding | None:
-    rows = out.keys() & into.keys()
-    apart = sum(out[row] != into[row] for row in rows)
-    return Finding(True, len(rows), apart, 1.0) if apart else None
+    rows = sorted(out.keys() & into.keys())
+    found = same_rows(b"".join(out[row] for row in rows), b"".join(into[row] for row in rows))
+    return found if found.differs else None
 
 
 def _same_inputs(one: Mapping[int, bytes], two: Mapping[int, bytes], index: int, precision: str) -> bool:
