@@ -1,4 +1,4 @@
-"""What audits of stages can tell: `python -m bench.stage_audit [quick]`. Prints a table for docs/THREATS.md.
+"""What audits of stages can tell: `python -m bench.stage_audit [quick] [honest] [layers] [tokens]`. Prints a table for docs/THREATS.md.
 
 One model (SmolLM2-135M-Instruct), texts of this repository, rows compared at three cuts as an audit does: the one side as a session
 computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first,
@@ -237,24 +237,23 @@ def own_dice(logits: torch.Tensor, row: int) -> int:
     return sample(logits, WARM, 4_711, row + 1)
 
 
-def honest(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> Ran:
-    """The honest pairs; gives bf16's audit side of the first texts back."""
-    many, few = texts_of(20 // scale), texts_of(2 // min(scale, 2))
-    for precision in ("fp32", "bf16"):
+def honest(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """Machines that do what they should, in several ways."""
+    many, few = texts_of(20 // scale), texts_of(1)
+    for precision in ("bf16", "fp32"):
         two, one = Machine(tensors, precision, 2), Machine(tensors, precision, 1)
         audit = two.run(many, 256)
-        cuts, rows = one.run(many, 32), sum(map(len, few)) * fingerprint.ROW_BYTES
+        cuts, rows = one.run(many, 64), sum(map(len, few)) * fingerprint.ROW_BYTES
         for cut in CUTS:
-            line(f"{precision} cuts of 32, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
+            line(f"{precision} cuts of 64, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
         stepped = one.run(few, 1)
         for cut in CUTS:
             line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng, precision)
     del one, two
     kernel, plain = Machine(tensors, "bf16", 1, int8_kernel), Machine(tensors, "bf16", 2, rounded(0, LAYERS, 8, 0))
-    audit, stepped = plain.run(many, 256), kernel.run(many, 32)
+    audit, stepped = plain.run(many, 256), kernel.run(many, 64)
     for cut in CUTS:
         line("int8 kernel beside dequantised", cut, stepped.prints[cut], audit.prints[cut], rng)
-    return audit
 
 
 def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> Iterator[tuple[str, Change]]:
@@ -269,30 +268,44 @@ def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> 
         yield f"sibling: {steps} steps at {rate:g}", sibling(texts_of(20, 100), tensors, max(2, steps // scale), rate)
 
 
-def main() -> None:
-    scale = 5 if "quick" in sys.argv[1:] else 1
-    rng, began = random.Random(5), time.monotonic()
-    tensors = read_tensors(demo_model() / "model.safetensors")
-    assert all(held.dtype in DTYPES.values() for held in tensors.values())
-    print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order")
-    honest(tensors, scale, rng)
+def in_layers(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """Cheats in the layers of a middle stage."""
     texts = texts_of(4 // min(scale, 4))
-    audit = Machine(tensors, "bf16", 2).run(texts, 256, logits=True)
+    audit = Machine(tensors, "bf16", 2).run(texts, 256)
     for name, change in cheats(tensors, scale, rng):
         ran = Machine(tensors, "bf16", 1, change).run(texts, 64)
         line(name, MIDDLE[1], ran.prints[MIDDLE[1]], audit.prints[MIDDLE[1]], rng)
+
+
+def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """Tokens of honest last stages, of ones with other layers, and of ones that choose as they like."""
+    texts = texts_of(3 // min(scale, 3))
     print(f"\n{'tokens':34}       rows    0.5     0.9    0.99     max  above detected of 200")
+    audit = Machine(tensors, "bf16", 2).run(texts, 256, logits=True)
     plain = Machine(tensors, "bf16", 1).run(texts, 64, logits=True)
     for sampling, word in ((GREEDY, "greedy"), (WARM, "t 0.8")):
         token_line(f"honest, {word}", gaps_between(plain, audit, sampling), rng)
         token_line(f"second best, {word}", gaps_between(plain, audit, sampling, second), rng)
         token_line(f"second best each tenth, {word}", gaps_between(plain, audit, sampling, sometimes_second), rng)
     token_line("own dice, t 0.8", gaps_between(plain, audit, WARM, own_dice), rng)
+    del plain
     for name, change in (("layer 25 skipped", skip(25)), ("layers 25, 26 swapped", swap(25)), ("int4 in 20..30", rounded(20, 30, 4, 32))):
         ran = Machine(tensors, "bf16", 1, change).run(texts, 64, logits=True)
         token_line(f"{name}, greedy", gaps_between(ran, audit, GREEDY), rng)
         token_line(f"{name}, t 0.8", gaps_between(ran, audit, WARM), rng)
-        line(f"{name}, rows", LAYERS, ran.prints[LAYERS], audit.prints[LAYERS], rng)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    scale = 5 if "quick" in words else 1
+    parts: dict[str, Callable[..., object]] = {"honest": honest, "layers": in_layers, "tokens": in_tokens}
+    rng, began = random.Random(5), time.monotonic()
+    tensors = read_tensors(demo_model() / "model.safetensors")
+    assert all(held.dtype in DTYPES.values() for held in tensors.values())
+    print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order")
+    for name, part in parts.items():
+        if name in words or not parts.keys() & set(words):
+            part(tensors, scale, rng)
     print(f"{time.monotonic() - began:.0f} s")
 
 

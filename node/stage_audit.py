@@ -78,12 +78,12 @@ class StageAuditor:
         server: StageServer,
         told: Callable[[str], None] = lambda verdict: None,
         rng: Random | None = None,
-        part: float = AUDITED,
+        part: float | None = None,
     ) -> None:
         self._network, self._swarm, self._router = network, swarm, router
         self._steps, self._server, self._told = steps, server, told
         self._rng = rng or Random(secrets.token_bytes(16))
-        self._part = part
+        self._part = AUDITED if part is None else part
         self._busy: asyncio.Task[None] | None = None
         self.evidence: deque[StageVerdict] = deque(maxlen=EVIDENCE_KEPT)
         """Of the last differences, blamed or not."""
