@@ -270,16 +270,16 @@ def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> 
 
 def in_layers(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
     """Cheats in the layers of a middle stage."""
-    texts = texts_of(4 // min(scale, 4))
+    texts = texts_of(2 // min(scale, 2))
     audit = Machine(tensors, "bf16", 2).run(texts, 256)
     for name, change in cheats(tensors, scale, rng):
-        ran = Machine(tensors, "bf16", 1, change).run(texts, 64)
+        ran = Machine(tensors, "bf16", 2, change).run(texts, 64)
         line(name, MIDDLE[1], ran.prints[MIDDLE[1]], audit.prints[MIDDLE[1]], rng)
 
 
 def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
     """Tokens of honest last stages, of ones with other layers, and of ones that choose as they like."""
-    texts = texts_of(3 // min(scale, 3))
+    texts = texts_of(2 // min(scale, 2))
     print(f"\n{'tokens':34}       rows    0.5     0.9    0.99     max  above detected of 200")
     audit = Machine(tensors, "bf16", 2).run(texts, 256, logits=True)
     plain = Machine(tensors, "bf16", 1).run(texts, 64, logits=True)
@@ -290,7 +290,7 @@ def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
     token_line("own dice, t 0.8", gaps_between(plain, audit, WARM, own_dice), rng)
     del plain
     for name, change in (("layer 25 skipped", skip(25)), ("layers 25, 26 swapped", swap(25)), ("int4 in 20..30", rounded(20, 30, 4, 32))):
-        ran = Machine(tensors, "bf16", 1, change).run(texts, 64, logits=True)
+        ran = Machine(tensors, "bf16", 2, change).run(texts, 64, logits=True)
         token_line(f"{name}, greedy", gaps_between(ran, audit, GREEDY), rng)
         token_line(f"{name}, t 0.8", gaps_between(ran, audit, WARM), rng)
 
