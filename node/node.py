@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
@@ -57,7 +58,9 @@ from node.repair_work import RepairWork
 from node.report import Reporter
 from node.reuse import Reuser
 from node.route import Router
+from node.serve_layers import LayerServer
 from node.serve_stage import StageServer
+from node.stage_audit import StageAuditor
 from node.stage_room import StageRoom
 from node.steps import Steps
 from node.swarm.membership import Membership
@@ -72,6 +75,7 @@ from node.worker import Worker
 from protocol.errors import MfError
 from protocol.ids import ModelId
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.prints import seal_prints
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -134,8 +138,14 @@ class Node:
         room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used)
         self._steps = Steps(network)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, server.figures.peers)
+        self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
+        server.seal = partial(seal_prints, identity.key)
+        self._stage_auditor = StageAuditor(
+            network, swarm, router, self._steps, server, lambda verdict: self._http.metrics.stage_audit(verdict)
+        )
+        generator.auditor = self._stage_auditor if config.audits else None
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
@@ -188,8 +198,8 @@ class Node:
         self._supervisor.spawn(self._repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
-        self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
-        self._supervisor.spawn(self._assembled.run(), "loading ahead")
+        if self._config.lend in ("compute", "both") and self._config.serve_layers:
+            self._supervisor.spawn(self._layers.run(), "layers served")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -205,6 +215,7 @@ class Node:
         await self._owner.close()
         await self._http.stop()
         await self._supervisor.stop()
+        await self._stage_auditor.close()
         parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), self._steps.close())
         await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)

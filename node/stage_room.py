@@ -69,6 +69,11 @@ class StageRoom:
         busy = sum(stage.bytes for stage in self._stages.values() if stage.users)
         return max(0, self.memory - busy - sum(self._reserved.values()))
 
+    def holds(self, located: Located, first: int, end: int, precision: str) -> bool:
+        """Whether this stage is loaded now."""
+        alive = self._worker.running and self._worker.generation == self._generation
+        return alive and _stage_key(located, first, end, precision) in self._stages
+
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
         check_runnable(located.manifest)
@@ -116,7 +121,7 @@ class StageRoom:
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
     async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
+        key = _stage_key(located, first, end, precision, task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
@@ -217,6 +222,10 @@ class StageRoom:
             self._generation = self._worker.generation
             self._stages.clear()
             self._texts.clear()
+
+
+def _stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+    return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
 
 
 def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:
