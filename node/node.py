@@ -195,6 +195,8 @@ class Node:
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
+        self._supervisor.spawn(self._assembled.run(), "loading ahead")
         self._supervisor.spawn(self._repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
