@@ -35,7 +35,7 @@ def measure(root: Path, mebibytes: int, rounds: int, hidden: int) -> dict[str, A
     switch = root / "trickle"
     plain: list[float] = []
     trickled: list[float] = []
-    asked: list[int] = []
+    spares: dict[str, list[int]] = {"without": [], "with": []}
     with Swarm(root / "nodes", N - 1, "--storage", "4GB") as swarm:
         slow = Node(root / "nodes" / "slow", "--storage", "4GB", "--join", swarm.nodes[0].ticket, env={"BENCH_TRICKLE": str(switch)},
                     module="bench.trickling_node")  # fmt: skip
@@ -51,16 +51,19 @@ def measure(root: Path, mebibytes: int, rounds: int, hidden: int) -> dict[str, A
                 reader.start()
             wait_for_holders(reader, model, N)
             fetch(reader, model, root / "fetched")
+            counts = [hedges(reader)]
             plain.append(fetch(reader, model, root / "fetched")[1])
-            before = hedges(reader)
+            counts.append(hedges(reader))
             switch.touch()
             trickled.append(fetch(reader, model, root / "fetched")[1])
             switch.unlink()
-            asked.append(hedges(reader) - before)
+            counts.append(hedges(reader))
+            for name, before, after in zip(spares, counts, counts[1:], strict=False):
+                spares[name].append(after - before)
     return {
         "bench": "trickle", "mib": mebibytes, "rounds": rounds, "hidden": hidden, "k": K, "n": N,
         "seconds": {"without": round(statistics.median(plain), 3), "with": round(statistics.median(trickled), 3)},
-        "all": {"without": plain, "with": trickled}, "spares": asked,
+        "all": {"without": plain, "with": trickled}, "spares": spares,
         "times": round(statistics.median(trickled) / statistics.median(plain), 3),
     }  # fmt: skip
 

@@ -50,7 +50,7 @@ def as_node() -> None:
     from node.__main__ import main
 
     remote.child_environment = environment
-    asyncio.create_subprocess_exec = spawn  # type: ignore[assignment]
+    asyncio.create_subprocess_exec = spawn
     main()
 
 

@@ -34,6 +34,7 @@ from protocol.windows import SIGNATURE, window_body
 
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
+LAGS_FOR = 10.0
 MAX_URLS = 4
 MAX_PINS = 4096
 MAX_ERROR = 64 * limits.KIB
@@ -75,6 +76,7 @@ class Connections:
     def __init__(self) -> None:
         self.slots = Slots()
         self.turns = Turns()
+        self.lagging = Lagging()
         self.lines = Lines()
         self._session: aiohttp.ClientSession | None = None
         # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
@@ -125,6 +127,21 @@ class Connections:
                 read_bufsize=_READ_BUFFER,
             )
         return self._session
+
+
+class Lagging:
+    """Holders that a spare has overtaken lately: groups begun next ask them last, before their speeds are known to the node."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def add(self, peer: str) -> None:
+        if len(self._until) >= MAX_PINS:
+            self._until.clear()
+        self._until[peer] = time.monotonic() + LAGS_FOR
+
+    def has(self, peer: str) -> bool:
+        return self._until.get(peer, 0.0) > time.monotonic()
 
 
 class SourceFailed(Exception):
