@@ -102,6 +102,7 @@ class GroupFetch:
                 if loop.time() - before < _TICK + _LATE:
                     self._hedge()
             self._reap()
+            self._drop_the_overtaken()
             await _first_fault(assembling)
         finally:
             await self._close(assembling)
