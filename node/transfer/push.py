@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 
-import aiohttp
-
 from node.transfer.finishing import to_the_end
 from node.transfer.jobs import PushShard
-from node.transfer.lines import CONNECT_WITHIN
-from node.transfer.sources import Access, Connections, SourceFailed, refusal, shard_path
+from node.transfer.lines import SILENT_AT_MOST, Broken, Bytes, Line, Lines, OtherCertificate
+from node.transfer.sources import MAX_ERROR, MAX_URLS, Access, Connections, SourceFailed, refusal, shard_path
 from node.transfer.staging import StagedShard, Staging
 from protocol import limits
 from protocol.errors import DeadlineExceeded, Unavailable
+from protocol.grants import header_from
+
+log = logging.getLogger(__name__)
 
 SLOWEST = 256 * limits.KIB
 """Bytes per second below which a push is given up."""
 
 STALLED_AFTER = 20.0
 GRACE = 60.0
-_STEP = limits.MIB
+_PIECE = 256 * limits.KIB
+"""Larger ones are copied again and again by TLS while the socket takes them (see `door.py`)."""
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _LOOK_EVERY = 0.5
 
 
@@ -46,23 +51,52 @@ async def push_shard(
 
 async def _put(job: PushShard, staged: StagedShard, body: _Body, connections: Connections) -> None:
     access = Access(urls=job.urls, tls=job.tls, grant=job.grant)
-    headers = {"Content-Length": str(len(staged.leaves) + staged.length), "Content-Type": "application/octet-stream"}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
-    path = shard_path(job.encoding, job.shard)
     try:
-        async with await connections.request("PUT", access, job.peer, path, timeout, data=body.stream(), headers=headers) as response:
-            if response.status == 201:
-                return
-            error = await refusal(response)
+        line = await _sent(job, access, body, connections.lines)
     except SourceFailed as failed:
         raise failed.unavailable() from failed
-    except aiohttp.ClientError as broken:
-        raise Unavailable(
-            f"node {job.peer} broke off while shard {job.shard} was sent: {broken or type(broken).__name__}", details={"peer": job.peer}
-        ) from broken
-    raise type(error)(
-        f"node {job.peer} refused shard {job.shard}: {error.message}", hint=error.hint, details={**error.details, "peer": job.peer}
+    try:
+        data = await line.body(MAX_ERROR)
+        connections.lines.keep(line, access.tls)
+    except Broken as error:
+        data = b""
+        log.info("node %s %s after it answered", job.peer, error)
+    finally:
+        if line.left:
+            line.close()
+    if line.status == 201:
+        return
+    refused = refusal(line.status, data)
+    raise type(refused)(
+        f"node {job.peer} refused shard {job.shard}: {refused.message}", hint=refused.hint, details={**refused.details, "peer": job.peer}
     )
+
+
+async def _sent(job: PushShard, access: Access, body: _Body, lines: Lines) -> Line:
+    """A line on which the shard was sent and the answer has begun; `SourceFailed` when none did it."""
+    if len(access.tls) != 32:
+        raise SourceFailed(job.peer, "gave a certificate digest that isn't SHA-256")
+    reason = "can't be reached (it gave no address)"
+    for base in access.urls[:MAX_URLS]:
+        kept = lines.idle(base, access.tls)
+        # A line kept open may have been closed by the other end meanwhile: then a new one.
+        for line in (Line(base, access.tls),) if kept is None else (kept, Line(base, access.tls)):
+            try:
+                if not line.used:
+                    await line.open()
+                line.patience = GRACE + body.length / SLOWEST
+                await line.put(shard_path(job.encoding, job.shard), header_from(access.grant), body.length, body.pieces())
+                line.patience = SILENT_AT_MOST
+                return line
+            except Broken as error:
+                reason = str(error)
+                line.close()
+                if isinstance(error, OtherCertificate):
+                    raise SourceFailed(job.peer, reason) from error
+            except BaseException:
+                line.close()
+                raise
+    raise SourceFailed(job.peer, reason)
 
 
 async def _watch(sending: asyncio.Task[None], body: _Body, job: PushShard, within: float, stalled_after: float) -> None:
@@ -81,25 +115,41 @@ async def _watch(sending: asyncio.Task[None], body: _Body, job: PushShard, withi
 
 
 class _Body:
-    """The bytes to send; `moved` is when the connection last asked for more."""
+    """The bytes to send; `moved` is when the connection last took some."""
 
     def __init__(self, staged: StagedShard, executor: Executor) -> None:
         self._staged = staged
         self._executor = executor
+        self.length = len(staged.leaves) + staged.length
         self.moved = asyncio.get_running_loop().time()
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[Bytes]:
         loop = asyncio.get_running_loop()
         yield self._staged.leaves
         file = os.open(self._staged.path, os.O_RDONLY | os.O_CLOEXEC)
+        room = memoryview(bytearray(min(_PIECE, self._staged.length)))
         try:
-            for at in range(0, self._staged.length, _STEP):
-                size = min(_STEP, self._staged.length - at)
-                data = await to_the_end(loop.run_in_executor(self._executor, os.pread, file, size, at))
-                if len(data) != size:
-                    raise Unavailable(f"the staged shard {self._staged.path} got shorter while it was sent")
+            for at in range(0, self._staged.length, _PIECE):
+                piece = room[: min(_PIECE, self._staged.length - at)]
+                if not _read_at_once(file, piece, at):
+                    await to_the_end(loop.run_in_executor(self._executor, self._read, file, piece, at))
                 self.moved = loop.time()
-                yield data
+                yield piece
         finally:
             os.close(file)
         self.moved = loop.time()
+
+    def _read(self, file: int, piece: memoryview, at: int) -> None:
+        done = 0
+        while done < len(piece):
+            if not (got := os.preadv(file, [piece[done:]], at + done)):
+                raise Unavailable(f"the staged shard {self._staged.path} got shorter while it was sent")
+            done += got
+
+
+def _read_at_once(file: int, piece: memoryview, at: int) -> bool:
+    """Whether the piece was read without waiting for the disk, as what was staged a moment ago is: a hop to a thread costs more."""
+    try:
+        return _NOWAIT != 0 and os.preadv(file, [piece], at, _NOWAIT) == len(piece)
+    except OSError:  # not in memory, or a file system that can't tell
+        return False
