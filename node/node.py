@@ -58,6 +58,7 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
@@ -121,8 +122,10 @@ class Node:
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
-        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
+        self._unfinished = Unfinished()
+        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer, self._unfinished)
+        converter = GgufConverter(self._data.path)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, converter, self._unfinished, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
@@ -181,6 +184,7 @@ class Node:
     async def stop(self) -> None:
         await self._owner.close()
         await self._http.stop()
+        await self._unfinished.close()
         await self._supervisor.stop()
         await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)

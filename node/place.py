@@ -150,14 +150,18 @@ class Placer:
                 return
             jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
             tally.asked |= {(peer, known.id, shard) for shard, peer in jobs}
-            results = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
-            for (shard, peer), refusal in zip(jobs, results, strict=True):
+
+            async def put(shard: int, peer: PeerId) -> None:
+                """Counted as it ends: a slow one must not hide that enough of the others are durable."""
+                refusal = await self._put(located, group, known, shard, peer)
                 if refusal is None:
                     held[shard] = peer
                     await on_shard()
                 else:
                     refused.add(peer)
                     tally.refusals[peer] = refusal
+
+            await asyncio.gather(*(put(shard, peer) for shard, peer in jobs))
 
     def _free(self, excluded: set[PeerId], held: dict[int, PeerId]) -> list[Candidate]:
         """Who may take another shard: those in domains that have none, else all with room."""

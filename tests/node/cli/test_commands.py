@@ -79,6 +79,7 @@ ANSWERS: dict[str, Any] = {
         "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
+        "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
     "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
     "stop": {"stopping": True},
