@@ -69,6 +69,7 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
@@ -146,8 +147,10 @@ class Node:
             network, swarm, router, self._steps, server, lambda verdict: self._http.metrics.stage_audit(verdict)
         )
         generator.auditor = self._stage_auditor if config.audits else None
-        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
+        self._unfinished = Unfinished()
+        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer, self._unfinished)
+        converter = GgufConverter(self._data.path)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, converter, self._unfinished, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
@@ -216,6 +219,7 @@ class Node:
     async def stop(self) -> None:
         await self._owner.close()
         await self._http.stop()
+        await self._unfinished.close()
         await self._supervisor.stop()
         await self._stage_auditor.close()
         parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), self._steps.close())

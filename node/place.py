@@ -154,14 +154,18 @@ class Placer:
                 return
             jobs = [(shard, PeerId(peer)) for shard, peer in pairs]
             tally.asked |= {(peer, known.id, shard) for shard, peer in jobs}
-            results = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
-            for (shard, peer), refusal in zip(jobs, results, strict=True):
+
+            async def put(shard: int, peer: PeerId) -> None:
+                """Counted as it ends: a slow one must not hide that enough of the others are durable."""
+                refusal = await self._put(located, group, known, shard, peer)
                 if refusal is None:
                     held[shard] = peer
                     await on_shard()
                 else:
                     refused.add(peer)
                     tally.refusals[peer] = refusal
+
+            await asyncio.gather(*(put(shard, peer) for shard, peer in jobs))
 
     async def _put(self, located: Located, group: int, known: KnownEncoding, shard: int, peer: PeerId) -> str | None:
         """None once the shard is durable there; else why not."""

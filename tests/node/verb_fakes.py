@@ -6,6 +6,7 @@ but only under a grant that opens there. `FakeSwarm` knows at once what every li
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -52,6 +53,7 @@ from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards
 from node.transfer.sink import Sink
+from node.unfinished import Unfinished
 from protocol import limits
 from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
@@ -88,6 +90,9 @@ class FakeTransfer:
         self.rebuilt: list[tuple[bytes, list[int]]] = []
         self.fetches = 0
         self.refuse: MfError | None = None
+        self.takes = asyncio.Event()
+        """Cleared: a shard pushed here hangs."""
+        self.takes.set()
         self.lie = False
         self._key, self._peer, self._plane = key, peer, plane
         self._expected: dict[ShardKey, tuple[ModelId, int, str]] = {}
@@ -198,6 +203,7 @@ class FakeTransfer:
         other = self._plane[PeerId(job.peer)]
         if other.refuse is not None:
             raise other.refuse
+        await other.takes.wait()
         grant = open_grant(job.grant, PeerId(job.peer), time.time())
         assert (grant.verb, grant.client, grant.shards) == ("put", self._peer, [job.shard])
         key = ShardKey(EncodingId(job.encoding), job.shard)
@@ -450,9 +456,11 @@ class VerbNode:
         self.view = PlacementView(me, self.swarm)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
         self.placer = Placer(self.view, self.swarm, known, self.book, self.reuser)
-        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, GgufConverter(scratch), executor, "alice")
+        self.unfinished = Unfinished()
+        converter = GgufConverter(scratch)
+        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, converter, self.unfinished, executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
-        self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
+        self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer, self.unfinished)
         self.network.serve(BLOB_PROTOCOL, BlobServer(known).handle)
         self.network.serve(GRANT_PROTOCOL, self.desk.handle)
         self.auditor = Auditor(self.network, self.swarm, known, self.locator)

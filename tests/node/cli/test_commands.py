@@ -79,6 +79,7 @@ ANSWERS: dict[str, Any] = {
         "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "weakest_group": "embed", "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
+        "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
     "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
     "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
