@@ -22,12 +22,14 @@ from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest, StageLost
 from node.route import Router
 from node.serve_stage import StageServer
+from node.stage_audit import Ended, StageAuditor, seeded
 from node.stage_room import StageRoom
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.ids import PeerId, model_text
+from protocol.messages import Sampling
 from runtime.interface import TextLoaded
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
@@ -54,6 +56,7 @@ class Reply:
     replaced: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class Generator:
@@ -76,6 +79,8 @@ class Generator:
         self._worker = worker
         self._steps = steps
         self._server = server
+        self.auditor: StageAuditor | None = None
+        """Runs some of the replies' sessions again; None: none."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
@@ -113,7 +118,7 @@ class Generator:
             if len(prompt) >= context:
                 raise BadInput(f"the prompt has {len(prompt)} tokens, the model takes {context}", details={"context": context})
             new_max = min(new_max, context - len(prompt))
-        reply = Reply(request, located, text, prompt, new_max, started)
+        reply = Reply(request, located, text, prompt, new_max, started, sampling=seeded(request.sampling))
         reply.timings["plan"] = time.monotonic() - started
         return reply
 
@@ -143,15 +148,18 @@ class Generator:
 
     async def _run_route(self, reply: Reply) -> AsyncGenerator[int, None]:
         assert reply.plan is not None
+        heard = self.auditor.listen(reply.plan.stages) if self.auditor is not None else None
         request = PipelineRequest(
             model=reply.located.model,
             stages=reply.plan.stages,
             tokens=reply.prompt + reply.made,
             new_max=reply.new_max - len(reply.made),
             stop_tokens=reply.text.eos,
-            sampling=reply.request.sampling,
+            sampling=reply.sampling,
             precision=reply.request.precision,
             epoch=reply.replaced,
+            prints=heard.key if heard is not None else None,
+            heard=heard,
         )
         async with Pipeline(self._network, self._steps, self._server, request) as pipeline:
             for name, seconds in pipeline.timings.items():
@@ -163,6 +171,9 @@ class Generator:
                     reply.finish = sampled.finish
                     if sampled.finish != "stop":
                         yield sampled.token
+            if self.auditor is not None and heard is not None:
+                tokens = reply.prompt + reply.made
+                await self.auditor.ended(Ended(reply.located, request.precision, tokens, len(reply.prompt), reply.sampling, heard))
 
     async def _replace(self, reply: Reply, lost: StageLost) -> None:
         """Plans again without the lost stage, or gives up with the reason."""

@@ -12,9 +12,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
@@ -23,7 +23,7 @@ from node.steps import Steps
 from protocol.errors import MfError, Unavailable, error_from_wire
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
 
 log = logging.getLogger(__name__)
 SILENCE = 1.6
@@ -43,9 +43,17 @@ class StageLost(Unavailable):
         self.cause = cause
 
 
+class Listener(Protocol):
+    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
+        """Signed statements of stage `index`; raises what is wrong with them."""
+
+
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply); `new_max` more may be made."""
+    """`tokens` are all there are so far (prompt and replayed reply); `new_max` more may be made.
+
+    `prints`, `heard`, `check`: as node/stage_audit.py has it.
+    """
 
     model: ModelId
     stages: list[StageSpec]
@@ -55,6 +63,9 @@ class PipelineRequest:
     sampling: Sampling
     precision: str
     epoch: int
+    prints: bytes | None = None
+    heard: Listener | None = None
+    check: Checked | None = None
 
 
 @dataclass
@@ -141,8 +152,10 @@ class Pipeline:
             tokens_max=len(request.tokens) + request.new_max,
             new_max=request.new_max,
             stop_tokens=request.stop_tokens,
-            sampling=request.sampling,
+            sampling=request.sampling if index == len(request.stages) - 1 else Sampling(),  # it may tell of the text
             precision=request.precision,
+            prints=request.prints,
+            check=request.check if index == len(request.stages) - 1 else None,
         )
         peer = PeerId(spec.peer)
         if peer == self._network.peer_id:
@@ -190,6 +203,10 @@ class Pipeline:
                 cause = error_from_wire(event.error or {})
                 self._lose(peer, cause.message, cause)
                 return
+            if event.prints and self._request.heard is not None:
+                self._request.heard.take(self._request.stages.index(link.spec), self._session, event.prints)
+            if event.kind == "alive" and event.timings:
+                self._server.figures.peers.said(peer, event.timings, link.heard)
             if event.kind == "ready":
                 link.timings = event.timings or {}
                 link.ready.set()

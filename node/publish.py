@@ -159,7 +159,7 @@ class Publisher:
         return await loop.run_in_executor(self._executor, build_manifest, folder, progress)
 
     def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
-        nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
+        nodes = self._placer.bearing()
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
@@ -170,7 +170,9 @@ class Publisher:
         enough = Tally(request.k, request.n).enough
         if nodes < enough:
             said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
-            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
+            new = sum(candidate.new for candidate in self._placer.candidates())
+            unknown = f"; of the {new} known for less than a day only one counts: `mf-node trust` those you know" if new > 1 else ""
+            raise StorageFull(said, hint=f"let more peers join, or lower --n{unknown}", details={"refusals": {}})
         return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:

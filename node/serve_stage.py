@@ -14,9 +14,11 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
+from node.figures import Figures
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
+from node.statements import Seal, Statements
 from node.steps import Steps
 from node.worker import Worker
 from protocol import limits
@@ -46,6 +48,9 @@ class StageServer:
         self._room = room
         self._worker = worker
         self._lends = lends_compute
+        self.figures = Figures()
+        self.seal: Seal | None = None
+        """Signs what stages computed, for audits; None: nothing is said."""
 
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
@@ -90,7 +95,9 @@ class StageServer:
                 told = True
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
             else:
-                await stream.send(pack(SessionEvent(kind="alive" if told else "loading")))
+                timings = self.figures.own.told(time.monotonic()) if told else None
+                prints = session.statements.take() or None
+                await stream.send(pack(SessionEvent(kind="alive" if told else "loading", timings=timings or None, prints=prints)))
             if told:
                 await asyncio.sleep(HEARTBEAT)
             else:
@@ -108,6 +115,7 @@ class StageSession:
         self.timings: dict[str, float] = {}
         self._spec = _check_route(request, server._network.peer_id)
         self._last = request.index == len(request.stages) - 1
+        self.statements = Statements(request, self._spec, server.seal)
         self._made = 0
         # an entry that keeps both ends runs two stages of one session
         self._name = f"{request.session.hex()}.{request.index}"
@@ -155,7 +163,14 @@ class StageSession:
         else:
             step.tokens = list(memoryview(raw).cast("i"))
             step.count = len(step.tokens)
-        await self._pass_on(step, await self._server._worker.step(step))
+        if self._last:
+            step.check = self.statements.given(step.position, step.count)
+        began = time.monotonic()
+        done = await self._server._worker.step(step)
+        now = time.monotonic()
+        self._server.figures.own.step(step.count, self._spec.end - self._spec.first, done.seconds, now - began, now)
+        self.statements.add(step, done)
+        await self._pass_on(step, done)
 
     async def _pass_on(self, step: Step, done: Stepped) -> None:
         request, after = self._request, step.position + step.count

@@ -169,10 +169,19 @@ class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
     logprob: float
 
 
+class Checked(msgspec.Struct, array_like=True, frozen=True):
+    """Tokens of a reply that an audit looks at, the first of them at `position`."""
+
+    position: int
+    tokens: list[int]
+
+
 class OpenSession(Record):
     """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
 
     `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    `prints`: the key under which the stage signs prints of its rows (`protocol/prints.py`). `check`, in an audit and to the last
+    stage alone: tokens whose gaps it is asked for.
     """
 
     session: bytes
@@ -187,18 +196,21 @@ class OpenSession(Record):
     sampling: Sampling
     precision: str = "bf16"
     reply: list[int] | None = None
+    prints: bytes | None = None
+    check: Checked | None = None
 
 
 class SessionEvent(Record):
     """What a stage tells the entry on the session's stream.
 
     `kind`: "loading" (twice a second while it loads), "ready" (with `timings`, seconds), then "alive" twice a second;
-    "failed" (with `error`) ends the session.
+    "failed" (with `error`) ends the session. `prints`: signed statements of rows computed since the event before.
     """
 
     kind: str
     error: dict[str, Any] | None = None
     timings: dict[str, float] | None = None
+    prints: list[bytes] | None = None
 
 
 class StepHead(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,16 @@ async def test_progress_is_told(six: VerbSwarm, model: Path) -> None:
     stored = [event for event in events if event.get("stage") == "store"]
     assert stored[-1]["done"] == stored[-1]["total"]
     assert [event["done"] for event in stored] == sorted(event["done"] for event in stored)
+
+
+async def test_nodes_known_for_less_than_a_day_get_one_shard_of_a_group_together(six: VerbSwarm, model: Path) -> None:
+    publisher = six.nodes[0]
+    publisher.swarm.trust_all = False
+    ordinary = publisher.swarm.view
+    publisher.swarm.view = lambda peer: replace(ordinary(peer), new=True)  # type: ignore[method-assign]
+    with pytest.raises(StorageFull, match="needs 3 nodes") as caught:
+        await publisher.publish(model, k=2, n=4)
+    assert "of the 5 known for less than a day only one counts" in (caught.value.hint or "")
+    done = await publisher.publish(model)
+    assert (done["shards"], done["durable"]) == (2 * done["groups"], 2 * done["groups"])
+    assert len(publisher.transfer.store.list_shards()) == done["groups"]

@@ -29,6 +29,7 @@ from node.assemble import Assembler
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
@@ -38,6 +39,7 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.place import Placer
+from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
 from node.reuse import Reuser
@@ -57,7 +59,7 @@ from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -206,7 +208,15 @@ class FakeTransfer:
         key = ShardKey(EncodingId(job.encoding), job.shard)
         model, group, owner = other._expected.pop(key)
         self.pushed.append((job.encoding, job.shard, job.peer))
-        await other._take(key, model, group, owner, self.staged[job.encoding][job.shard])
+        await other._take(key, model, group, owner, self._outgoing(job, key))
+
+    def _outgoing(self, job: PushShard, key: ShardKey) -> bytes:
+        if not job.held:
+            return self.staged[job.encoding][job.shard]
+        reader = self.store.open_shard(key)
+        if reader is None:
+            raise NotFound("isn't held here")
+        return reader.read(0, reader.length)
 
     async def keep_shard(self, job: KeepShard) -> None:
         if self.refuse is not None:
@@ -374,10 +384,12 @@ class FakeSwarm:
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
         self.board.told.append((self.me, model))
-        if held or full:
-            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs)
+        if held or full or serves:
+            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs, serves)
         else:
             self.board.holdings.pop((self.me, model), None)
 
@@ -433,13 +445,15 @@ class VerbNode:
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
         config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config)
+        self.blocks = BlockList(scratch / self.peer)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.blocks)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
+        self.view = PlacementView(me, self.swarm)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
-        self.placer = Placer(me, self.swarm, known, self.book, self.reuser)
+        self.placer = Placer(self.view, self.swarm, known, self.book, self.reuser)
         self.unfinished = Unfinished()
         converter = GgufConverter(scratch)
         self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, converter, self.unfinished, executor, "alice")
