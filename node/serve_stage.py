@@ -164,7 +164,7 @@ class StageSession:
             step.tokens = list(memoryview(raw).cast("i"))
             step.count = len(step.tokens)
         if self._last:
-            step.check = self.statements.given(step.position, step.count)
+            step.check, step.tail = self.statements.given(step.position, step.count), self.statements.asked
         began = time.monotonic()
         done = await self._server._worker.step(step)
         now = time.monotonic()

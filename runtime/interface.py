@@ -131,7 +131,8 @@ class Step(Record):
 
     Give `tokens` (first stage) or `hidden` (raw bytes, [count, hidden] in the stage's precision). Idempotent: a (session, epoch,
     position) seen before is answered again; a gap is `Conflict`; a new epoch drops what lies at and beyond `position`.
-    `check`, to the last stage: for each row the token that was given next, or -1.
+    `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
+    the head too.
     """
 
     session: str
@@ -142,6 +143,7 @@ class Step(Record):
     count: int = 0
     sample: bool = True
     check: list[int] | None = None
+    tail: bool = False
 
 
 class Stepped(Record):

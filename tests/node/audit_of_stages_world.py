@@ -65,10 +65,12 @@ class RowWorker:
             if index not in self.skips:
                 rows = rows @ layer(index)
         rows = rows + NOISE * self.rng.standard_normal(rows.shape)
+        raw = (rows.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
         if end < LAYERS:
-            raw = (rows.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
             return Stepped(hidden=raw, dtype="bf16", shape=[step.count, HIDDEN], seconds=0.001)
-        return self._last(step, rows)
+        done = self._last(step, rows)
+        done.hidden = raw if step.tail else None
+        return done
 
     def _last(self, step: Step, rows: np.ndarray) -> Stepped:
         logits = rows @ np.roll(embedding(), 1, axis=0).T
