@@ -62,7 +62,7 @@ class Sequence:
             raise
         self.position = before + count
         answer = self._answer(out, step.sample)
-        answer.seconds = time.perf_counter() - begun
+        answer.began, answer.seconds = begun, time.perf_counter() - begun
         return answer
 
     def _answer(self, out: torch.Tensor, sampled: bool) -> Stepped:
