@@ -42,7 +42,12 @@ def boundaries(traces: list[Path]) -> list[tuple[float, float]]:
 
 def spread(seconds: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(seconds, n=100)
-    return {"p50_ms": round(1e3 * cuts[49], 3), "p90_ms": round(1e3 * cuts[89], 3), "p99_ms": round(1e3 * cuts[98], 3), "count": len(seconds)}
+    return {
+        "p50_ms": round(1e3 * cuts[49], 3),
+        "p90_ms": round(1e3 * cuts[89], 3),
+        "p99_ms": round(1e3 * cuts[98], 3),
+        "count": len(seconds),
+    }
 
 
 class Busy:

@@ -8,7 +8,7 @@ from typing import Any
 
 from node.model_cost import StageCost
 from node.model_folder import build_manifest, scan
-from tests.support.processes import Node, Swarm
+from tests.support.processes import Node
 from tests.support.wait import wait_until
 from tests.swarm import tools
 

@@ -51,18 +51,20 @@ from node.reuse import Reuser
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
+from node.step_links import LinkServer
 from node.steps import Steps
 from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
 from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
+from node.tls import tls_context
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
-from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -88,6 +90,7 @@ class Node:
             state.save,
         )
         tls_key, tls_cert, self._tls = make_certificate(identity.key)
+        self._certificate = tls_key, tls_cert
         self._callbacks = NodeCallbacks(self._swarm)
         self._transfer = Transfer(
             TransferConfig(
@@ -118,6 +121,7 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
+        self._links = LinkServer(network, tls_context(*self._certificate), self._tls, self._steps.take)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
@@ -146,6 +150,7 @@ class Node:
         network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
+        network.serve(DIRECT_PROTOCOL, self._links.handle)
 
     async def start(self) -> None:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
@@ -154,7 +159,9 @@ class Node:
         self._watchdog.start()
         await self._transfer.start()
         await self._network.start()
-        hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
+        host, port = split_address(self._config.transfer)
+        await self._links.start(host, port + 1 if port else 0)
+        hosts = advertised_hosts(host, ip_addresses(self._network.addresses()))
         places = [f"{host}:{self._transfer.port}" for host in hosts]
         self._desk_config.urls[:] = [f"https://{place}" for place in places]
         self._swarm.set_data_plane(places, self._tls)
@@ -182,7 +189,9 @@ class Node:
         await self._owner.close()
         await self._http.stop()
         await self._supervisor.stop()
-        await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
+        await asyncio.gather(
+            self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), self._links.stop(), return_exceptions=True
+        )
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()

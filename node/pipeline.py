@@ -214,7 +214,7 @@ class Pipeline:
     def _slowest(self) -> PeerId:
         return PeerId(min(self._links, key=lambda link: (link.ready.is_set(), link.heard)).spec.peer)
 
-    async def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+    def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
         """A token from the last stage."""
         if head.kind != "token" or sender != self._request.stages[-1].peer or head.epoch != self._request.epoch:
             return

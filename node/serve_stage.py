@@ -128,7 +128,7 @@ class StageSession:
             finally:
                 server._steps.forget(request.session, self._take)
 
-    async def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+    def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
         """A frame for this stage, from the one peer that may send it."""
         request = self._request
         if head.stage != request.index:

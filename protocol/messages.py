@@ -19,6 +19,7 @@ BLOB_PROTOCOL = "/mf/blob/1"
 GRANT_PROTOCOL = "/mf/grant/1"
 SESSION_PROTOCOL = "/mf/session/1"
 STEP_PROTOCOL = "/mf/step/1"
+DIRECT_PROTOCOL = "/mf/direct/1"
 AUDIT_PROTOCOL = "/mf/audit/1"
 KAD_PROTOCOL = "/mf/kad/1"
 
@@ -201,6 +202,18 @@ class SessionEvent(Record):
     timings: dict[str, float] | None = None
 
 
+class DirectRequest(Record):
+    """Asks for a place to bring step frames over a TLS connection of their own."""
+
+
+class DirectReply(Record):
+    """`port` at the host libp2p is connected to, `tls` SHA-256 of the certificate there, `token` (32 bytes) to show first, good once."""
+
+    port: int
+    tls: bytes
+    token: bytes
+
+
 class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
@@ -226,7 +239,7 @@ def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
     return len(packed).to_bytes(2, "big") + packed + bytes(raw)
 
 
-def parse_step(frame: bytes) -> tuple[StepHead, memoryview]:
+def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
     """Head and raw buffer, the buffer's length checked against the shape announced."""
     if len(frame) < 2:
         raise BadInput("step: shorter than its head length")
