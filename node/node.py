@@ -57,7 +57,6 @@ from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
 from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
-from node.tls import tls_context
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
 from node.watchdog import Watchdog
@@ -90,7 +89,6 @@ class Node:
             state.save,
         )
         tls_key, tls_cert, self._tls = make_certificate(identity.key)
-        self._certificate = tls_key, tls_cert
         self._callbacks = NodeCallbacks(self._swarm)
         self._transfer = Transfer(
             TransferConfig(
@@ -121,7 +119,7 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
-        self._links = LinkServer(network, tls_context(*self._certificate), self._tls, self._steps.take)
+        self._links = LinkServer(self._steps.take)
         server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)

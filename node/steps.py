@@ -54,7 +54,7 @@ class Steps:
         frame, lock = step_frame(head, raw), self._locks.setdefault(peer, asyncio.Lock())
         link = self._links.get(peer)
         if link is not None and not link.closed and not lock.locked():
-            link.write(_prefixed(frame))
+            link.write(frame)
             await link.drained(SEND_TIMEOUT)
             return
         sending = asyncio.ensure_future(self._send_in_turn(peer, frame, lock))
@@ -101,7 +101,7 @@ class Steps:
         async with lock:
             link = await self._link(peer)
             if link is not None:
-                link.write(_prefixed(frame))
+                link.write(frame)
                 await link.drained(SEND_TIMEOUT)
                 return
             reused = peer in self._streams
@@ -150,7 +150,3 @@ class Steps:
                     error,
                     extra={"event": "step_refused", "fields": {"peer": sender, "reason": error.message}},
                 )
-
-
-def _prefixed(frame: bytes) -> bytes:
-    return len(frame).to_bytes(4, "big") + frame

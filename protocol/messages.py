@@ -203,15 +203,15 @@ class SessionEvent(Record):
 
 
 class DirectRequest(Record):
-    """Asks for a place to bring step frames over a TLS connection of their own."""
+    """Asks for a place to bring step frames over a connection of their own."""
 
 
 class DirectReply(Record):
-    """`port` at the host libp2p is connected to, `tls` SHA-256 of the certificate there, `token` (32 bytes) to show first, good once."""
+    """`port` at the host libp2p is connected to; `name` (16 bytes) to say there first, good once; `key` (32 bytes) that seals the frames."""
 
     port: int
-    tls: bytes
-    token: bytes
+    name: bytes
+    key: bytes
 
 
 class StepHead(Record):

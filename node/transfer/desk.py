@@ -22,7 +22,6 @@ from node.channel import Channel, Method
 from node.store.disk import DiskStore
 from node.store.interface import ShardInfo, ShardKey
 from node.store.scrub import verify
-from node.tls import tls_context
 from node.transfer import audit_reads, calls
 from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.decoders import Decoders
@@ -31,7 +30,7 @@ from node.transfer.fetch import fetch_group
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig, converted
 from node.transfer.push import push_shard
 from node.transfer.rebuild import rebuild_shards
-from node.transfer.server import TransferServer
+from node.transfer.server import TransferServer, tls_context
 from node.transfer.sources import Access, Callbacks, Connections, Evidence
 from node.transfer.staging import Staging
 from node.transfer.upkeep import Upkeep

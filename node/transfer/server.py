@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from pathlib import Path
 
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,6 +41,18 @@ Stored = Callable[[ShardInfo], Awaitable[None]]
 
 def error_response(error: MfError) -> web.Response:
     return web.Response(status=error.status, body=error_body(error), content_type="application/json")
+
+
+def tls_context(key: bytes, certificate: bytes) -> ssl.SSLContext:
+    """TLS 1.2 or newer from PEM; the key is in a file only while OpenSSL reads it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with tempfile.TemporaryDirectory(prefix="mf-tls-") as folder:
+        path = Path(folder) / "pem"
+        path.touch(mode=0o600)
+        path.write_bytes(key + b"\n" + certificate)
+        context.load_cert_chain(path)
+    return context
 
 
 class TransferServer:

@@ -13,11 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.store.interface import ShardInfo
 from node.store.memory import MemoryStore
-from node.tls import tls_context
 from node.transfer import server as server_module
 from node.transfer import serving as serving_module
 from node.transfer.admission import ExpectedPut, ExpectedPuts
-from node.transfer.server import TransferServer
+from node.transfer.server import TransferServer, tls_context
 from protocol import limits
 from protocol.ids import encoding_text
 from protocol.signing import peer_of
