@@ -11,12 +11,15 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.stage_swarm import StageSwarm
 from bootstrap.demo_model import demo_model
+from node.cli.owner_client import call
 from tests.support.synthetic import synthetic_llama
 
 MIB = 1 << 20
@@ -34,7 +37,7 @@ def boundaries(traces: list[Path]) -> list[tuple[float, float]]:
     found = []
     for session in steps.values():
         session.sort()
-        for before, after in zip(session, session[1:], strict=False):
+        for before, after in pairwise(session):
             if before[0] > 0:
                 found.append((before[3], after[2] - before[3]))
     return found
@@ -42,12 +45,7 @@ def boundaries(traces: list[Path]) -> list[tuple[float, float]]:
 
 def spread(seconds: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(seconds, n=100)
-    return {
-        "p50_ms": round(1e3 * cuts[49], 3),
-        "p90_ms": round(1e3 * cuts[89], 3),
-        "p99_ms": round(1e3 * cuts[98], 3),
-        "count": len(seconds),
-    }
+    return {f"p{part}_ms": round(1e3 * cuts[part - 1], 3) for part in (50, 90, 99)} | {"count": len(seconds)}
 
 
 class Busy:
@@ -69,13 +67,12 @@ class Busy:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._swarm.nodes[0].cli("fetch", self._model, str(self._folder / f"fetched{self.fetched}"), timeout=300.0)
+            wanted = {"model": self._model, "dir": str(self._folder / f"fetched{self.fetched}")}
+            call(self._swarm.nodes[0].data_dir, "fetch", wanted, timeout=300.0)
             self.fetched += 1
 
 
 def run(tokens: int = 300, stages: int = 2) -> dict[str, Any]:
-    import time
-
     with tempfile.TemporaryDirectory(prefix="stage-boundary-") as place:
         root = Path(place)
         bulk = synthetic_llama(root / "bulk", 256 * MIB, hidden=1024)
@@ -92,7 +89,7 @@ def run(tokens: int = 300, stages: int = 2) -> dict[str, Any]:
         found = boundaries(swarm.traces)
     idle = [seconds for when, seconds in found if began <= when < half]
     loaded = [seconds for when, seconds in found if when >= half]
-    pauses = [after - before for before, after in zip(idle_reply.at, idle_reply.at[1:], strict=False)]
+    pauses = [after - before for before, after in pairwise(idle_reply.at)]
     return {
         "stages": len(route),
         "idle": spread(idle),

@@ -9,21 +9,26 @@ from __future__ import annotations
 import atexit
 import json
 import os
+from collections.abc import Callable
 
 from node.__main__ import main
 from node.worker import Worker
+from protocol.errors import MfError
 from runtime.interface import Step, Stepped
 
 
 def trace(path: str) -> None:
-    """Wraps `Worker.step`; lines are kept until the node ends, so that writing them costs no step anything."""
+    """Wraps `Worker.begin_step`; lines are kept until the node ends, so that writing them costs no step anything."""
     kept: list[tuple[str, int, int, float, float]] = []
-    ordinary = Worker.step
+    ordinary = Worker.begin_step
 
-    async def step(self: Worker, params: Step) -> Stepped:
-        done = await ordinary(self, params)
-        kept.append((params.session, params.position, params.count, done.began, done.began + done.seconds))
-        return done
+    def begin_step(self: Worker, params: Step, done: Callable[[Stepped | MfError], None]) -> None:
+        def noted(answer: Stepped | MfError) -> None:
+            done(answer)
+            if isinstance(answer, Stepped):
+                kept.append((params.session, params.position, params.count, answer.began, answer.began + answer.seconds))
+
+        ordinary(self, params, noted)
 
     def write() -> None:
         with open(path, "a") as lines:
@@ -31,7 +36,7 @@ def trace(path: str) -> None:
                 line = {"session": session, "position": position, "count": count, "began": began, "ended": ended}
                 lines.write(json.dumps(line) + "\n")
 
-    Worker.step = step  # type: ignore[method-assign]
+    Worker.begin_step = begin_step  # type: ignore[method-assign]
     atexit.register(write)
 
 

@@ -11,6 +11,7 @@ from node.swarm.interface import PeerView, Swarm
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId
 from protocol.layout import check_runnable, layer_count
+from protocol.messages import StageSpec
 from runtime.architectures import whole_only
 from runtime.routing import Offer, Plan, Shape, plan_route
 
@@ -43,6 +44,56 @@ class Router:
             )
         return plan
 
+    def replace(
+        self,
+        located: Located,
+        plan: Plan,
+        gone: set[PeerId],
+        tokens_max: int,
+        precision: str,
+        avoid: set[PeerId],
+        ready: Iterable[StageSpec] = (),
+    ) -> Plan:
+        """`plan` with stand-bys in place of the stages at `gone`, those in `ready` first; another plan where that can't be."""
+        prepared, stages = list(ready), list(plan.stages)
+        for at, stage in enumerate(plan.stages):
+            if stage.peer in gone:
+                now = Plan(plan.kind, stages, plan.why)
+                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared)
+                if spec is None:
+                    return self.plan(located, tokens_max, precision, avoid)
+                stages[at] = spec
+        kind = plan.kind if len(stages) > 1 else "here" if stages[0].peer == self._me else "peer"
+        return Plan(kind, stages, f"{plan.why}; a stage that was lost is replaced")
+
+    def stand_by(
+        self,
+        located: Located,
+        plan: Plan,
+        stage: StageSpec,
+        tokens_max: int,
+        precision: str,
+        avoid: set[PeerId],
+        ready: Iterable[StageSpec] = (),
+    ) -> StageSpec | None:
+        """The node that could take this stage best: prepared, then with the most of the model, then near. None where nobody has room."""
+        cost, prepared = StageCost(located.manifest, precision), set(ready)
+        bound = self._ends_here and (stage.first == 0 or stage.end == layer_count(located.manifest))
+        found = []
+        for offer in self.offers(located, avoid):
+            rest = sum(cost.total(one.first, one.end, tokens_max) for one in plan.stages if one.peer == offer.peer and one != stage)
+            if offer.memory >= rest + cost.total(stage.first, stage.end, tokens_max) and (offer.here or not bound):
+                found.append(offer)
+        if not found:
+            return None
+
+        def order(offer: Offer) -> tuple[bool, bool, int, float, str]:
+            mine = StageSpec(offer.peer, stage.first, stage.end)
+            used = any(one.peer == offer.peer for one in plan.stages if one != stage)
+            return (mine not in prepared, used, -offer.held, offer.rtt, offer.peer)
+
+        return StageSpec(min(found, key=order).peer, stage.first, stage.end)
+
     def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
         held = {
             view.peer: sum(len(entry.shards) for entry in view.held) + 1_000 * len(view.full)
@@ -55,6 +106,16 @@ class Router:
             if view.record is not None and self._may_run(view) and view.peer not in avoid
         ]
         return [mine, *others] if self._me not in avoid else others
+
+    def may_come_back(self) -> bool:
+        """Whether a peer that would run layers for this node is known and doesn't answer just now."""
+        return self._privacy != "local" and any(
+            view.record is not None
+            and not view.routable
+            and view.record.lend in ("compute", "both")
+            and (self._privacy == "swarm" or self._swarm.trusted(view.peer))
+            for view in self._swarm.peers()
+        )
 
     def _may_run(self, view: PeerView) -> bool:
         record = view.record

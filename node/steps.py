@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from node.network.interface import Network, Stream, StreamClosed
 from node.step_links import Link, dial_link
@@ -57,11 +58,23 @@ class Steps:
             link.write(frame)
             await link.drained(SEND_TIMEOUT)
             return
-        sending = asyncio.ensure_future(self._send_in_turn(peer, frame, lock))
-        self._sending.add(sending)
-        sending.add_done_callback(self._sent)
+        sending = self._keep(self._send_in_turn(peer, frame, lock))
         # A session that ends in the middle of its write would reset the stream under the frames of all others.
         await asyncio.shield(sending)
+
+    def post(self, peer: PeerId, head: StepHead, raw: bytes, failed: Callable[[MfError], None]) -> None:
+        """As `send`, at once where a connection stands, and without waiting; `failed` is told when it can't be sent."""
+        link, lock = self._links.get(peer), self._locks.get(peer)
+        if peer == self._network.peer_id:
+            self._deliver(peer, head, memoryview(raw))
+        elif link is not None and not link.closed and lock is not None and not lock.locked():
+            try:
+                link.write(step_frame(head, raw))
+            except MfError as error:
+                failed(error)
+        else:
+            lock = self._locks.setdefault(peer, asyncio.Lock())
+            self._keep(self._send_in_turn(peer, step_frame(head, raw), lock)).add_done_callback(lambda done: _tell(done, failed))
 
     def take(self, sender: PeerId, frame: bytes | memoryview) -> None:
         """A frame from a peer, whichever way it came."""
@@ -91,6 +104,12 @@ class Steps:
             link.close()
         self._streams.clear()
         self._links.clear()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        sending = asyncio.ensure_future(work)
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        return sending
 
     def _sent(self, sending: asyncio.Future[None]) -> None:
         self._sending.discard(sending)
@@ -150,3 +169,9 @@ class Steps:
                     error,
                     extra={"event": "step_refused", "fields": {"peer": sender, "reason": error.message}},
                 )
+
+
+def _tell(done: asyncio.Future[None], failed: Callable[[MfError], None]) -> None:
+    error = None if done.cancelled() else done.exception()
+    if isinstance(error, MfError):
+        failed(error)

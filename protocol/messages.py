@@ -174,6 +174,8 @@ class OpenSession(Record):
     """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
 
     `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    `resume`: the stage after this one has all positions before it, so that outputs for them needn't be sent. `prepare`: load the layers
+    ahead, say "ready", and open nothing.
     """
 
     session: bytes
@@ -188,18 +190,40 @@ class OpenSession(Record):
     sampling: Sampling
     precision: str = "bf16"
     reply: list[int] | None = None
+    resume: int = 0
+    prepare: bool = False
+
+
+class Reroute(Record):
+    """Entry to a stage that stays where another one is replaced: the route from now on, under a new epoch that begins at `position`.
+
+    `resume` as in `OpenSession`: where it is below `position`, the stage sends again what it sent before. Answered by "rerouted".
+    """
+
+    epoch: int
+    stages: list[StageSpec]
+    index: int
+    position: int
+    resume: int
 
 
 class SessionEvent(Record):
     """What a stage tells the entry on the session's stream.
 
     `kind`: "loading" (twice a second while it loads), "ready" (with `timings`, seconds), then "alive" twice a second;
-    "failed" (with `error`) ends the session.
+    "rerouted" (with `epoch`) answers a `Reroute`; "leaving" asks for another stage in this one's place, since the node is stopping.
+    "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session.
+
+    `position`: all before it are computed; `busy`: a step is being computed now.
     """
 
     kind: str
     error: dict[str, Any] | None = None
     timings: dict[str, float] | None = None
+    epoch: int | None = None
+    position: int | None = None
+    busy: bool = False
+    blames: str | None = None
 
 
 class DirectRequest(Record):
@@ -207,7 +231,7 @@ class DirectRequest(Record):
 
 
 class DirectReply(Record):
-    """`port` at the host libp2p is connected to; `name` (16 bytes) to say there first, good once; `key` (32 bytes) that seals the frames."""
+    """`port` at the host libp2p is connected to; `name` (16 bytes) to say there first, good once; `key` (32 bytes) seals the frames."""
 
     port: int
     name: bytes
@@ -217,9 +241,10 @@ class DirectReply(Record):
 class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
-    `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
-    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
-    index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
+    `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]), "token" (one
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one) or "cut" (nothing raw: to the
+    entry, all before `position` went as far as it had to). `stage` is the index of the stage it is for, None for the entry alone; an entry
+    that is the first stage too gets a token once, as stage 0. `more`: another cut of the same prompt follows, nothing is sampled.
     `logprobs` go with a token where they were asked: the chosen one first, then the likeliest.
     """
 
@@ -231,6 +256,7 @@ class StepHead(Record):
     shape: list[int] | None = None
     finish: str | None = None
     stage: int | None = None
+    more: bool = False
     logprobs: list[TokenLogprob] | None = None
 
 
@@ -251,9 +277,13 @@ def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
         raise BadInput("step: session, epoch or position out of range")
     if head.kind == "hidden":
         _check_hidden(head, len(raw))
-    elif head.kind not in ("tokens", "token") or len(raw) % 4 or (head.kind == "token" and len(raw) != 4):
+    elif head.kind not in _RAW or len(raw) % 4 or len(raw) not in _RAW[head.kind]:
         raise BadInput(f"step: kind {head.kind[:16]!r} with {len(raw)} raw bytes")
     return head, raw
+
+
+_RAW = {"tokens": range(limits.MAX_ACTIVATION_FRAME), "token": (4,), "cut": (0,)}
+"""Raw bytes by kind."""
 
 
 def _check_hidden(head: StepHead, size: int) -> None:
