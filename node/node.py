@@ -68,6 +68,7 @@ from node.widen import Widener
 from node.worker import Worker
 from protocol.errors import MfError
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
@@ -161,6 +162,7 @@ class Node:
         started = time.monotonic()
         self._clean()
         self._watchdog.start()
+        ask_short_slice(os.nice(0))
         await self._transfer.start()
         await self._network.start()
         host, port = split_address(self._config.transfer)
