@@ -66,13 +66,14 @@ from node.transfer.remote import Transfer
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
+from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
 from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
-_HASH_NICE = 5
+_HASH_NICE = 10
 
 
 class Node:
@@ -174,6 +175,7 @@ class Node:
         await self._swarm.start()
         await self._tell_space()
         self._supervisor.spawn(self._keeper.run(), "holdings")
+        self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")

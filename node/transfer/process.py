@@ -19,7 +19,7 @@ from node.transfer.desk import Desk
 from node.transfer.dying import die_with_parent
 
 STOP_WITHIN = 0.8
-NICE = 5
+NICE = 10
 """A person waits for each step of a reply, for a shard as a whole: where cores are short the network of replies comes first."""
 log = logging.getLogger(__name__)
 
