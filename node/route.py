@@ -101,7 +101,7 @@ class Router:
         }
         mine = Offer(self._me, self._room.memory, 0.0, held.get(self._me, 0), here=True)
         others = [
-            Offer(view.peer, view.record.memory or 0, view.rtt or 0.1, held.get(view.peer, 0))
+            Offer(view.peer, view.record.memory or 0, _about(view.rtt), held.get(view.peer, 0))
             for view in self._swarm.peers()
             if view.record is not None and self._may_run(view) and view.peer not in avoid
         ]
@@ -124,3 +124,8 @@ class Router:
         if view.peer == self._me or self._swarm.banned(view.peer) or self._privacy == "local":
             return False
         return self._privacy == "swarm" or self._swarm.trusted(view.peer)
+
+
+def _about(rtt: float | None) -> float:
+    """Round trips in steps of 5 ms: by less than that nothing is chosen, so that replies of one minute take one route, and share stages."""
+    return 0.1 if rtt is None else max(1, round(rtt / 0.005)) * 0.005
