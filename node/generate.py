@@ -19,6 +19,7 @@ from typing import Any
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
 from node.locate import Located, Locator
 from node.losses import Losses
+from node.model_cost import StageCost
 from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest, StageLost
 from node.reply_text import ReplyText
@@ -31,6 +32,7 @@ from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, NotFound, Unavailable
 from protocol.ids import PeerId, model_text
+from runtime.expectation import Paces
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
 
@@ -82,6 +84,7 @@ class Generator:
         steps: Steps,
         server: StageServer,
         standbys: StandBys | None = None,
+        paces: Paces | None = None,
     ) -> None:
         self._network = network
         self._swarm = swarm
@@ -92,6 +95,7 @@ class Generator:
         self._steps = steps
         self._server = server
         self._standbys = standbys
+        self._paces = paces
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
@@ -157,7 +161,7 @@ class Generator:
         end = asyncio.get_running_loop().time() + PATIENCE / 2
         while True:
             try:
-                return self._router.plan(reply.located, reply.tokens_max, reply.request.precision, set())
+                return self._router.plan(reply.located, reply.tokens_max, reply.request.precision, set(), force=reply.request.force)
             except Unavailable:
                 if asyncio.get_running_loop().time() > end or not self._router.may_come_back():
                     raise
@@ -200,8 +204,18 @@ class Generator:
                 if since == SETTLED and self._standbys is not None and reply.plan is not None and sampled.finish is None:
                     avoid = reply.losses.avoided(asyncio.get_running_loop().time())
                     self._standbys.prepare(reply.located, reply.plan, reply.tokens_max, reply.request.precision, avoid)
+                if sampled.finish is not None:
+                    self._note_paces(reply, pipeline)
                 if sampled.finish != "stop":
                     yield sampled.token
+
+    def _note_paces(self, reply: Reply, pipeline: Pipeline) -> None:
+        """What the stages told of their own speed, for `explain`."""
+        if self._paces is None:
+            return
+        cost = StageCost(reply.located.manifest, reply.request.precision)
+        for link in pipeline.links:
+            self._paces.note(link.peer, cost.total(link.spec.first, link.spec.end, 0), *link.pace)
 
     async def _replace(self, reply: Reply, pipeline: Pipeline, lost: StageLost) -> None:
         """Plans again without the lost stage, or gives up with the reason."""
@@ -238,7 +252,7 @@ class Generator:
         assert reply.plan is not None
         precision = reply.request.precision
         if not reply.made:
-            return self._router.plan(reply.located, reply.tokens_max, precision, avoid)
+            return self._router.plan(reply.located, reply.tokens_max, precision, avoid, force=reply.request.force)
         ready = self._standbys.prepared(reply.located.model, precision) if self._standbys is not None else []
         return self._router.replace(reply.located, reply.plan, gone, reply.tokens_max, precision, avoid, ready)
 

@@ -24,6 +24,7 @@ from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.embed import Embedder
+from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
@@ -69,6 +70,7 @@ from node.worker import Worker
 from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from runtime.expectation import Paces
 from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
@@ -128,9 +130,11 @@ class Node:
         self._steps = Steps(network)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget)
+        paces = Paces(identity.peer_id)
+        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
         self._standbys = StandBys(network, router, server)
-        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys)
+        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
@@ -144,11 +148,11 @@ class Node:
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe), HttpSettings(host=host, port=port))
+        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
-            swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
+            swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
         )
         self._owner = OwnerServer(self._data.path, methods.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)

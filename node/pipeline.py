@@ -86,7 +86,7 @@ class Pipeline:
         self._tokens = list(request.tokens)
         self._end = len(request.tokens) + request.new_max
         self._stages = request.stages
-        self._links: list[StageLink] = []
+        self.links: list[StageLink] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._inbox: deque[Sampled] = deque()
         self._wake = asyncio.Event()
@@ -105,7 +105,7 @@ class Pipeline:
         self._steps.forget(self._session, self._take)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(link.close() for link in self._links), return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in self.links), return_exceptions=True)
         # a stage still being opened is given up too: its stream would keep a session alive that nobody reads
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -115,7 +115,7 @@ class Pipeline:
             await self.reroute(self._request.stages)
         while True:
             sampled = await self._next()
-            for link in self._links:
+            for link in self.links:
                 link.proven = True
             self._stalls.clear()
             yield sampled
@@ -124,28 +124,28 @@ class Pipeline:
 
     async def reroute(self, stages: list[StageSpec]) -> None:
         """Goes on over `stages`; those that are there already and whole stay as they are. Raises `StageLost` when one doesn't come up."""
-        kept = {link.spec: link for link in self._links if link.spec in stages and link.proven and not link.dead}
-        leaving = [link for link in self._links if link not in kept.values()]
+        kept = {link.spec: link for link in self.links if link.spec in stages and link.proven and not link.dead}
+        leaving = [link for link in self.links if link not in kept.values()]
         self._epoch += 1
         self._lost, self._stages = None, stages
         self._inbox.clear()
         self._moved, self._through = asyncio.get_running_loop().time(), 0
         begin = len(self._tokens) - 1 if kept else 0
         await asyncio.gather(*(link.close() for link in leaving), return_exceptions=True)
-        self._links = list(kept.values())
+        self.links = list(kept.values())
         fresh = [index for index, spec in enumerate(stages) if spec not in kept]
         await self._all(self._open(index, self._resume(kept, index, begin)) for index in fresh)
-        self._links.sort(key=lambda link: link.spec.first)
-        await self._or_lost(self._all(link.ready.wait() for link in self._links), LOAD_TIMEOUT, "not ready")
+        self.links.sort(key=lambda link: link.spec.first)
+        await self._or_lost(self._all(link.ready.wait() for link in self.links), LOAD_TIMEOUT, "not ready")
         for name in ("assemble", "load", "open"):
-            self.timings[name] = max((link.timings.get(name, 0.0) for link in self._links), default=0.0)
+            self.timings[name] = max((link.timings.get(name, 0.0) for link in self.links), default=0.0)
         await self._tell_kept(kept, begin)
         self._moved = asyncio.get_running_loop().time()
         self._spawn(self._feed(begin if stages[0] in kept else 0, begin), "feed")
 
     def start_over(self) -> None:
         """The next `reroute` keeps no stage: one of them can't go back."""
-        for link in self._links:
+        for link in self.links:
             link.proven = False
 
     def _resume(self, kept: dict[StageSpec, StageLink], index: int, begin: int) -> int:
@@ -198,7 +198,7 @@ class Pipeline:
             self._spawn(self._server.serve(opening, theirs), "own stage")
         else:
             stream = await open_stage(self._network, opening)
-        self._links.append(StageLink(spec, stream, self._lose))
+        self.links.append(StageLink(spec, stream, self._lose))
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -264,17 +264,17 @@ class Pipeline:
     def _look(self) -> None:
         """Nothing has come for a while: somebody computes, or a hop is broken."""
         now = asyncio.get_running_loop().time()
-        quiet = now - max([self._moved, *(link.moved for link in self._links)])
+        quiet = now - max([self._moved, *(link.moved for link in self.links)])
         if quiet >= STEP_TIMEOUT:
             self._lose(StageLost(self._slowest(), f"no progress within {STEP_TIMEOUT:.0f} s"))
-        elif quiet >= STALL and not any(link.busy for link in self._links):
+        elif quiet >= STALL and not any(link.busy for link in self.links):
             self._lose(self._broken_hop())
 
     def _broken_hop(self) -> StageLost:
         """Into which something should have gone: the stage before it first, the one behind when it happens again."""
         wanted = len(self._tokens)
-        at = next((at for at, link in enumerate(self._links) if link.position < wanted), len(self._links))
-        before, behind = self._links[max(at - 1, 0)].peer, self._links[min(at, len(self._links) - 1)].peer
+        at = next((at for at, link in enumerate(self.links) if link.position < wanted), len(self.links))
+        before, behind = self.links[max(at - 1, 0)].peer, self.links[min(at, len(self.links) - 1)].peer
         self._stalls[behind] += 1
         culprit = before if self._stalls[behind] == 1 else behind
         return StageLost(culprit, f"nothing came through for {STALL:g} s, though no stage computes")
@@ -303,7 +303,7 @@ class Pipeline:
             task.cancel()
 
     def _slowest(self) -> PeerId:
-        return min(self._links, key=lambda link: (link.ready.is_set(), link.rerouted.is_set(), link.heard)).peer
+        return min(self.links, key=lambda link: (link.ready.is_set(), link.rerouted.is_set(), link.heard)).peer
 
 
 async def open_stage(network: Network, opening: OpenSession) -> Stream:

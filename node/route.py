@@ -13,28 +13,35 @@ from protocol.ids import PeerId
 from protocol.layout import check_runnable, layer_count
 from protocol.messages import StageSpec
 from runtime.architectures import whole_only
+from runtime.expectation import check_budget
 from runtime.routing import Offer, Plan, Shape, plan_route
+
+ROUND_TRIP_BUDGET = 0.4
+"""Seconds per token that a route may spend on the network unless it is forced."""
 
 
 class Router:
     """`privacy` local|trusted|swarm, `ends` remote|local are the owner's choices for what this node asks of others."""
 
-    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str, ends: str) -> None:
+    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str, ends: str, budget: float = ROUND_TRIP_BUDGET) -> None:
         self._me = me
         self._swarm = swarm
         self._room = room
         self._privacy = privacy
         self._ends_here = ends == "local"
+        self.budget = budget
 
-    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
-        """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
+    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
+        """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget."""
         check_runnable(located.manifest)
         layers = layer_count(located.manifest)
         if layers < 1:
             raise BadInput("this model has no layers to run; it can be fetched, not run")
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
-        plan = plan_route(shape, self.offers(located, set(avoid)), ends_here=self._ends_here)
+        offers = self.offers(located, set(avoid))
+        plan = plan_route(shape, offers, ends_here=self._ends_here)
+        check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
         why = whole_only(located.manifest.summary.model_type)
         if len(plan.stages) > 1 and why is not None:
             raise Unavailable(
@@ -117,13 +124,29 @@ class Router:
             for view in self._swarm.peers()
         )
 
+    def refused(self) -> dict[PeerId, str]:
+        """Peers that may not run anything for this node, and why."""
+        reasons = {view.peer: self._why_not(view) for view in self._swarm.peers() if view.peer != self._me}
+        return {peer: reason for peer, reason in reasons.items() if reason is not None}
+
     def _may_run(self, view: PeerView) -> bool:
+        return view.peer != self._me and self._why_not(view) is None
+
+    def _why_not(self, view: PeerView) -> str | None:
         record = view.record
-        if record is None or not view.routable or record.lend not in ("compute", "both") or not record.memory:
-            return False
-        if view.peer == self._me or self._swarm.banned(view.peer) or self._privacy == "local":
-            return False
-        return self._privacy == "swarm" or self._swarm.trusted(view.peer)
+        if record is None:
+            return "nothing is known of it yet"
+        if record.lend not in ("compute", "both") or not record.memory:
+            return "it lends no compute"
+        if not view.routable:
+            return "it doesn't answer now"
+        if self._swarm.banned(view.peer):
+            return "it sent wrong bytes and is banned for now"
+        if self._privacy == "local":
+            return "--privacy local: nothing leaves this node"
+        if self._privacy != "swarm" and not self._swarm.trusted(view.peer):
+            return "it isn't trusted (--privacy trusted; mf-node trust lets it in)"
+        return None
 
 
 def _about(rtt: float | None) -> float:

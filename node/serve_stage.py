@@ -122,7 +122,9 @@ class StageServer:
                 told = True
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
             else:
-                event = SessionEvent(kind="alive" if told else "loading", position=session.position, busy=session.busy)
+                event = SessionEvent(
+                    kind="alive" if told else "loading", position=session.position, busy=session.busy, pace=session.pace or None
+                )
                 await stream.send(pack(event))
             if told:
                 session.check(asyncio.get_running_loop().time())

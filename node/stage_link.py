@@ -53,6 +53,7 @@ class StageLink:
         self.ready = asyncio.Event()
         self.rerouted = asyncio.Event()
         self.timings: dict[str, float] = {}
+        self.pace = 0.0, 0.0
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {spec.peer}")
 
     async def reroute(self, change: Reroute) -> None:
@@ -98,6 +99,8 @@ class StageLink:
             if event.position != self.position:
                 self.moved = self.heard
             self.position, self.busy = event.position, event.busy
+            if event.pace is not None and len(event.pace) == 2:
+                self.pace = event.pace[0], event.pace[1]
 
     def _lose(self, why: str, cause: MfError | None = None) -> None:
         if not self.dead:

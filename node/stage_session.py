@@ -74,6 +74,7 @@ class StageSession:
         self.timings: dict[str, float] = {}
         self.position = 0
         self.blames: PeerId | None = None
+        self.pace: list[float] = []
 
     @property
     def busy(self) -> bool:
@@ -215,6 +216,7 @@ class StageSession:
 
     def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
         self.position = after = head.position + count
+        self._note_pace(count, done.seconds / count)
         if not self._last:
             if done.hidden is None:
                 self._fail(MfError("the worker gave no hidden state"))
@@ -230,6 +232,12 @@ class StageSession:
             self._fail(MfError("the worker gave no token"))
         else:
             self._send_token(after, done.token)
+
+    def _note_pace(self, count: int, seconds: float) -> None:
+        """Smoothed, each kind of step by itself."""
+        pace, at = self.pace or [0.0, 0.0], 0 if count == 1 else 1
+        pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
+        self.pace = pace
 
     def _send_on(self, position: int, count: int, raw: bytes, more: bool) -> None:
         head = self._head("hidden", position, self._index + 1)

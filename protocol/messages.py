@@ -214,7 +214,8 @@ class SessionEvent(Record):
     "rerouted" (with `epoch`) answers a `Reroute`; "leaving" asks for another stage in this one's place, since the node is stopping.
     "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session.
 
-    `position`: all before it are computed; `busy`: a step is being computed now.
+    `position`: all before it are computed; `busy`: a step is being computed now; `pace`: seconds of computing for one token, and per token
+    of a prompt (0: none yet).
     """
 
     kind: str
@@ -223,6 +224,7 @@ class SessionEvent(Record):
     epoch: int | None = None
     position: int | None = None
     busy: bool = False
+    pace: list[float] | None = None
     blames: str | None = None
 
 

@@ -58,7 +58,7 @@ class Routes:
         self.routes = routes
         self.asked: list[tuple[int, set[PeerId]]] = []
 
-    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
         self.asked.append((tokens_max, set(avoid)))
         for stages in self.routes:
             if not {stage.peer for stage in stages} & set(avoid):
@@ -249,7 +249,7 @@ def test_a_stages_bad_input_is_the_askers_and_not_tried_again() -> None:
 def test_it_gives_up_after_so_many_losses_with_the_last_reason() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         class Stubborn(Routes):
-            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
                 return super().plan(located, tokens_max, precision)
 
         nodes[1].room.fault = Busy("full for ever")

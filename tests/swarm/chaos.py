@@ -192,9 +192,7 @@ def stop_node(made: Chaos, node: Node) -> str:
     return f"all of {node.data_dir.name}"
 
 
-def harm_mostly_workers(
-    how: signal.Signals, whole: Callable[[Chaos, Node], str], at: tuple[int, ...]
-) -> Callable[[Chaos, int], str]:
+def harm_mostly_workers(how: signal.Signals, whole: Callable[[Chaos, Node], str], at: tuple[int, ...]) -> Callable[[Chaos, int], str]:
     """Workers in turn, at the numbers given a whole node."""
     worker = harm_worker(how)
 
