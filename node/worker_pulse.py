@@ -9,6 +9,7 @@ end it: it starts anew, and its sessions go on elsewhere. A node whose own timer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -53,7 +54,8 @@ class WorkerPulse:
         if self._still >= STILL:
             self._still = 0
             log.warning("the worker is frozen and is ended", extra={"event": "worker_frozen", "fields": {"pid": pid}})
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def processor_ticks(pid: int) -> int:
