@@ -22,7 +22,7 @@ from node.losses import Losses
 from node.model_cost import StageCost
 from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest, StageLost
-from node.reply_text import ReplyText
+from node.reply_text import ReplyText, patiently
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
@@ -30,8 +30,9 @@ from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, NotFound, Unavailable
-from protocol.ids import PeerId, model_text
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
+from protocol.ids import ModelId, PeerId, model_text
+from protocol.messages import StageSpec
 from runtime.expectation import Paces
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
@@ -43,7 +44,6 @@ REPLACEMENTS = 6
 PATIENCE = 20.0
 """Seconds that a reply waits for a route when there is none for the moment."""
 PAUSE = 0.25
-_ENCODE_TRIES = 3
 SETTLED = 16
 """Tokens after which stand-bys are made ready."""
 
@@ -95,6 +95,7 @@ class Generator:
         self._steps = steps
         self._server = server
         self._standbys = standbys
+        self._running: list[tuple[ModelId, StageSpec]] = []
         self._paces = paces
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -122,7 +123,7 @@ class Generator:
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
         located = await self._locator.locate(self._swarm.resolve(request.model))
-        text = await self._room.text(located)
+        text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
         context = text.context or located.manifest.summary.context
         new_max = request.max_tokens or DEFAULT_MAX_TOKENS
@@ -135,18 +136,14 @@ class Generator:
         return reply
 
     async def _encode(self, request: GenerationRequest, located: Located) -> list[int]:
-        for left in range(_ENCODE_TRIES, 0, -1):
-            try:
-                tokens = await self._encode_once(request, located)
-            except (Unavailable, NotFound, DeadlineExceeded):
-                if left == 1:
-                    raise
-                await self._room.text(located)  # the worker ended in the middle: a new one knows nothing yet
-                continue
-            if not tokens:
-                raise BadInput("the prompt is empty")
-            return tokens
-        raise AssertionError("unreachable")
+        async def anew() -> list[int]:
+            await self._room.text(located)  # a worker that ended in the middle: a new one knows nothing yet
+            return await self._encode_once(request, located)
+
+        tokens = await patiently(self._worker, anew)
+        if not tokens:
+            raise BadInput("the prompt is empty")
+        return tokens
 
     async def _encode_once(self, request: GenerationRequest, located: Located) -> list[int]:
         model = model_text(located.model)
@@ -194,6 +191,17 @@ class Generator:
                     await self._replace(reply, pipeline, lost)
 
     async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[int, None]:
+        mine = [(reply.located.model, stage) for stage in reply.plan.stages] if reply.plan is not None else []
+        self._running += mine
+        try:
+            async with aclosing(self._sampled(reply, pipeline)) as tokens:
+                async for token in tokens:
+                    yield token
+        finally:
+            for stage in mine:
+                self._running.remove(stage)
+
+    async def _sampled(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[int, None]:
         since = 0
         async with aclosing(pipeline.run()) as run:
             async for sampled in run:
@@ -254,7 +262,8 @@ class Generator:
         if not reply.made:
             return self._router.plan(reply.located, reply.tokens_max, precision, avoid, force=reply.request.force)
         ready = self._standbys.prepared(reply.located.model, precision) if self._standbys is not None else []
-        return self._router.replace(reply.located, reply.plan, gone, reply.tokens_max, precision, avoid, ready)
+        running = [spec for model, spec in self._running if model == reply.located.model]
+        return self._router.replace(reply.located, reply.plan, gone, reply.tokens_max, precision, avoid, ready, running)
 
     def _told(self, plan: Plan) -> list[dict[str, Any]]:
         me = self._network.peer_id

@@ -6,8 +6,11 @@ far, and what it says of them beyond the text already given is new: the reader s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from node.locate import Located
 from node.stage_room import StageRoom
@@ -16,7 +19,24 @@ from protocol.errors import DeadlineExceeded, MfError, NotFound, Unavailable
 from protocol.ids import model_text
 
 log = logging.getLogger(__name__)
-_TRIES = 4
+PATIENCE = 20.0
+"""Seconds for which a worker that ended is waited for: it is held back after crashes, and takes seconds to start."""
+_PAUSE = 0.25
+T = TypeVar("T")
+
+
+async def patiently(worker: Worker, work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` gives, tried again while the worker is away or has forgotten what it was told in a former life."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PATIENCE
+    while True:
+        try:
+            return await work()
+        except (Unavailable, NotFound, DeadlineExceeded) as error:
+            elsewhere = isinstance(error, Unavailable) and worker.running
+            if elsewhere or loop.time() > end:
+                raise
+        await asyncio.sleep(_PAUSE)
 
 
 class ReplyText:
@@ -32,15 +52,12 @@ class ReplyText:
 
     async def open(self) -> None:
         """A decoder in the worker that runs now."""
-        for last in range(_TRIES):
-            try:
-                await self._room.text(self._located)
-                self._stream = uuid.uuid4().hex
-                await self._worker.open_text(model_text(self._located.model), self._stream)
-                return
-            except (Unavailable, NotFound, DeadlineExceeded):
-                if last == _TRIES - 1:
-                    raise
+        await patiently(self._worker, self._open)
+
+    async def _open(self) -> None:
+        await self._room.text(self._located)
+        self._stream = uuid.uuid4().hex
+        await self._worker.open_text(model_text(self._located.model), self._stream)
 
     async def feed(self, tokens: list[int], *, last: bool = False) -> str:
         """New text of `tokens`; `last` gives what was held back, and the decoder goes."""
@@ -56,14 +73,11 @@ class ReplyText:
         return text
 
     async def _again(self, last: bool) -> str:
-        for left in range(_TRIES, 0, -1):
-            try:
-                await self.open()
-                return (await self._worker.decode_text(self._stream, self._tokens, last=last))[self._given :]
-            except (Unavailable, NotFound, DeadlineExceeded):
-                if left == 1:
-                    raise
-        return ""
+        async def anew() -> str:
+            await self._open()
+            return await self._worker.decode_text(self._stream, self._tokens, last=last)
+
+        return (await patiently(self._worker, anew))[self._given :]
 
     async def close(self) -> None:
         """Lets the worker forget a decoder that won't be read to its end."""

@@ -60,13 +60,14 @@ class Router:
         precision: str,
         avoid: set[PeerId],
         ready: Iterable[StageSpec] = (),
+        running: Iterable[StageSpec] = (),
     ) -> Plan:
         """`plan` with stand-bys in place of the stages at `gone`, those in `ready` first; another plan where that can't be."""
-        prepared, stages = list(ready), list(plan.stages)
+        prepared, others, stages = list(ready), list(running), list(plan.stages)
         for at, stage in enumerate(plan.stages):
             if stage.peer in gone:
                 now = Plan(plan.kind, stages, plan.why)
-                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared)
+                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared, others)
                 if spec is None:
                     return self.plan(located, tokens_max, precision, avoid)
                 stages[at] = spec
@@ -82,9 +83,14 @@ class Router:
         precision: str,
         avoid: set[PeerId],
         ready: Iterable[StageSpec] = (),
+        running: Iterable[StageSpec] = (),
     ) -> StageSpec | None:
-        """The node that could take this stage best: prepared, then with the most of the model, then near. None where nobody has room."""
-        cost, prepared = StageCost(located.manifest, precision), set(ready)
+        """The node that could take this stage best; None where nobody has room.
+
+        One that runs just this stage for another reply first, one that runs another stage last: replies that go one way share weights.
+        Then one that is prepared, then with the most of the model, then near.
+        """
+        cost, prepared, others = StageCost(located.manifest, precision), set(ready), set(running)
         bound = self._ends_here and (stage.first == 0 or stage.end == layer_count(located.manifest))
         found = []
         for offer in self.offers(located, avoid):
@@ -94,10 +100,11 @@ class Router:
         if not found:
             return None
 
-        def order(offer: Offer) -> tuple[bool, bool, int, float, str]:
+        def order(offer: Offer) -> tuple[bool, bool, bool, bool, int, float, str]:
             mine = StageSpec(offer.peer, stage.first, stage.end)
             used = any(one.peer == offer.peer for one in plan.stages if one != stage)
-            return (mine not in prepared, used, -offer.held, offer.rtt, offer.peer)
+            elsewhere = any(one.peer == offer.peer and one != mine for one in others)
+            return (mine not in others, elsewhere, mine not in prepared, used, -offer.held, offer.rtt, offer.peer)
 
         return StageSpec(min(found, key=order).peer, stage.first, stage.end)
 

@@ -66,7 +66,7 @@ class Routes:
         raise Unavailable("no route: nobody is left")
 
     def replace(
-        self, located: Any, plan: Plan, gone: set[PeerId], tokens_max: int, precision: str, avoid: set[PeerId], ready: Iterable[Any] = ()
+        self, located: Any, plan: Plan, gone: set[PeerId], tokens_max: int, precision: str, avoid: set[PeerId], *known: Iterable[Any]
     ) -> Plan:
         return self.plan(located, tokens_max, precision, avoid)
 
