@@ -82,7 +82,7 @@ def test_a_worker_that_stays_away_is_said_so_in_time() -> None:
 
 def test_what_isnt_the_workers_fault_is_told_at_once() -> None:
     async def main() -> None:
-        speller, text = made()
+        _speller, text = made()
 
         async def missing(located: Any) -> None:
             raise Unavailable("fewer than k shards")
