@@ -240,6 +240,8 @@ class Generator:
             pipeline.start_over()
         elif guilty != self._network.peer_id and lost.cause is None and lost.accuser is None and not lost.leaving:
             self._swarm.suspect(guilty, lost.message)
+        if guilty == self._network.peer_id:
+            await asyncio.sleep(PAUSE * min(reply.fruitless, 4))  # its worker takes a while to start
         reply.plan = await self._next_plan(reply, lost)
 
     async def _next_plan(self, reply: Reply, lost: StageLost) -> Plan:

@@ -17,8 +17,8 @@ from protocol.ids import PeerId
 GONE = 10.0
 """Seconds for which a peer that was lost isn't asked again by this reply."""
 FULL = 3.0
-OWN = 2.0
-"""This node's own worker starts again by itself."""
+OWN = 0.0
+"""This node's own worker starts again by itself, and a reply's text needs it anyway: its stage stays here."""
 ACCUSATIONS = 2
 
 
@@ -40,9 +40,9 @@ class Losses:
             how_long = math.inf
         elif lost.leaving or isinstance(lost.cause, BadInput):
             how_long = math.inf
-        elif isinstance(lost.cause, Busy):
+        elif isinstance(lost.cause, Busy) or (lost.cause is not None and "needed" in lost.cause.details):
             how_long = FULL
-        if guilty == self._me:
+        elif guilty == self._me:
             how_long = OWN
         self._until[guilty] = max(self._until.get(guilty, 0.0), now + how_long)
         return guilty

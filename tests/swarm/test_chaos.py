@@ -23,9 +23,9 @@ def check(made: chaos.Chaos, what: str) -> None:
 
 
 def test_no_reply_fails_while_workers_and_a_node_are_killed(tmp_path: Path) -> None:
-    with chaos.chaos(tmp_path, 4) as made:
-        made.run(25.0, 6.0, chaos.harm_mostly_workers(signal.SIGKILL, chaos.kill_node, (2,)))
-        check(made, "four sessions, 25 s, killed every 6 s")
+    with chaos.chaos(tmp_path, 3) as made:
+        made.run(20.0, 5.0, chaos.harm_mostly_workers(signal.SIGKILL, chaos.kill_node, (1,)))
+        check(made, "three sessions, 20 s, killed every 5 s")
 
 
 @pytest.mark.nightly
