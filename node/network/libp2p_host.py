@@ -6,7 +6,8 @@
 * a listener binds with SO_REUSEPORT, so a taken port goes unnoticed: it is tried once without;
 * the inbound limiter is held until the host ends and so counts connections ever made: replaced by a count of living ones;
 * a close writes GO_AWAY behind whatever is stuck: a connection that doesn't end in time loses its socket;
-* the auto-connector dials whoever the peer store knows, whatever its marks say: it is switched off.
+* the auto-connector dials whoever the peer store knows, whatever its marks say: it is switched off;
+* yamux gives back the window after each read, a frame sealed and sent for every few bytes: it waits for half of it.
 
 The private names used are checked at start, so that another version of libp2p fails with a sentence.
 """
@@ -32,7 +33,7 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from protocol.errors import BadInput, Conflict
 
@@ -50,12 +51,27 @@ def tune_libp2p() -> None:
         (libp2p_swarm.AutoConnector, "maybe_connect"),
         (libp2p_swarm.Swarm, "_dial_with_retry"),
         (Yamux, "_write_frame"),
+        (YamuxStream, "_auto_tune_and_send_window_update"),
+        (YamuxStream, "_grow_threshold"),
     )
     for owner, name in wanted:
         if not hasattr(owner, name):
             raise RuntimeError(f"this libp2p has no {getattr(owner, '__name__', owner)}.{name}: install libp2p 0.8.1")
     libp2p_yamux.MAX_MESSAGE_SIZE = 65_519
     libp2p_swarm._HAPPY_EYEBALLS_DELAY = 0
+    if YamuxStream._auto_tune_and_send_window_update is not _release_window:
+        YamuxStream._auto_tune_and_send_window_update = _release_window
+
+
+_release_at_once = YamuxStream._auto_tune_and_send_window_update
+
+
+async def _release_window(stream: Any, *, bytes_read: int = 0) -> None:
+    """Gives the sender room again once half of the window is read, as yamux's specification advises; then its own rule, growth and all."""
+    stream._pending_recv_release += bytes_read
+    buffered = len(stream.conn.stream_buffers.get(stream.stream_id, b""))
+    if stream.target_recv_window - (stream.recv_window + buffered) >= stream._grow_threshold():
+        await _release_at_once(stream, bytes_read=0)
 
 
 async def _dial_nobody() -> None:
