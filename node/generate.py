@@ -18,7 +18,7 @@ from typing import Any
 
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
 from node.locate import Located, Locator
-from node.losses import Losses
+from node.losses import Losses, is_full
 from node.model_cost import StageCost
 from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest, StageLost
@@ -178,6 +178,7 @@ class Generator:
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
         )
+        reply.moved = asyncio.get_running_loop().time()
         async with Pipeline(self._network, self._steps, self._server, request) as pipeline:
             while reply.finish is None:
                 try:
@@ -233,7 +234,7 @@ class Generator:
         if isinstance(lost.cause, BadInput) and not reply.made:
             raise lost.cause
         patient = asyncio.get_running_loop().time() - reply.moved <= PATIENCE
-        if reply.fruitless > REPLACEMENTS and not (reply.made and patient):
+        if reply.fruitless > REPLACEMENTS and not (patient and (reply.made or is_full(lost))):
             raise lost.cause or lost
         guilty = reply.losses.note(lost, asyncio.get_running_loop().time())
         if guilty is None:

@@ -22,6 +22,11 @@ OWN = 0.0
 ACCUSATIONS = 2
 
 
+def is_full(lost: StageLost) -> bool:
+    """It had no room just then."""
+    return isinstance(lost.cause, Busy) or (lost.cause is not None and "needed" in lost.cause.details)
+
+
 class Losses:
     def __init__(self, me: PeerId) -> None:
         self._me = me
@@ -40,7 +45,7 @@ class Losses:
             how_long = math.inf
         elif lost.leaving or isinstance(lost.cause, BadInput):
             how_long = math.inf
-        elif isinstance(lost.cause, Busy) or (lost.cause is not None and "needed" in lost.cause.details):
+        elif is_full(lost):
             how_long = FULL
         elif guilty == self._me:
             how_long = OWN

@@ -252,10 +252,10 @@ def test_it_gives_up_after_so_many_losses_with_the_last_reason() -> None:
             def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
                 return super().plan(located, tokens_max, precision)
 
-        nodes[1].room.fault = Busy("full for ever")
+        nodes[1].room.fault = MfError("broken for ever")
         setting = Setting(nodes, route(nodes[1].peer))
         setting.generator._router = stubborn = Stubborn(setting.routes.routes)  # type: ignore[assignment]
-        with pytest.raises(Busy, match="full for ever"):
+        with pytest.raises(MfError, match="broken for ever"):
             await setting.events()
         assert len(stubborn.asked) == 1 + REPLACEMENTS
 
