@@ -49,6 +49,7 @@ class ReplyText:
         self._stream = ""
         self._tokens: list[int] = []
         self._given = 0
+        self._skip = 0
 
     async def open(self) -> None:
         """A decoder in the worker that runs now."""
@@ -69,6 +70,7 @@ class ReplyText:
             text = await self._again(last)
         if last:
             self._stream = ""
+        text, self._skip = text[self._skip :], max(0, self._skip - len(text))
         self._given += len(text)
         return text
 
@@ -77,7 +79,9 @@ class ReplyText:
             await self._open()
             return await self._worker.decode_text(self._stream, self._tokens, last=last)
 
-        return (await patiently(self._worker, anew))[self._given :]
+        text = await patiently(self._worker, anew)
+        self._skip = self._given  # the new decoder says all of it again, maybe not at once: it holds back half a character
+        return text
 
     async def close(self) -> None:
         """Lets the worker forget a decoder that won't be read to its end."""
