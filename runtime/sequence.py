@@ -68,7 +68,7 @@ class Sequence:
         self.position = before + count
         answer = self._answer(out, step.sample)
         answer.gaps = gaps
-        answer.seconds = time.perf_counter() - begun
+        answer.began, answer.seconds = begun, time.perf_counter() - begun
         return answer
 
     def _checked(self, tokens: torch.Tensor | None, hidden: torch.Tensor | None, given: list[int]) -> tuple[torch.Tensor, list[float]]:
