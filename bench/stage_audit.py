@@ -1,4 +1,4 @@
-"""What audits of stages can tell: `python -m bench.stage_audit [quick] [honest] [layers] [tokens]`. Prints a table for docs/THREATS.md.
+"""What audits of stages can tell: `python -m bench.stage_audit [quick] [bf16] [int8] [fp32] [layers] [tokens]`. Prints a table.
 
 One model (SmolLM2-135M-Instruct), texts of this repository, rows compared at three cuts as an audit does: the one side as a session
 computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first,
@@ -237,19 +237,25 @@ def own_dice(logits: torch.Tensor, row: int) -> int:
     return sample(logits, WARM, 4_711, row + 1)
 
 
-def honest(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
-    """Machines that do what they should, in several ways."""
-    many, few = texts_of(20 // scale), texts_of(1)
-    for precision in ("bf16", "fp32"):
+def honest(precision: str) -> Callable[..., None]:
+    """Machines that do what they should, with one thread and two, in small cuts and large, row by row."""
+
+    def run(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+        many, few = texts_of(20 // scale), texts_of(1)
         two, one = Machine(tensors, precision, 2), Machine(tensors, precision, 1)
-        audit = two.run(many, 256)
-        cuts, rows = one.run(many, 64), sum(map(len, few)) * fingerprint.ROW_BYTES
+        audit, cuts = two.run(many, 256), one.run(many, 64)
         for cut in CUTS:
             line(f"{precision} cuts of 64, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
-        stepped = one.run(few, 1)
+        stepped, rows = one.run(few, 1), sum(map(len, few)) * fingerprint.ROW_BYTES
         for cut in CUTS:
             line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng, precision)
-    del one, two
+
+    return run
+
+
+def honest_int8(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """One kernel for 8-bit weights beside another way to the same: the weights dequantised."""
+    many = texts_of(20 // scale)
     kernel, plain = Machine(tensors, "bf16", 1, int8_kernel), Machine(tensors, "bf16", 2, rounded(0, LAYERS, 8, 0))
     audit, stepped = plain.run(many, 256), kernel.run(many, 64)
     for cut in CUTS:
@@ -280,7 +286,7 @@ def in_layers(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
 def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
     """Tokens of honest last stages, of ones with other layers, and of ones that choose as they like."""
     texts = texts_of(2 // min(scale, 2))
-    print(f"\n{'tokens':34}       rows    0.5     0.9    0.99     max  above detected of 200")
+    print(f"\n{'tokens':34}       rows    0.5     0.9    0.99     max  above detected of 200", flush=True)
     audit = Machine(tensors, "bf16", 2).run(texts, 256, logits=True)
     plain = Machine(tensors, "bf16", 1).run(texts, 64, logits=True)
     for sampling, word in ((GREEDY, "greedy"), (WARM, "t 0.8")):
@@ -298,11 +304,17 @@ def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
 def main() -> None:
     words = sys.argv[1:]
     scale = 5 if "quick" in words else 1
-    parts: dict[str, Callable[..., object]] = {"honest": honest, "layers": in_layers, "tokens": in_tokens}
+    parts: dict[str, Callable[..., object]] = {
+        "bf16": honest("bf16"),
+        "int8": honest_int8,
+        "fp32": honest("fp32"),
+        "layers": in_layers,
+        "tokens": in_tokens,
+    }
     rng, began = random.Random(5), time.monotonic()
     tensors = read_tensors(demo_model() / "model.safetensors")
     assert all(held.dtype in DTYPES.values() for held in tensors.values())
-    print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order")
+    print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order", flush=True)
     for name, part in parts.items():
         if name in words or not parts.keys() & set(words):
             part(tensors, scale, rng)
