@@ -45,7 +45,8 @@ class NodeConfig:
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
     `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
     made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
-    that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the network.
+    that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the network. `serve_layers`:
+    whether a node that lends compute keeps layers loaded for others.
     """
 
     data_dir: Path
@@ -65,6 +66,7 @@ class NodeConfig:
     round_trip_budget: float = 0.4
     repair_bandwidth: int = 4_000_000
     audits: bool = True
+    serve_layers: bool = True
     log_format: str = "text"
     json: bool = False
 
@@ -217,6 +219,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "round_trip_budget": parse_duration,
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
+    "serve_layers": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

@@ -25,6 +25,7 @@ from node.pipeline import Pipeline, PipelineRequest, StageLost
 from node.reply_text import ReplyText, patiently
 from node.route import Router
 from node.serve_stage import StageServer
+from node.stage_audit import Ended, StageAuditor, seeded
 from node.stage_room import StageRoom
 from node.standby import StandBys
 from node.steps import Steps
@@ -32,7 +33,7 @@ from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import StageSpec
+from protocol.messages import Sampling, StageSpec
 from runtime.expectation import Paces
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
@@ -66,6 +67,7 @@ class Reply:
     moved: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def tokens_max(self) -> int:
@@ -97,6 +99,8 @@ class Generator:
         self._standbys = standbys
         self._running: list[tuple[ModelId, StageSpec]] = []
         self._paces = paces
+        self.auditor: StageAuditor | None = None
+        """Runs some of the replies' sessions again; None: none."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
@@ -131,7 +135,9 @@ class Generator:
             if len(prompt) >= context:
                 raise BadInput(f"the prompt has {len(prompt)} tokens, the model takes {context}", details={"context": context})
             new_max = min(new_max, context - len(prompt))
-        reply = Reply(request, located, text.eos, prompt, new_max, started, Losses(self._network.peer_id))
+        reply = Reply(
+            request, located, text.eos, prompt, new_max, started, Losses(self._network.peer_id), sampling=seeded(request.sampling)
+        )
         reply.timings["plan"] = time.monotonic() - started
         return reply
 
@@ -167,16 +173,19 @@ class Generator:
     async def _tokens(self, reply: Reply) -> AsyncGenerator[int, None]:
         """Token ids of the reply (end tokens left out), over as many routes as it takes."""
         assert reply.plan is not None
+        heard = self.auditor.listen(reply.plan.stages) if self.auditor is not None else None
         request = PipelineRequest(
             model=reply.located.model,
             stages=reply.plan.stages,
             tokens=list(reply.prompt),
             new_max=reply.new_max,
             stop_tokens=reply.eos,
-            sampling=reply.request.sampling,
+            sampling=reply.sampling,
             precision=reply.request.precision,
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
+            prints=heard.key if heard is not None else None,
+            heard=heard,
         )
         reply.moved = asyncio.get_running_loop().time()
         async with Pipeline(self._network, self._steps, self._server, request) as pipeline:
@@ -190,6 +199,9 @@ class Generator:
                             yield token
                 except StageLost as lost:
                     await self._replace(reply, pipeline, lost)
+            if self.auditor is not None and heard is not None and not reply.replaced:
+                made = reply.prompt + reply.made
+                await self.auditor.ended(Ended(reply.located, request.precision, made, len(reply.prompt), reply.sampling, heard))
 
     async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[int, None]:
         mine = [(reply.located.model, stage) for stage in reply.plan.stages] if reply.plan is not None else []

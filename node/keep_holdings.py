@@ -20,7 +20,7 @@ from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, MfError
 from protocol.ids import ModelId, model_text
-from protocol.records import Held, Repairing
+from protocol.records import Held, Repairing, Serving
 
 log = logging.getLogger(__name__)
 GATHER = 0.2
@@ -36,6 +36,7 @@ class HoldingKeeper:
         self._changed: set[ModelId] = set()
         self._wake = asyncio.Event()
         self._repairs: dict[ModelId, dict[bytes, int]] = {}
+        self._serves: dict[ModelId, list[Serving]] = {}
         self._told: dict[ModelId, list[Held]] = {}
 
     def changed(self, model: ModelId) -> None:
@@ -50,6 +51,17 @@ class HoldingKeeper:
         now = time.time()
         self._repairs[model] = {name: until for name, until in claims.items() if until > now or name == encoding}
         self.changed(model)
+
+    def serving(self, model: ModelId, serves: list[Serving]) -> None:
+        """Tells which layers of the model this node runs for others, or is about to load; an empty list: none any more."""
+        self._serves.pop(model, None)
+        if serves:
+            self._serves[model] = serves
+        self.changed(model)
+
+    def models(self) -> list[ModelId]:
+        """Those of which shards lie here, as last told."""
+        return [model for model, held in self._told.items() if held]
 
     async def run(self) -> None:
         """Tells what lies here at start, then each change; ends when cancelled."""
@@ -77,7 +89,7 @@ class HoldingKeeper:
         untold = []
         for model in dict.fromkeys([*asked, *sorted(also)]):
             try:
-                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model))
+                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model), self._serves.get(model, ()))
                 self._told[model] = lying.get(model, [])
             except MfError as error:
                 untold.append(model)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from erasure.placement import Candidate, domain_of
 from node.assemble import Assembler
@@ -53,7 +54,9 @@ from node.repair_work import RepairWork
 from node.report import Reporter
 from node.reuse import Reuser
 from node.route import Router
+from node.serve_layers import LayerServer
 from node.serve_stage import StageServer
+from node.stage_audit import StageAuditor
 from node.stage_room import StageRoom
 from node.standby import StandBys
 from node.step_links import LinkServer
@@ -70,6 +73,7 @@ from node.worker import Worker
 from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.prints import seal_prints
 from runtime.expectation import Paces
 from runtime.short_slice import ask_short_slice
 
@@ -130,11 +134,17 @@ class Node:
         self._steps = Steps(network)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget)
+        server.seal = partial(seal_prints, identity.key)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
+        self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         paces = Paces(identity.peer_id)
         explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
         self._standbys = StandBys(network, router, server)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
+        self._stage_auditor = StageAuditor(
+            network, swarm, router, self._steps, server, lambda verdict: self._http.metrics.stage_audit(verdict)
+        )
+        generator.auditor = self._stage_auditor if config.audits else None
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
@@ -186,6 +196,8 @@ class Node:
         self._supervisor.spawn(self._repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
+        if self._config.lend in ("compute", "both") and self._config.serve_layers:
+            self._supervisor.spawn(self._layers.run(), "layers served")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -205,6 +217,7 @@ class Node:
         await self._http.stop()
         await self._standbys.close()
         await self._supervisor.stop()
+        await self._stage_auditor.close()
         await asyncio.gather(
             self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), self._links.stop(), return_exceptions=True
         )

@@ -22,11 +22,12 @@ import asyncio
 import logging
 import secrets
 import struct
+import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
@@ -37,7 +38,7 @@ from node.steps import Steps
 from protocol.errors import MfError
 from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Reroute, Sampling, StageSpec, StepHead, TokenLogprob
+from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
 
 log = logging.getLogger(__name__)
 OPEN_TIMEOUT = 1.5
@@ -50,9 +51,17 @@ _LOOK = 0.5
 __all__ = ["Pipeline", "PipelineRequest", "Sampled", "StageLost"]
 
 
+class Listener(Protocol):
+    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
+        """Signed statements of stage `index`; raises what is wrong with them."""
+
+
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made."""
+    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made.
+
+    `prints`, `heard`, `check`: as node/stage_audit.py has it.
+    """
 
     model: ModelId
     stages: list[StageSpec]
@@ -63,6 +72,9 @@ class PipelineRequest:
     precision: str
     vocabulary: int | None = None
     prompt: int = 0
+    prints: bytes | None = None
+    heard: Listener | None = None
+    check: Checked | None = None
 
 
 @dataclass
@@ -187,8 +199,10 @@ class Pipeline:
             tokens_max=self._end,
             new_max=self._end - len(self._tokens),
             stop_tokens=request.stop_tokens,
-            sampling=request.sampling,
+            sampling=request.sampling if last else Sampling(),  # it may tell of the text
             precision=request.precision,
+            prints=request.prints,
+            check=request.check if last else None,
             reply=(self._tokens[request.prompt :] or None) if last and request.prompt else None,
             resume=resume,
         )
@@ -198,7 +212,14 @@ class Pipeline:
             self._spawn(self._server.serve(opening, theirs), "own stage")
         else:
             stream = await open_stage(self._network, opening)
-        self.links.append(StageLink(spec, stream, self._lose))
+        self.links.append(StageLink(spec, stream, self._lose, self._heard))
+
+    def _heard(self, spec: StageSpec, event: SessionEvent) -> None:
+        """What a stage says of itself beside how it is. Of a stage that came later nothing is kept: such a session isn't audited."""
+        if event.kind == "alive" and event.timings:
+            self._server.figures.peers.said(PeerId(spec.peer), event.timings, time.monotonic())
+        if event.prints and self._request.heard is not None and spec in self._request.stages:
+            self._request.heard.take(self._request.stages.index(spec), self._session, event.prints)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

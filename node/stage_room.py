@@ -60,6 +60,11 @@ class StageRoom:
         busy = sum(stage.bytes for stage in self._stages.values() if stage.users)
         return max(0, self.memory - busy - sum(self._reserved.values()))
 
+    def holds(self, located: Located, first: int, end: int, precision: str) -> bool:
+        """Whether this stage is loaded now."""
+        alive = self._worker.running and self._worker.generation == self._generation
+        return alive and stage_key(located, first, end, precision) in self._stages
+
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
         check_runnable(located.manifest)

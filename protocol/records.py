@@ -66,6 +66,19 @@ class Repairing(msgspec.Struct, array_like=True, frozen=True):
     expires: int
 
 
+class Serving(msgspec.Struct, array_like=True, frozen=True):
+    """The signer runs layers [first, end) at `precision` for others; not `loaded`: it is about to, so that nobody else need.
+
+    `layer_us` microseconds that a token takes in one of them, by its own measurement; None: not measured.
+    """
+
+    first: int
+    end: int
+    precision: str
+    loaded: bool
+    layer_us: int | None = None
+
+
 class Holding(Record):
     """Which shards of a model the signer has; `full` lists group numbers it has all of. Subject: (signer, model)."""
 
@@ -75,6 +88,7 @@ class Holding(Record):
     held: list[Held]
     full: list[int]
     repairs: list[Repairing] | None = None
+    serves: list[Serving] | None = None
 
 
 class Card(Record):
@@ -161,6 +175,17 @@ def _check_holding(record: Holding) -> None:
         raise BadInput(f"Holding: {len(repairs)} repairs, at most {limits.MAX_REPAIRS} at once")
     if any(len(repair.encoding) != 32 or not 0 <= repair.expires < 1 << 63 for repair in repairs):
         raise BadInput("Holding: a repair has an encoding id of 32 bytes and a time")
+    _check_serves(record.serves or [])
+
+
+def _check_serves(serves: list[Serving]) -> None:
+    if len(serves) > limits.MAX_SERVED:
+        raise BadInput(f"Holding: {len(serves)} ranges of layers, at most {limits.MAX_SERVED} are served at once")
+    for span in serves:
+        if not 0 <= span.first < span.end <= limits.MAX_LAYERS or len(span.precision) > 16:
+            raise BadInput("Holding: a range of layers served is out of range")
+        if span.layer_us is not None and not 0 < span.layer_us <= limits.MAX_LAYER_US:
+            raise BadInput("Holding: the time a layer takes is out of range")
 
 
 def _check_card(record: Card) -> None:

@@ -90,6 +90,14 @@ class Stage:
         assert hidden is not None
         return self.forward_beside(cache, hidden, torch.zeros(len(hidden), self.embedded, dtype=self.dtype), 0.0)
 
+    def forward_rows(self, cache: Any, tokens: torch.Tensor | None, hidden: torch.Tensor | None) -> torch.Tensor:
+        """As `forward` of the last stage, with the logits [count, vocabulary] of all rows."""
+        kept, self._extra = self._extra, {name: 0 for name in self._extra}
+        try:
+            return self.forward(cache, tokens, hidden)
+        finally:
+            self._extra = kept
+
     def forward_beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float) -> torch.Tensor:
         """As `forward`, with `beside` [count, embedded] where the words' embeddings would be, and `fill` from all that has no
         weights here; neither may make a difference."""
@@ -109,7 +117,7 @@ class Stage:
         finally:
             for outside in self.outside.values():
                 outside.swap = outside.slot = None
-        logits: torch.Tensor = out.logits[0, -1]
+        logits: torch.Tensor = out.logits[0] if 0 in self._extra.values() else out.logits[0, -1]
         return logits
 
 

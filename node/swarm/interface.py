@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class HoldingView:
     held: list[Held]
     full: list[int]
     repairs: Sequence[Repairing] = ()
+    serves: Sequence[Serving] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Swarm(Protocol):
     async def put_card(self, card: Card) -> None:
         """Signs, keeps and spreads a card of this node's."""
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:

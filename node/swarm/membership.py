@@ -27,6 +27,7 @@ from node.swarm.connections import Connections, Hooks
 from node.swarm.door import Door, Found, model_key
 from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
+from node.swarm.holdings import view_of
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
@@ -41,7 +42,7 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
@@ -209,8 +210,7 @@ class Membership:
         self._heartbeat.suspect(peer, reason)
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
-        kept = [kept for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
-        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full), kept.record.repairs or ()) for kept in kept]
+        return [view_of(kept) for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         now = self._now()
@@ -262,9 +262,11 @@ class Membership:
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
-        await self._publish(self._own.holding(self._archive, model, held, full, repairs))
-        if held or full:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
+        await self._publish(self._own.holding(self._archive, model, held, full, repairs, serves))
+        if held or full or serves:
             self._announcer.add(model)
         else:
             self._announcer.drop(model)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.swarm.archive import MAX_NODE_RECORD, Archive
-from node.swarm.holdings import MAX_HOLDING
+from node.swarm.holdings import MAX_HOLDING, says_something
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import Card, Held, Holding, NodeRecord, Repairing, seal_record
+from protocol.records import Card, Held, Holding, NodeRecord, Repairing, Serving, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,27 @@ class OwnRecords:
         )
         return self._sealed(record, MAX_NODE_RECORD)
 
-    def holding(self, archive: Archive, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> bytes:
+    def holding(
+        self,
+        archive: Archive,
+        model: ModelId,
+        held: list[Held],
+        full: list[int],
+        repairs: Sequence[Repairing] = (),
+        serves: Sequence[Serving] = (),
+    ) -> bytes:
         """`TooLarge` when it doesn't fit in one frame."""
         sequence = self._sequence(archive.sequence_of("holding", self.peer, model))
         expires = int(self._now()) + limits.HOLDING_LIFETIME
-        record = Holding(sequence=sequence, expires=expires, model=model, held=held, full=full, repairs=list(repairs) or None)
+        record = Holding(
+            sequence=sequence,
+            expires=expires,
+            model=model,
+            held=held,
+            full=full,
+            repairs=list(repairs) or None,
+            serves=list(serves) or None,
+        )
         return self._sealed(record, MAX_HOLDING)
 
     def card(self, archive: Archive, card: Card) -> bytes:
@@ -103,8 +119,8 @@ class OwnRecords:
             made.append(self.node(archive))
         for holding in archive.holdings.all():
             held = holding.record
-            if holding.signer == self.peer and (held.held or held.full) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
-                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or ()))
+            if holding.signer == self.peer and says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
+                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or (), held.serves or ()))
         for card in archive.catalog.all():
             if card.signer == self.peer and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))

@@ -55,7 +55,7 @@ from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -368,10 +368,12 @@ class FakeSwarm:
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
         self.board.told.append((self.me, model))
-        if held or full:
-            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs)
+        if held or full or serves:
+            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs, serves)
         else:
             self.board.holdings.pop((self.me, model), None)
 

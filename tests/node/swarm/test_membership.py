@@ -14,7 +14,7 @@ from node.swarm.own import OwnRecords
 from node.swarm.reputation import shard_text
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import EncodingId, digest
-from protocol.records import Held
+from protocol.records import Held, Serving
 from tests.node.swarm.nodes import Nodes, card, model_of, routable
 from tests.support.wait import until
 
@@ -155,6 +155,17 @@ async def test_a_model_is_found_through_the_door_when_no_holder_is_known() -> No
         await holder.membership.put_holding(model_of(9), [], [])
         await until(lambda: asker.membership.holdings(model_of(9)) == [], 3, "withdrawn")
         assert nodes.dht.providers[model_key(model_of(9))] == {}
+
+
+async def test_layers_served_are_known_though_no_shard_lies_there() -> None:
+    async with Nodes() as nodes:
+        one, two = await nodes.swarm(2)
+        serving = Serving(0, 15, "bf16", True, 850)
+        await one.membership.put_holding(model_of(7), [], [], serves=[serving])
+        await until(lambda: bool(two.membership.holdings(model_of(7))), 3, "told")
+        assert two.membership.holdings(model_of(7))[0].serves == (serving,)
+        await one.membership.put_holding(model_of(7), [], [])
+        await until(lambda: two.membership.holdings(model_of(7)) == [], 3, "withdrawn")
 
 
 async def test_tickets_that_lead_nowhere_say_so() -> None:
