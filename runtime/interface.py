@@ -147,13 +147,16 @@ class Step(Record):
 
 
 class Stepped(Record):
-    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute; `gaps` of the tokens checked."""
+    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute from `began`, which is the system's
+    monotonic clock: on one machine it can be compared between processes. `gaps` of the tokens checked.
+    """
 
     token: int | None = None
     hidden: bytes | None = None
     dtype: str | None = None
     shape: list[int] | None = None
     seconds: float = 0.0
+    began: float = 0.0
     gaps: list[float] | None = None
 
 

@@ -70,7 +70,7 @@ class Sequence:
         if step.tail and self.stage.last and self.stage.tail is not None:
             answer.hidden = _raw(self.stage.tail)
         answer.gaps = gaps
-        answer.seconds = time.perf_counter() - begun
+        answer.began, answer.seconds = begun, time.perf_counter() - begun
         return answer
 
     def _checked(self, tokens: torch.Tensor | None, hidden: torch.Tensor | None, given: list[int]) -> tuple[torch.Tensor, list[float]]:
