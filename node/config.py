@@ -43,10 +43,10 @@ class NodeConfig:
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
-    `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
-    made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
-    that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the network. `serve_layers`:
-    whether a node that lends compute keeps layers loaded for others.
+    `operator` merges nodes of one owner into one failure domain; `region` says where the node is. `gone_after` is how long a node may be
+    away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
+    `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
+    network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
     """
 
     data_dir: Path
@@ -61,6 +61,7 @@ class NodeConfig:
     ends: str = "remote"
     label: str = "node"
     operator: str | None = None
+    region: str | None = None
     compression: str = "auto"
     gone_after: float = 43_200.0
     round_trip_budget: float = 0.4
@@ -214,6 +215,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "ends": _one_of(*ENDS),
     "label": _label,
     "operator": _label,
+    "region": _label,
     "compression": _one_of(*COMPRESSIONS),
     "gone_after": _gone_after,
     "round_trip_budget": parse_duration,

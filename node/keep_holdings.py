@@ -2,7 +2,8 @@
 
 A shard that several models share stands in the Holding of each, under the number its group has there.
 
-Changes come in bursts (a publish puts a shard per group), so they are gathered for a moment and told once.
+Changes come in bursts (a publish puts a shard per group), so they are gathered until none came for a moment, and told once: what is
+told goes from every member to every other, and costs more than taking the shard.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from protocol.ids import ModelId, model_text
 from protocol.records import Held, Repairing, Serving
 
 log = logging.getLogger(__name__)
-GATHER = 0.2
+GATHER = 0.25
+GATHER_AT_MOST = 2.0
 AGAIN = 2.0
 """Seconds before what couldn't be told is tried again."""
 
@@ -69,13 +71,21 @@ class HoldingKeeper:
             self.changed(model)
         while True:
             await self._wake.wait()
-            await asyncio.sleep(GATHER)
-            self._wake.clear()
+            await self._gather()
             models, self._changed = self._changed, set()
             if untold := await self.tell(models):
                 await asyncio.sleep(AGAIN)
                 for model in untold:
                     self.changed(model)
+
+    async def _gather(self) -> None:
+        """Until nothing changed for `GATHER` seconds, at most `GATHER_AT_MOST` in all."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GATHER_AT_MOST
+        while self._wake.is_set() and loop.time() < end:
+            self._wake.clear()
+            await asyncio.sleep(GATHER)
+        self._wake.clear()
 
     async def tell(self, models: Iterable[ModelId]) -> list[ModelId]:
         """Those it couldn't tell of: the store was away, or the swarm's book is full. Models that share what changed are told too."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from node.assemble import Assembler, GroupBytes
+from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
 from node.worker import Worker
@@ -38,11 +39,22 @@ class LoadedStage:
     timings: dict[str, float] = field(default_factory=dict)
 
 
+class Groups(Protocol):
+    """Where groups come from: an `Assembler`, or the cache before it."""
+
+    async def group(self, located: Located, group: int) -> GroupBytes: ...
+
+
+Used = Callable[[Located, list[int]], None]
+"""Told which groups a session uses that are loaded already."""
+
+
 class StageRoom:
     """All that is loaded in this node's worker. `memory` is the owner's bound in bytes."""
 
-    def __init__(self, worker: Worker, assembler: Assembler, memory: int) -> None:
+    def __init__(self, worker: Worker, assembler: Groups, memory: int, used: Used = lambda located, groups: None) -> None:
         self._worker = worker
+        self._used = used
         self._assembler = assembler
         self.memory = memory
         self._stages: dict[str, LoadedStage] = {}
@@ -128,6 +140,7 @@ class StageRoom:
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
+            self._used(located, stage_groups(located.manifest, first, end))
             await self._make_room(kv, keep=key)
             return self._stages[key]
         needed = StageCost(located.manifest, precision).total(first, end, 0)

@@ -77,6 +77,10 @@ MAX_GRANTS_ASKED = 256
 """Encodings in one request for leave beside the first."""
 MAX_SHARDS_ASKED = 1_024
 """Shards in one request for leave, over all its encodings."""
+COORDINATE_FARTHEST = 60_000_000
+"""Microseconds of round trip: no node's coordinate is farther from the middle in any direction."""
+COORDINATE_WORST_ERROR = 1_500_000
+"""Millionths: how wrong a node's coordinate may foretell round trips, relative to them."""
 MAX_REPAIRS = 64
 """Encodings of a model whose missing shards one node makes anew at once."""
 MAX_SERVED = 16

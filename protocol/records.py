@@ -34,7 +34,8 @@ class NodeRecord(Record):
     """A node of the swarm: where it is reached and what it lends. The subject is the signer.
 
     `addresses` are libp2p multiaddrs without /p2p; `transfer` is host:port of its HTTPS data plane, whose
-    certificate has SHA-256 `tls`; `memory` and `storage_free` are bytes lent, None where not lent.
+    certificate has SHA-256 `tls`; `memory` and `storage` are bytes lent, None where not lent, `storage_free` what is left of them;
+    `coordinate` is the node's place among others (erasure/coordinates.py), in microseconds.
     """
 
     sequence: int
@@ -49,6 +50,9 @@ class NodeRecord(Record):
     memory: int | None = None
     machine: str | None = None
     operator: str | None = None
+    region: str | None = None
+    storage: int | None = None
+    coordinate: list[int] | None = None
 
 
 class Held(msgspec.Struct, array_like=True, frozen=True):
@@ -149,15 +153,24 @@ def _check_node(record: NodeRecord) -> None:
         raise BadInput("NodeRecord: boot has 16 bytes and tls 32")
     if record.lend not in LEND:
         raise BadInput(f"NodeRecord: lend is one of {', '.join(LEND)}")
-    for text in (record.version, record.machine or "", record.operator or ""):
+    for text in (record.version, record.machine or "", record.operator or "", record.region or ""):
         if len(text) > limits.MAX_LABEL:
-            raise BadInput(f"NodeRecord: version, machine and operator have at most {limits.MAX_LABEL} characters")
+            raise BadInput(f"NodeRecord: version, machine, operator and region have at most {limits.MAX_LABEL} characters")
     for field in (record.addresses, record.transfer):
         if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
             raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
-    for figure in (record.storage_free, record.memory):
+    if record.coordinate is not None:
+        _check_coordinate(record.coordinate)
+    for figure in (record.storage, record.storage_free, record.memory):
         if figure is not None and not 0 <= figure < 1 << 63:
             raise BadInput("NodeRecord: a size is out of range")
+
+
+def _check_coordinate(wire: list[int]) -> None:
+    far, worst = limits.COORDINATE_FARTHEST, limits.COORDINATE_WORST_ERROR
+    lowest, highest = (-far, -far, 0, 0), (far, far, far, worst)
+    if len(wire) != 4 or not all(low <= number <= high for low, number, high in zip(lowest, wire, highest, strict=True)):
+        raise BadInput("NodeRecord: coordinate has four numbers: x, y, height (at most 60 s) and error (at most 1.5), in millionths")
 
 
 def _check_holding(record: Holding) -> None:

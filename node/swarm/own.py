@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.coordinates import Coordinate
 from node.swarm.archive import MAX_NODE_RECORD, Archive
 from node.swarm.holdings import MAX_HOLDING, says_something
 from protocol import limits
@@ -33,6 +34,7 @@ class SwarmConfig:
     version: str
     machine: str | None = None
     operator: str | None = None
+    region: str | None = None
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Facts:
     boot: bytes
     transfer: list[str] = field(default_factory=list)
     tls: bytes = bytes(32)
+    storage: int | None = None
     storage_free: int | None = None
     memory: int | None = None
+    coordinate: Coordinate = field(default_factory=Coordinate)
 
 
 class OwnRecords:
@@ -77,6 +81,9 @@ class OwnRecords:
             memory=facts.memory,
             machine=self._config.machine,
             operator=self._config.operator,
+            region=self._config.region,
+            storage=facts.storage,
+            coordinate=facts.coordinate.to_wire() if facts.coordinate != Coordinate() else None,
         )
         return self._sealed(record, MAX_NODE_RECORD)
 

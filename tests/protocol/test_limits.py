@@ -49,6 +49,8 @@ ELSEWHERE = {
     "MAX_GGUF_STRINGS": "protocol/test_gguf_header.py",
     "MAX_GGUF_DEPTH": "protocol/test_gguf_header.py",
     "MAX_REPAIRS": "protocol/test_codecs.py",
+    "COORDINATE_FARTHEST": "protocol/test_codecs.py",
+    "COORDINATE_WORST_ERROR": "protocol/test_codecs.py",
     "MAX_SERVED": "protocol/test_codecs.py",
     "MAX_LAYER_US": "protocol/test_codecs.py",
     "MAX_AUDIT_TARGETS": "protocol/test_audits.py",

@@ -25,6 +25,7 @@ def _pinned(file: str, name: str) -> bytes:
 def test_pinned_records_are_read_back() -> None:
     for kind, record in ((records.NodeRecord, cases.NODE), (records.Holding, cases.HOLDING), (records.Card, cases.CARD)):
         assert records.open_record(_pinned("records.json", kind.__name__), kind, cases.NOW) == (cases.PEER, record)
+    assert records.open_record(_pinned("records.json", "NodeRecord with a place"), records.NodeRecord, cases.NOW)[1] == cases.PLACED
     repairing = _pinned("records.json", "Holding that repairs")
     assert records.open_record(repairing, records.Holding, cases.NOW) == (cases.PEER, cases.REPAIRING)
     serving = _pinned("records.json", "Holding that serves")

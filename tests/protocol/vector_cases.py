@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
@@ -36,6 +37,7 @@ NODE = records.NodeRecord(
     sequence=7, expires=NOW + 3600, boot=NONCE, version="0.1.0", addresses=["/ip4/127.0.0.1/tcp/4840"], transfer=["127.0.0.1:4841"],
     tls=ID, lend="both", storage_free=20_000_000_000, memory=1 << 31,
 )  # fmt: skip
+PLACED = msgspec.structs.replace(NODE, region="eu-west", storage=40_000_000_000, coordinate=[-12_000, 34_500, 1_200, 87_000])
 HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
 REPAIRING = records.Holding(
     sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
@@ -99,6 +101,7 @@ def records_vectors() -> dict[str, Any]:
         "fingerprint": fingerprint(bytes(32)),
         "model text": model_text(ModelId(ID)),
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
+        "NodeRecord with a place": records.seal_record(KEY, PLACED).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
         "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
         "Holding that serves": records.seal_record(KEY, SERVING).hex(),
