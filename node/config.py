@@ -45,8 +45,8 @@ class NodeConfig:
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
     `operator` merges nodes of one owner into one failure domain; `region` says where the node is. `gone_after` is how long a node may be
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
-    `audits`: whether it looks that others hold what they announce. `serve_layers`: whether a node that lends compute keeps layers
-    loaded for others. `round_trip_budget`: time per token that a route may spend on the network.
+    `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
+    network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
     """
 
     data_dir: Path

@@ -239,18 +239,12 @@ class Node:
         await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
-        await self._unfinished.close()
         await self._standbys.close()
+        await self._unfinished.close()
         await self._supervisor.stop()
         await self._stage_auditor.close()
-        parts = (
-            self._worker.stop(),
-            self._assembled.close(),
-            self._swarm.stop(),
-            self._book.close(),
-            self._steps.close(),
-            self._links.stop(),
-        )
+        steps = asyncio.gather(self._steps.close(), self._links.stop(), return_exceptions=True)
+        parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
         await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)

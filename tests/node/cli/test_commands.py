@@ -81,9 +81,6 @@ ANSWERS: dict[str, Any] = {
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
         "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
-    "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
-    "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
-    "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
     "explain": {
         "model_id": "mfm1x",
         "kind": "here",
@@ -98,6 +95,9 @@ ANSWERS: dict[str, Any] = {
         "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
         "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
     },
+    "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
+    "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
+    "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
     "stop": {"stopping": True},
 }
 LINES = {
