@@ -299,6 +299,7 @@ def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
         ran = Machine(tensors, "bf16", 2, change).run(texts, 64, logits=True)
         token_line(f"{name}, greedy", gaps_between(ran, audit, GREEDY), rng)
         token_line(f"{name}, t 0.8", gaps_between(ran, audit, WARM), rng)
+        line(f"{name}, rows before the head", LAYERS, ran.prints[LAYERS], audit.prints[LAYERS], rng)
 
 
 def main() -> None:

@@ -184,7 +184,6 @@ class StageAuditor:
             stop_tokens=[],
             sampling=session.sampling,
             precision=session.precision,
-            epoch=0,
             prints=session.heard.key,
             heard=heard,
             check=Checked(session.prompt, tokens[session.prompt :]) if checkable(session.sampling) else None,

@@ -14,13 +14,16 @@ from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
 from node.worker import Worker
-from protocol.errors import BadInput, MfError, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
 from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
 
 log = logging.getLogger(__name__)
+PREPARE_MOST = 512 * limits.MIB
+"""Bytes of a stage that is loaded ahead of its use."""
 AT_ONCE = 4
 """Groups assembled side by side."""
 
@@ -72,7 +75,7 @@ class StageRoom:
     def holds(self, located: Located, first: int, end: int, precision: str) -> bool:
         """Whether this stage is loaded now."""
         alive = self._worker.running and self._worker.generation == self._generation
-        return alive and _stage_key(located, first, end, precision) in self._stages
+        return alive and stage_key(located, first, end, precision) in self._stages
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
@@ -104,6 +107,18 @@ class StageRoom:
             self._reserved.pop(opening.session, None)
             await self._close(opening.session)
 
+    async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
+        """Loads a stage ahead of its use, into room that nothing else takes; its timings. `Busy` when others would have to go for it."""
+        check_runnable(located.manifest)
+        async with self._lock:
+            needed = StageCost(located.manifest, precision).total(first, end, 0)
+            taken = sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
+            if stage_key(located, first, end, precision) not in self._stages and needed > min(self.memory - taken, PREPARE_MOST):
+                raise Busy(f"{needed} bytes are too much for a stage that may never be used")
+            stage = await self._stage(located, first, end, precision, 0)
+            stage.used_at = time.monotonic()
+            return dict(stage.timings)
+
     @asynccontextmanager
     async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
         """The whole model, loaded to embed or classify; it isn't let go before leaving."""
@@ -121,7 +136,7 @@ class StageRoom:
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
     async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
-        key = _stage_key(located, first, end, precision, task)
+        key = stage_key(located, first, end, precision, task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
@@ -224,7 +239,8 @@ class StageRoom:
             self._texts.clear()
 
 
-def _stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+def stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+    """What the worker knows the stage by."""
     return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
 
 

@@ -43,6 +43,11 @@ class Statements:
         self._done: deque[_Done] = deque()
         self._printer: Printer | None = None
 
+    @property
+    def asked(self) -> bool:
+        """Whether the entry wants prints, and this node signs them."""
+        return self._key is not None
+
     def given(self, position: int, count: int) -> list[int] | None:
         """What an audit says came after each of these rows; None where nothing is checked among them."""
         check = self._request.check

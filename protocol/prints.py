@@ -1,9 +1,10 @@
 """What a stage says it has computed: prints of the rows that went in and came out, signed as they are made.
 
-A stage can't know which of its steps will be run again elsewhere, and can't take back what it signed. 32 bytes a row and side: of a hidden
-state 16 keyed sums (fp16, `runtime/fingerprint.py`), of a token its keyed BLAKE3. The key is the session's; who hasn't got it can compare
-the prints of two stages and learns no more. A last stage has no rows that come out; in an audit it has gaps instead: for each row
-by how much the token that was given lies behind the one it would give itself, -1 where none is to be checked.
+A stage can't know which of its steps will be run again elsewhere, and can't take back what it signed. 32 bytes a row and side: of a
+hidden state 16 keyed sums (fp16, `runtime/fingerprint.py`), of a token its keyed BLAKE3. The key is the session's; who hasn't got it can
+compare the prints of two stages and learns no more. A last stage prints what comes out before norm and head (nothing where its layers
+aren't known one by one); in an audit it has gaps too: for each row by how much the token that was given lies behind the one it would
+give itself, -1 where none is to be checked.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def check_rows(
     if len(given) != len(rows) or not all(UNCHECKED <= token < stage.vocabulary for token in given):
         raise BadInput(f"step: {len(rows)} rows to check against {len(given)} tokens, each in 0..{stage.vocabulary - 1}")
     gaps: list[float] = []
-    logits = torch.empty(0)
+    logits, tails = torch.empty(0), list[torch.Tensor]()
     for begin in range(0, len(rows), ROWS):
         few = slice(begin, begin + ROWS)
         stage.tell_position(cache, position + begin)
@@ -43,4 +43,7 @@ def check_rows(
             at = position + begin + offset + 1
             gaps.append(UNCHECKED if token == UNCHECKED else token_gap(row, sampling, seed, at, token))
         logits = of_rows[-1]
+        if stage.tail is not None:
+            tails.append(stage.tail)
+    stage.tail = torch.cat(tails) if tails else None
     return logits, gaps

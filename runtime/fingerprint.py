@@ -35,9 +35,9 @@ SAME = 0.002
 PART = 0.1
 FEWEST = 16
 """Rows without which nothing is said."""
-TOKEN_GAP = 1.5
+TOKEN_GAP = 1.0
 """Logits by which a token lies behind the one the model would give, from which it counts as another's choice."""
-TOKEN_PART = 0.02
+TOKEN_PART = 0.015
 LEAST_TOKENS = 3
 """Tokens of another's choice without which nothing is said."""
 

@@ -67,8 +67,10 @@ class Sequence:
             raise
         self.position = before + count
         answer = self._answer(out, step.sample)
+        if step.tail and self.stage.last and self.stage.tail is not None:
+            answer.hidden = _raw(self.stage.tail)
         answer.gaps = gaps
-        answer.seconds = time.perf_counter() - begun
+        answer.began, answer.seconds = begun, time.perf_counter() - begun
         return answer
 
     def _checked(self, tokens: torch.Tensor | None, hidden: torch.Tensor | None, given: list[int]) -> tuple[torch.Tensor, list[float]]:

@@ -3,7 +3,8 @@
 Stage by stage, in order. Each stage of each run said what went in and what came out, row by row. A stage whose inputs agree and whose
 outputs don't has, in one of the runs, computed something else; stages after it then had other inputs, and nothing is said of them. What one
 stage says came out and the next says went in are the same bytes, or one of the two lies and nobody can tell which: such a hand-over is
-noted, never held against anybody. The last stage is known by the tokens it gave: the other run says how far they lie behind its own.
+noted, never held against anybody. The last stage is known by its rows before the head, and by the tokens it gave: the other run says
+how far they lie behind its own.
 
 Which of two was right a third one decides, which runs the same stage: it agrees with one of them and not with the other, or
 nothing is decided. Not decided either: models with experts, where honest machines send a row to other experts now and then.

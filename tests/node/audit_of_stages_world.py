@@ -6,7 +6,8 @@ token is the one whose row lies nearest. So all that audits look at is there, in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from random import Random
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.pipeline import Pipeline, PipelineRequest
 from node.stage_audit import Ended, StageAuditor
+from protocol.errors import MfError
 from protocol.ids import ModelId, PeerId
 from protocol.messages import Sampling, StageSpec
 from protocol.prints import seal_prints
 from runtime.interface import UNCHECKED, Step, Stepped
 from runtime.routing import Offer
-from tests.node.pipeline_fakes import LAYERS, Member
+from tests.node.pipeline_fakes import LAYERS, Member, Toy
 
 HIDDEN = 48
 VOCABULARY = 97
@@ -47,15 +49,18 @@ class RowWorker:
     """`skips` layers; gives the `wrong_token` in place of its own at every second place; `lies` of its gaps."""
 
     def __init__(self, seed: int) -> None:
-        self.stages: dict[str, tuple[int, int]] = {}
+        self.toys: dict[str, Toy] = {}
         self.rng = np.random.default_rng(seed)
         self.skips: set[int] = set()
         self.wrong_token = False
         self.lies = False
         self.ran = 0
 
-    async def step(self, step: Step) -> Stepped:
-        first, end = self.stages[step.session]
+    def begin_step(self, step: Step, done: Callable[[Stepped | MfError], None]) -> None:
+        asyncio.get_running_loop().call_soon(lambda: done(self.compute(step)))
+
+    def compute(self, step: Step) -> Stepped:
+        first, end = self.toys[step.session].first, self.toys[step.session].end
         self.ran += step.count
         if step.tokens is not None:
             rows = embedding()[step.tokens]
@@ -65,10 +70,12 @@ class RowWorker:
             if index not in self.skips:
                 rows = rows @ layer(index)
         rows = rows + NOISE * self.rng.standard_normal(rows.shape)
+        raw = (rows.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
         if end < LAYERS:
-            raw = (rows.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
             return Stepped(hidden=raw, dtype="bf16", shape=[step.count, HIDDEN], seconds=0.001)
-        return self._last(step, rows)
+        done = self._last(step, rows)
+        done.hidden = raw if step.tail else None
+        return done
 
     def _last(self, step: Step, rows: np.ndarray) -> Stepped:
         logits = rows @ np.roll(embedding(), 1, axis=0).T
@@ -81,7 +88,7 @@ class RowWorker:
                 float(UNCHECKED) if given == UNCHECKED else float(9.0 if self.lies else row.max() - row[given])
                 for row, given in zip(logits, step.check, strict=True)
             ]
-        return Stepped(token=token, gaps=gaps)
+        return Stepped(token=token if step.sample else None, gaps=gaps)
 
 
 class OneOf:
@@ -127,7 +134,7 @@ class World:
         """One reply over `stages`, with what the stages said of it."""
         entry, heard = self.nodes[0], self.auditor.listen(stages)
         request = PipelineRequest(
-            model=MODEL, stages=stages, tokens=prompt, new_max=new, stop_tokens=[], sampling=sampling, precision="bf16", epoch=0,
+            model=MODEL, stages=stages, tokens=prompt, new_max=new, stop_tokens=[], sampling=sampling, precision="bf16",
             prints=heard.key, heard=heard,
         )  # fmt: skip
         tokens = list(prompt)
@@ -150,8 +157,14 @@ async def world(hub: MemoryHub, count: int, experts: bool = False) -> World:
     return World(nodes, experts)
 
 
+async def _locate(model: bytes) -> object:
+    return SimpleNamespace(model=model, manifest=None)
+
+
 def _member(hub: MemoryHub, key: Ed25519PrivateKey, seed: int) -> Member:
     worker: Any = RowWorker(seed)
     node = Member(MemoryNetwork(hub, key), worker)
+    locator: Any = SimpleNamespace(locate=_locate)
+    node.server._parts.locator = locator
     node.server.seal = partial(seal_prints, key)
     return node

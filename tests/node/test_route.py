@@ -37,7 +37,7 @@ def setting(privacy: str, memory: int = 1 << 30) -> tuple[Router, FakeSwarm]:
     swarm.trust_all = False
     swarm.trust(FRIEND)
     room: Any = SimpleNamespace(memory=memory)
-    return Router(ME, swarm, room, privacy, "remote", PeerFigures(), random.Random(1)), swarm
+    return Router(ME, swarm, room, privacy, "remote", 10.0, PeerFigures(), random.Random(1)), swarm
 
 
 def offered(router: Router, located: Located, *avoid: PeerId) -> list[str]:

@@ -70,7 +70,7 @@ class Lender:
 
     def router(self, memory: int = 10) -> Router:
         room: Any = type("Room", (), {"memory": memory})()
-        return Router(self.node.peer, self.node.swarm, room, "swarm", "remote", PeerFigures(), random.Random(1))
+        return Router(self.node.peer, self.node.swarm, room, "swarm", "remote", 10.0, PeerFigures(), random.Random(1))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_honest_stages_agree() -> None:
     virtually(test)
 
 
-@pytest.mark.parametrize("cheat", [0, 1])
+@pytest.mark.parametrize("cheat", [0, 1, 2])
 def test_a_layer_skipped_is_found_at_its_stage(cheat: int) -> None:
     async def test(made: World) -> None:
         made.worker(1 + cheat).skips = {2 * cheat}
@@ -85,7 +85,7 @@ def test_other_tokens_are_the_last_stages() -> None:
     virtually(test)
 
 
-def test_a_whole_model_at_one_peer_is_known_by_its_tokens() -> None:
+def test_a_whole_model_at_one_peer_is_looked_at_too() -> None:
     async def test(made: World) -> None:
         made.worker(2).skips = {4}
         verdict = await run_audit(made, await made.session(over(made, 2)))

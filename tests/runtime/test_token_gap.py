@@ -84,6 +84,20 @@ def test_a_replys_own_tokens_have_no_gap_and_changed_ones_do(model: tuple[Path, 
     assert other.gaps[9] > 1e-3
 
 
+def test_the_last_stage_gives_its_rows_before_the_head_when_asked(model: tuple[Path, dict[str, Any]]) -> None:
+    tokens, count = list(range(5, 5 + 2 * ROWS + 3)), 2 * ROWS + 3
+    stage = built(model)
+    plain = Sequence(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens, tail=True))
+    assert plain.hidden is not None
+    assert len(plain.hidden) == count * stage.hidden * 4
+    checked = Step(session="s", epoch=0, position=0, tokens=tokens, tail=True, check=[UNCHECKED] * count)
+    again = Sequence(stage, 64, Sampling()).step(checked)
+    assert again.hidden is not None
+    rows = [torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (plain.hidden, again.hidden)]
+    assert torch.allclose(rows[0], rows[1], atol=1e-4)
+    assert Sequence(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens)).hidden is None
+
+
 def test_checks_that_cant_be_are_refused(model: tuple[Path, dict[str, Any]]) -> None:
     whole, front = Sequence(built(model), 8, Sampling()), Sequence(built(model, 0, 3), 8, Sampling())
     for sequence, check in ((whole, [1]), (whole, [1, 128]), (whole, [1, -2]), (front, [1, 1])):

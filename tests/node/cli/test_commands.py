@@ -81,10 +81,23 @@ ANSWERS: dict[str, Any] = {
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
         "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
+    "explain": {
+        "model_id": "mfm1x",
+        "kind": "here",
+        "why": "it fits",
+        "hint": None,
+        "tokens": 2048,
+        "precision": "bf16",
+        "stages": [
+            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0, "ms_per_token": 20.0, "basis": "measured here"}
+        ],
+        "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
+        "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
+        "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
+    },
     "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
     "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
     "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
-    "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
     "stop": {"stopping": True},
 }
 LINES = {
