@@ -203,6 +203,30 @@ def test_blocking_and_its_end(fake: FakeNode, tmp_path: Path, capsys: pytest.Cap
     assert run_command_line(["--data-dir", str(tmp_path), "block", "--off"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "changed", "said"),
+    [
+        ("drain", {}, "handed over 4 shards (10 B) to 2 nodes, left 1 that another node has as well; stopping"),
+        ("drain", {"handed_over": 1, "peers": 1, "held_elsewhere": 0}, "handed over 1 shard (10 B) to 1 node; stopping"),
+        ("drain", {"handed_over": 0, "held_elsewhere": 0}, "nothing lies here; stopping"),
+        ("rebalance", {}, f"moved 2 of 3 shards (10 B) to 1 node\n  {PEER}: full"),
+        ("rebalance", {"planned": 0}, "nothing to move: no node that is emptier than this one should hold any shard that lies here"),
+    ],
+)
+def test_space_commands_say_what_became_of_the_shards(
+    fake: FakeNode,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    changed: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.setitem(ANSWERS, command, {**ANSWERS[command], **changed})
+    assert run_command_line(["--data-dir", str(tmp_path), command]) == 0
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["--data-dir", str(tmp_path), "chat", "a/b", "hello", "--system", "be brief"]) == 0
     assert capsys.readouterr().out == "Hello\n"
