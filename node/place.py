@@ -47,6 +47,7 @@ class Placer:
         self._grants = grants
         self._reuser = reuser
         self._placing = 0
+        self._sweeping: set[asyncio.Task[None]] = set()
 
     @property
     def me(self) -> PeerId:
@@ -91,7 +92,7 @@ class Placer:
             await self._transfer.drop_staged(fresh.id)
         finally:
             self._placing -= 1
-            await self._sweep()
+            await self._swept()
 
     async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
         await self._transfer.put_blob(known.envelope)
@@ -137,6 +138,13 @@ class Placer:
             yield
         finally:
             self._placing -= 1
+
+    async def _swept(self) -> None:
+        """To its end whatever comes: who is stopped twice (its client leaves, its command ends) would leave what is staged lying."""
+        sweeping = asyncio.create_task(self._sweep(), name="sweep of the staging folder")
+        self._sweeping.add(sweeping)
+        sweeping.add_done_callback(self._sweeping.discard)
+        await asyncio.shield(sweeping)
 
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""
