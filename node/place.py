@@ -49,7 +49,8 @@ class Placer:
         self._grants = grants
         self._reuser = reuser
         self._placing = 0
-        self._sweeping: asyncio.Task[None] | None = None
+        self._sweeping: set[asyncio.Task[None]] = set()
+        self._again: asyncio.Task[None] | None = None
 
     @property
     def me(self) -> PeerId:
@@ -97,7 +98,7 @@ class Placer:
             raise
         finally:
             self._placing -= 1
-            await self._sweep()
+            await self._swept()
 
     def _sweep_again(self) -> None:
         """Coding that is stopped ends a moment later in its own process, and may have staged its last shards then."""
@@ -110,8 +111,8 @@ class Placer:
                 except MfError as error:  # the process has ended: it sweeps as it starts
                     log.debug("what is staged wasn't swept: %s", error)
 
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.create_task(again(), name="sweep what is staged")
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(again(), name="sweep what is staged again")
 
     async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
         await self._transfer.put_blob(known.envelope)
@@ -157,6 +158,13 @@ class Placer:
             yield
         finally:
             self._placing -= 1
+
+    async def _swept(self) -> None:
+        """To its end whatever comes: who is stopped twice (its client leaves, its command ends) would leave what is staged lying."""
+        sweeping = asyncio.create_task(self._sweep(), name="sweep of the staging folder")
+        self._sweeping.add(sweeping)
+        sweeping.add_done_callback(self._sweeping.discard)
+        await asyncio.shield(sweeping)
 
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""

@@ -13,7 +13,7 @@ import pytest
 from node import publish
 from node.publish import PublishRequest
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import model_from
+from protocol.ids import EncodingId, model_from
 from tests.node.verb_fakes import VerbSwarm, full, merged_model, quiet, small_model, verb_swarm
 from tests.support.wait import until
 
@@ -87,6 +87,30 @@ async def test_when_enough_is_durable_the_rest_goes_on_without_the_command(
     assert lying(six) == 6 * groups
     assert not node.transfer.staged
     assert (await node.reporter.status())["publishing"] == []
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_stopped_twice_nothing_stays_staged(six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    """A client that leaves ends what it asked for, and so does the end of its connection."""
+    node, slow = six.nodes[0], six.nodes[5]
+    slow.transfer.takes.clear()
+    real = node.transfer.list_staged
+
+    async def in_its_time() -> dict[EncodingId, list[int]]:
+        await asyncio.sleep(0.01)
+        return await real()
+
+    monkeypatch.setattr(node.transfer, "list_staged", in_its_time)
+    publishing = asyncio.create_task(node.publish(model, k=2, n=6))
+    await until(lambda: lying(six) >= 15, 5, "it is in the middle")
+    assert node.transfer.staged
+    publishing.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    await until(lambda: not node.transfer.staged, 5, "nothing staged")
 
 
 @pytest.mark.parametrize("how", ["published again", "the node stops"])
