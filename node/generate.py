@@ -16,10 +16,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
+from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
 from node.locate import Located, Locator
 from node.network.interface import Network
-from node.pipeline import Pipeline, PipelineRequest, StageLost
+from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
@@ -28,7 +28,8 @@ from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.ids import PeerId, model_text
-from runtime.interface import TextLoaded
+from protocol.sampling_check import check_sampling
+from runtime.interface import SpelledToken, TextLoaded
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
 
@@ -88,8 +89,9 @@ class Generator:
             reply.plan = self._plan(reply)
             yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
             async with aclosing(self._tokens(reply)) as tokens:
-                while (token := await _before(deadline, _next(tokens))) is not None:
-                    yield Piece(stops.feed(await self._worker.decode_text(stream, [token])), len(reply.made))
+                while (sampled := await _before(deadline, _next(tokens))) is not None:
+                    text, logprobs = await self._spelled(stream, sampled)
+                    yield Piece(stops.feed(text), len(reply.made), logprobs)
                     if stops.found:
                         reply.finish = "stop"
                         break
@@ -104,6 +106,7 @@ class Generator:
 
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
+        check_sampling(request.sampling)
         located = await self._locator.locate(self._swarm.resolve(request.model))
         text = await self._room.text(located)
         prompt = await self._encode(request, located)
@@ -131,8 +134,14 @@ class Generator:
         tokens_max = len(reply.prompt) + reply.new_max
         return self._router.plan(reply.located, tokens_max, reply.request.precision, reply.avoid)
 
-    async def _tokens(self, reply: Reply) -> AsyncGenerator[int, None]:
-        """Token ids of the reply (end tokens left out), over as many routes as it takes."""
+    async def _spelled(self, stream: str, sampled: Sampled) -> tuple[str, tuple[TextLogprob, ...]]:
+        if sampled.logprobs is None:
+            return await self._worker.decode_text(stream, [sampled.token]), ()
+        text = await self._worker.spell_text(stream, [sampled.token], [sampled.logprobs])
+        return text.text, tuple(_told(one) for one in text.logprobs or ())
+
+    async def _tokens(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+        """Tokens of the reply (end tokens left out), over as many routes as it takes."""
         while reply.finish is None:
             try:
                 async with aclosing(self._run_route(reply)) as tokens:
@@ -141,7 +150,7 @@ class Generator:
             except StageLost as lost:
                 await self._replace(reply, lost)
 
-    async def _run_route(self, reply: Reply) -> AsyncGenerator[int, None]:
+    async def _run_route(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
         assert reply.plan is not None
         request = PipelineRequest(
             model=reply.located.model,
@@ -152,6 +161,7 @@ class Generator:
             sampling=reply.request.sampling,
             precision=reply.request.precision,
             epoch=reply.replaced,
+            reply=list(reply.made),
         )
         async with Pipeline(self._network, self._steps, self._server, request) as pipeline:
             for name, seconds in pipeline.timings.items():
@@ -162,7 +172,7 @@ class Generator:
                     reply.made.append(sampled.token)
                     reply.finish = sampled.finish
                     if sampled.finish != "stop":
-                        yield sampled.token
+                        yield sampled
 
     async def _replace(self, reply: Reply, lost: StageLost) -> None:
         """Plans again without the lost stage, or gives up with the reason."""
@@ -211,7 +221,12 @@ class Generator:
         )
 
 
-async def _next(tokens: AsyncIterator[int]) -> int | None:
+def _told(spelled: list[SpelledToken]) -> TextLogprob:
+    chosen, *top = spelled
+    return TextLogprob(chosen.text, chosen.raw, chosen.logprob, tuple((one.text, one.raw, one.logprob) for one in top))
+
+
+async def _next(tokens: AsyncIterator[Sampled]) -> Sampled | None:
     return await anext(tokens, None)
 
 

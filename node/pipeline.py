@@ -23,7 +23,7 @@ from node.steps import Steps
 from protocol.errors import MfError, Unavailable, error_from_wire
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
 
 log = logging.getLogger(__name__)
 SILENCE = 1.6
@@ -45,7 +45,7 @@ class StageLost(Unavailable):
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply); `new_max` more may be made."""
+    """`tokens` are all there are so far (prompt and replayed `reply`); `new_max` more may be made."""
 
     model: ModelId
     stages: list[StageSpec]
@@ -55,6 +55,7 @@ class PipelineRequest:
     sampling: Sampling
     precision: str
     epoch: int
+    reply: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Sampled:
 
     token: int
     finish: str | None
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass
@@ -143,6 +145,7 @@ class Pipeline:
             stop_tokens=request.stop_tokens,
             sampling=request.sampling,
             precision=request.precision,
+            reply=request.reply or None if index == len(request.stages) - 1 else None,
         )
         peer = PeerId(spec.peer)
         if peer == self._network.peer_id:
@@ -218,4 +221,4 @@ class Pipeline:
         """A token from the last stage."""
         if head.kind != "token" or sender != self._request.stages[-1].peer or head.epoch != self._request.epoch:
             return
-        self._tokens.put_nowait(Sampled(int.from_bytes(raw[:4], "little", signed=True), head.finish))
+        self._tokens.put_nowait(Sampled(int.from_bytes(raw[:4], "little", signed=True), head.finish, head.logprobs))

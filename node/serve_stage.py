@@ -116,7 +116,7 @@ class StageSession:
         """Loads, then computes until cancelled."""
         request, server = self._request, self._server
         located = await server._locator.locate(ModelId(request.model))
-        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling)
+        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
         started = time.monotonic()
         async with server._room.sequence(located, self._spec.first, self._spec.end, request.precision, opening) as stage:
             self.timings = {**stage.timings, "open": time.monotonic() - started}
@@ -167,13 +167,13 @@ class StageSession:
             return
         assert done.token is not None
         self._made += 1
-        head.kind, head.position, head.finish = "token", after, self._finish(done.token)
+        head.kind, head.position, head.finish, head.logprobs = "token", after, self._finish(done.token), done.logprobs
         raw = done.token.to_bytes(4, "little", signed=True)
         first = request.stages[0].peer
         head.stage = 0 if first == request.entry else None
         await self._server._steps.send(PeerId(request.entry), head, raw)
         if first != request.entry and head.finish is None:
-            head.stage = 0
+            head.stage, head.logprobs = 0, None
             await self._server._steps.send(PeerId(first), head, raw)
 
     def _finish(self, token: int) -> str | None:

@@ -79,7 +79,7 @@ class StageRoom:
             stage.users += 1
             self._reserved[opening.session] = kv
         try:
-            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling)
+            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling, opening.reply)
             yield stage
         finally:
             stage.users -= 1

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from node.channel import Channel, ChannelClosed
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
-from protocol.messages import Sampling
+from protocol.messages import Sampling, TokenLogprob
 from runtime import interface as api
 
 log = logging.getLogger(__name__)
@@ -142,8 +142,12 @@ class Worker:
     async def decode_text(self, stream: str, tokens: list[int], *, last: bool = False) -> str:
         return (await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, last=last), api.Text)).text
 
-    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
-        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling)
+    async def spell_text(self, stream: str, tokens: list[int], logprobs: list[list[TokenLogprob]]) -> api.Text:
+        """As `decode_text`, with the tokens' logarithms spelled out."""
+        return await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, logprobs=logprobs), api.Text)
+
+    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling, reply: list[int] | None = None) -> None:
+        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling, reply=reply)
         try:
             await self._call("open_sequence", params, type(None))
         except asyncio.CancelledError:

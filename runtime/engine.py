@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 
 from protocol.errors import BadInput, Busy, NotFound
+from protocol.messages import Sampling
+from protocol.sampling_check import check_sampling
 from runtime import interface as api
 from runtime.encoder import Encoder, build_encoder
+from runtime.grammar import Deadlines, Matcher
 from runtime.memory import DTYPE_WIDTH, activation_bytes
 from runtime.model_config import context_of, read_config
 from runtime.self_test import self_test
@@ -27,7 +30,8 @@ MAX_TEXTS = 256
 class _Loaded:
     """A stage or encoder with what it takes of the memory budget."""
 
-    def __init__(self, runs: Stage | Encoder, weights: int, activations: int) -> None:
+    def __init__(self, model: str, runs: Stage | Encoder, weights: int, activations: int) -> None:
+        self.model = model
         self.runs = runs
         self.weights = weights
         self.activations = activations
@@ -45,12 +49,13 @@ class Engine:
         self._sequences: dict[str, tuple[str, Sequence]] = {}
         self._kv: dict[str, int] = {}
         self._streams: dict[str, TextStream] = {}
+        self._deadlines = Deadlines()
 
     def load_text(self, params: api.LoadText) -> api.TextLoaded:
         if params.model not in self._texts:
             folder = self._scratch / f"model-{len(self._folders)}"
             write_files(folder, params.files)
-            text = ModelText(folder)
+            text = ModelText(folder, self._deadlines)
             self._folders[params.model], self._texts[params.model] = folder, text
         return self._texts[params.model].describe()
 
@@ -71,7 +76,8 @@ class Engine:
             raise NotFound("decode_text: this stream isn't open")
         if params.last:
             del self._streams[params.stream]
-        return api.Text(text=stream.feed(params.tokens, params.last))
+        spelled = [[stream.spell(one) for one in token] for token in params.logprobs] if params.logprobs is not None else None
+        return api.Text(text=stream.feed(params.tokens, params.last), logprobs=spelled)
 
     def load_stage(self, params: api.LoadStage, fds: List[int]) -> api.StageLoaded:
         """Refused with `Busy` before anything is loaded when the budget has no room."""
@@ -86,7 +92,7 @@ class Engine:
         self._admit(weights + more, f"layers {params.first}..{params.end} at {params.precision}")
         runs = _build(folder, params, fds)
         checked = self_test(runs) if isinstance(runs, Stage) else "a few tokens give finite numbers of the right shape"
-        self._stages[params.stage] = _Loaded(runs, weights, activations)
+        self._stages[params.stage] = _Loaded(params.model, runs, weights, activations)
         return api.StageLoaded(bytes=weights, seconds=time.perf_counter() - begun, self_test=checked)
 
     def unload(self, params: api.Unload) -> None:
@@ -111,7 +117,10 @@ class Engine:
             raise BadInput(f"open_sequence: {params.tokens_max} positions were asked, this model takes {context}")
         room = loaded.runs.fixed_bytes + params.tokens_max * loaded.runs.token_bytes
         self._admit(room, f"{params.tokens_max} positions")
-        self._sequences[params.session] = params.stage, Sequence(loaded.runs, params.tokens_max, params.sampling)
+        check_sampling(params.sampling, loaded.runs.vocabulary)
+        matcher = self._matcher(loaded.model, params.sampling) if loaded.runs.last else None
+        sequence = Sequence(loaded.runs, params.tokens_max, params.sampling, matcher, params.reply)
+        self._sequences[params.session] = params.stage, sequence
         self._kv[params.session] = room
 
     def step(self, params: api.Step) -> api.Stepped:
@@ -150,6 +159,9 @@ class Engine:
         if text is None:
             raise NotFound("this model's text files aren't loaded")
         return text
+
+    def _matcher(self, model: str, sampling: Sampling) -> Matcher | None:
+        return self._text(model).grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
 
     def _forget(self, session: str) -> None:
         self._sequences.pop(session, None)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.framing import Record
-from protocol.messages import Sampling
+from protocol.messages import Sampling, TokenLogprob
 
 
 class WorkerConfig(Record):
@@ -114,12 +114,17 @@ class Encoded(Record):
 
 
 class OpenSequence(Record):
-    """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none."""
+    """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none.
+
+    `reply`: tokens made before on another stage, from which penalties and grammar go on; the last of them is at the position
+    before the first one sampled here.
+    """
 
     stage: str
     session: str
     tokens_max: int
     sampling: Sampling
+    reply: list[int] | None = None
 
 
 class Step(Record):
@@ -139,9 +144,10 @@ class Step(Record):
 
 
 class Stepped(Record):
-    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute."""
+    """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` it took."""
 
     token: int | None = None
+    logprobs: list[TokenLogprob] | None = None
     hidden: bytes | None = None
     dtype: str | None = None
     shape: list[int] | None = None
@@ -160,15 +166,25 @@ class OpenText(Record):
 
 
 class DecodeText(Record):
-    """("decode_text") `last` flushes what is held back."""
+    """("decode_text") `last` flushes what is held back. `logprobs`, one list for each token, are spelled out."""
 
     stream: str
     tokens: list[int]
     last: bool = False
+    logprobs: list[list[TokenLogprob]] | None = None
+
+
+class SpelledToken(msgspec.Struct, array_like=True, frozen=True):
+    text: str
+    raw: bytes
+    logprob: float
 
 
 class Text(Record):
+    """`logprobs` as they were given, the tokens as text and bytes."""
+
     text: str
+    logprobs: list[list[SpelledToken]] | None = None
 
 
 class Unload(Record):

@@ -11,8 +11,9 @@ import torch
 from protocol.errors import BadInput, Conflict
 from protocol.messages import Sampling
 from runtime import transformers_names as names
+from runtime.grammar import Matcher
 from runtime.interface import Step, Stepped
-from runtime.sampler import sample
+from runtime.reply_state import ReplyState
 from runtime.stage import Stage
 
 _REMEMBERED = 8
@@ -24,13 +25,14 @@ _WORDS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 class Sequence:
     """Steps through `stage` with room for `tokens_max` positions."""
 
-    def __init__(self, stage: Stage, tokens_max: int, sampling: Sampling) -> None:
+    def __init__(
+        self, stage: Stage, tokens_max: int, sampling: Sampling, matcher: Matcher | None = None, reply: list[int] | None = None
+    ) -> None:
         self.stage = stage
         self.tokens_max = tokens_max
-        self.sampling = sampling
         self.position = 0
         self.epoch = 0
-        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._state = ReplyState(sampling, secrets.randbits(63) if sampling.seed is None else sampling.seed, matcher, reply)
         self._cache = stage.new_cache()
         self._answers: OrderedDict[int, Stepped] = OrderedDict()
 
@@ -68,7 +70,10 @@ class Sequence:
     def _answer(self, out: torch.Tensor, sampled: bool) -> Stepped:
         if not self.stage.last:
             return Stepped(hidden=_raw(out), dtype=_WORDS[out.dtype], shape=list(out.shape))
-        return Stepped(token=sample(out, self.sampling, self._seed, self.position)) if sampled else Stepped()
+        if not sampled:
+            return Stepped()
+        (chosen,) = self._state.choose_all(out[None], self.position, [])
+        return Stepped(token=chosen.token, logprobs=chosen.logprobs)
 
     def _input(self, step: Step) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
         if (step.tokens is None) == (step.hidden is None):
