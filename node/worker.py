@@ -15,9 +15,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from node.channel import Channel, ChannelClosed
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
@@ -59,6 +61,7 @@ class Worker:
         self._answered = 0.0
         self._loading = 0
         self._undoing: set[asyncio.Task[None]] = set()
+        self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
         self._ended = "the worker isn't running"
         self.generation = 0
         self.sandbox: dict[str, str] = {}
@@ -157,6 +160,39 @@ class Worker:
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
 
+    async def generate(self, params: api.Generate) -> AsyncGenerator[api.Made | api.Generated, None]:
+        """A whole reply by a stage that is a whole model, as it is made, and at last how it went; closing the iterator ends it there.
+
+        Nothing new for `STEP_SECONDS` is `DeadlineExceeded`.
+        """
+        made: asyncio.Queue[api.Made | None] = asyncio.Queue()
+        self._replies[params.session] = made
+        call = asyncio.create_task(self._call("generate", params, api.Generated, None), name="generate")
+        call.add_done_callback(lambda _call: made.put_nowait(None))
+        try:
+            while (note := await self._next_note(made)) is not None:
+                yield note
+            yield call.result()
+        finally:
+            del self._replies[params.session]
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    async def _next_note(self, made: asyncio.Queue[api.Made | None]) -> api.Made | None:
+        try:
+            async with asyncio.timeout(STEP_SECONDS):
+                return await made.get()
+        except TimeoutError:
+            self._end_if_stuck(STEP_SECONDS)
+            raise DeadlineExceeded(f"the worker made no token within {STEP_SECONDS:.0f} s") from None
+
+    async def _take_made(self, params: Any, _fds: list[int]) -> None:
+        """What replies made in one pass of the worker."""
+        self._answered = time.monotonic()
+        for note in msgspec.convert(params, list[api.Made], builtin_types=(bytes,)):
+            if (waiting := self._replies.get(note.session)) is not None:
+                waiting.put_nowait(note)
+
     async def encode(self, params: api.Encode) -> api.Encoded:
         return await self._call("encode", params, api.Encoded, STEP_SECONDS)
 
@@ -170,7 +206,7 @@ class Worker:
     async def ping(self) -> None:
         await self._call("ping", None, type(None))
 
-    async def _call(self, method: str, params: Any, kind: type[T], seconds: float = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
+    async def _call(self, method: str, params: Any, kind: type[T], seconds: float | None = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
         if not self.running:
             await self.start()
         channel = self._channel
@@ -183,7 +219,7 @@ class Worker:
                 await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
             raise Unavailable(self._ended, hint="ask again: it starts anew") from None
         except DeadlineExceeded:
-            self._end_if_stuck(seconds)
+            self._end_if_stuck(seconds or CALL_SECONDS)
             raise
         except MfError:
             self._answered = time.monotonic()
@@ -227,7 +263,7 @@ class Worker:
             there.close()
         self._begun = time.monotonic()
         self.generation += 1
-        channel = Channel(here, {}, "worker")
+        channel = Channel(here, {"made": self._take_made}, "worker")
         channel.start()
         self._watcher = asyncio.create_task(self._watch(self._process, channel, self._scratch), name="worker watcher")
         try:

@@ -22,7 +22,8 @@ class ReplyState:
         self.sampling = sampling
         self._seed = seed
         self._matcher = matcher
-        self._remembers = matcher is not None or penalised(sampling)
+        self.remembers = matcher is not None or penalised(sampling)
+        """Whether the reply so far matters; then `accept` has to be told each token."""
         self._tokens: list[int] = []
         self._counts: Counter[int] = Counter()
         self._next: int | None = None
@@ -45,7 +46,7 @@ class ReplyState:
 
     def choose_all(self, logits: torch.Tensor, position: int, drafted: list[int]) -> list[Chosen]:
         """Tokens for `position` and on, from logits [1 + drafted, vocabulary]: the drafted ones as far as they are chosen, and one more."""
-        if not self._remembers:
+        if not self.remembers:
             asks = [self.ask(position + row) for row in range(len(drafted) + 1)]
             chosen = choose(logits, asks)
             return chosen[: agreeing([one.token for one in chosen], drafted) + 1]
@@ -58,7 +59,7 @@ class ReplyState:
         return made
 
     def _add(self, token: int) -> None:
-        if not self._remembers:
+        if not self.remembers:
             return
         self._tokens.append(token)
         self._counts[token] += 1
