@@ -45,7 +45,7 @@ class NodeConfig:
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
     `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
     made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
-    that others hold what they announce.
+    that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the network.
     """
 
     data_dir: Path
@@ -62,6 +62,7 @@ class NodeConfig:
     operator: str | None = None
     compression: str = "auto"
     gone_after: float = 43_200.0
+    round_trip_budget: float = 0.4
     repair_bandwidth: int = 4_000_000
     audits: bool = True
     log_format: str = "text"
@@ -213,6 +214,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "operator": _label,
     "compression": _one_of(*COMPRESSIONS),
     "gone_after": _gone_after,
+    "round_trip_budget": parse_duration,
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
     "log_format": _one_of(*LOG_FORMATS),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,7 @@ from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.embed import Embedder
+from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
@@ -51,6 +55,8 @@ from node.reuse import Reuser
 from node.route import Router
 from node.serve_stage import StageServer
 from node.stage_room import StageRoom
+from node.standby import StandBys
+from node.step_links import LinkServer
 from node.steps import Steps
 from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
@@ -61,11 +67,15 @@ from node.transfer.remote import Transfer
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
+from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
-from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from runtime.expectation import Paces
+from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
+_HASH_NICE = 10
 
 
 class Node:
@@ -73,7 +83,7 @@ class Node:
         self._config = config
         self._identity = identity
         self._data = data
-        self._executor = ThreadPoolExecutor(2, "hash")
+        self._executor = ThreadPoolExecutor(2, "hash", initializer=_step_back)
         self._supervisor = Supervisor()
         self._watchdog = Watchdog()
         self._network = LibP2PNetwork(identity.key, list(config.listen))
@@ -118,9 +128,13 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
         self._steps = Steps(network)
-        server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
-        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
+        self._links = LinkServer(self._steps.take)
+        self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget)
+        paces = Paces(identity.peer_id)
+        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
+        self._standbys = StandBys(network, router, server)
+        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
@@ -134,11 +148,11 @@ class Node:
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe), HttpSettings(host=host, port=port))
+        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), HttpSettings(host=host, port=port))
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
-            swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
+            swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
         )
         self._owner = OwnerServer(self._data.path, methods.table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
@@ -146,21 +160,26 @@ class Node:
         network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
+        network.serve(DIRECT_PROTOCOL, self._links.handle)
 
     async def start(self) -> None:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
         self._watchdog.start()
+        ask_short_slice(os.nice(0))
         await self._transfer.start()
         await self._network.start()
-        hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
+        host, port = split_address(self._config.transfer)
+        await self._links.start(host, port + 1 if port else 0)
+        hosts = advertised_hosts(host, ip_addresses(self._network.addresses()))
         places = [f"{host}:{self._transfer.port}" for host in hosts]
         self._desk_config.urls[:] = [f"https://{place}" for place in places]
         self._swarm.set_data_plane(places, self._tls)
         await self._swarm.start()
         await self._tell_space()
         self._supervisor.spawn(self._keeper.run(), "holdings")
+        self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
@@ -175,14 +194,20 @@ class Node:
         if not outcome.passed:
             raise MfError(f"the node isn't ready: {outcome.fault}")
         self._supervisor.spawn(self._probe.run(), "probe")
+        gc.collect()
+        gc.freeze()  # what is there now stays: a look through it in the middle of a step would take milliseconds
         fields = {"peer": self._identity.peer_id, "http": self.http_url, "seconds": round(time.monotonic() - started, 3)}
         log.info("ready", extra={"event": "ready", "fields": fields})
 
     async def stop(self) -> None:
+        await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._standbys.close()
         await self._supervisor.stop()
-        await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
+        await asyncio.gather(
+            self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), self._links.stop(), return_exceptions=True
+        )
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()
@@ -243,3 +268,9 @@ class Node:
             left.unlink(missing_ok=True)
         for left in self._data.path.glob(f"{PREFIX}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _step_back() -> None:
+    """In a thread: hashing comes after the steps of replies, which this process passes on."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _HASH_NICE)

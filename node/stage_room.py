@@ -13,23 +13,28 @@ from node.assemble import Assembler, GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
 from node.worker import Worker
-from protocol.errors import BadInput, MfError, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
 from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
 
 log = logging.getLogger(__name__)
+PREPARE_MOST = 512 * limits.MIB
+"""Bytes of a stage that is loaded ahead of its use."""
 AT_ONCE = 4
 """Groups assembled side by side."""
 
 
 @dataclass
 class LoadedStage:
-    """`key` names it to the worker; `bytes` of weights; `users` sessions on it now; `timings` of its making, seconds."""
+    """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
+    `timings` of its making, seconds."""
 
     key: str
     bytes: int
+    goes_back: bool = False
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
@@ -70,6 +75,23 @@ class StageRoom:
             return self._texts[model]
 
     @asynccontextmanager
+    async def reply(self, located: Located, precision: str, session: str, tokens_max: int) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded, and room promised for a reply that the worker makes by itself."""
+        check_runnable(located.manifest)
+        layers = layer_count(located.manifest)
+        kv = self._kv_bytes(located.manifest, 0, layers, tokens_max, precision)
+        async with self._lock:
+            stage = await self._stage(located, 0, layers, precision, kv)
+            stage.users += 1
+            self._reserved[session] = kv
+        try:
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+            self._reserved.pop(session, None)
+
+    @asynccontextmanager
     async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
         """The stage, loaded, with room for one session on it; both are given back on leaving."""
         check_runnable(located.manifest)
@@ -86,6 +108,18 @@ class StageRoom:
             stage.used_at = time.monotonic()
             self._reserved.pop(opening.session, None)
             await self._close(opening.session)
+
+    async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
+        """Loads a stage ahead of its use, into room that nothing else takes; its timings. `Busy` when others would have to go for it."""
+        check_runnable(located.manifest)
+        async with self._lock:
+            needed = StageCost(located.manifest, precision).total(first, end, 0)
+            taken = sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
+            if stage_key(located, first, end, precision) not in self._stages and needed > min(self.memory - taken, PREPARE_MOST):
+                raise Busy(f"{needed} bytes are too much for a stage that may never be used")
+            stage = await self._stage(located, first, end, precision, 0)
+            stage.used_at = time.monotonic()
+            return dict(stage.timings)
 
     @asynccontextmanager
     async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
@@ -104,7 +138,7 @@ class StageRoom:
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
     async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
+        key = stage_key(located, first, end, precision, task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
@@ -135,7 +169,7 @@ class StageRoom:
             for group in groups:
                 group.close()
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        self._stages[key] = LoadedStage(key, loaded.bytes, timings=timings)
+        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings)
         fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
         return self._stages[key]
@@ -204,6 +238,11 @@ class StageRoom:
             self._generation = self._worker.generation
             self._stages.clear()
             self._texts.clear()
+
+
+def stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+    """What the worker knows the stage by."""
+    return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
 
 
 def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:

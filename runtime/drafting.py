@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 32
-"""Drafted tokens in one pass."""
+from protocol import limits
+
+MOST = limits.MAX_DRAFTED
 _FIRST = 4
 _GRAMS = (4, 3, 2)
 """Tokens that have to agree, the longest tried first."""

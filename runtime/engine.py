@@ -81,7 +81,8 @@ class Engine:
         self._stages[params.stage] = loaded = load(folder, params, fds, price)
         if loaded.runner is not None:
             self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
-        return api.StageLoaded(bytes=price.weights, seconds=time.perf_counter() - begun, self_test=loaded.checked)
+        seconds = time.perf_counter() - begun
+        return api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
 
     def unload(self, params: api.Unload) -> None:
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
@@ -126,11 +127,11 @@ class Engine:
         if not 0 < params.new_max <= params.tokens_max - len(params.tokens):
             raise BadInput(f"generate: {params.new_max} new tokens behind {len(params.tokens)} don't fit in {params.tokens_max} positions")
         stream = self.texts.new_stream(loaded.model) if params.text else None
-        owner = params.account if self._reuse and not runner.fixed_bytes else None
+        owner = params.account if self._reuse and loaded.goes_back else None
         sequence, place = self._open("generate", params, owner, params.tokens)
         sequence.account, sequence.priority = params.account, params.priority
         reused = self._go_on(sequence, place)
-        drafter = Drafter(params.tokens) if params.drafts and not runner.fixed_bytes else None
+        drafter = Drafter(params.tokens) if params.drafts and loaded.goes_back else None
 
         def ended(result: Any) -> None:
             self._close(params.session)
@@ -268,7 +269,7 @@ class Engine:
         generation, account = self._replies.pop(session, (None, ""))
         if why is not None:
             sequence.driver.failed(why)
-        if generation is not None and self._reuse and not sequence.runner.fixed_bytes and generation.over:
+        if generation is not None and self._reuse and self._stages[sequence.stage].goes_back and generation.over:
             # The last token wasn't computed, and what lies in its place may be a wrong guess.
             tokens = generation.tokens[: min(sequence.position, len(generation.tokens) - 1)]
             self._pool.release(session, account, tokens, len(tokens) * sequence.runner.token_bytes)

@@ -113,7 +113,7 @@ class Generation:
             text = self._stream.feed(shown, finish is not None)
             if self._asked.sampling.logprobs is not None:
                 spelled = [[self._stream.spell(entry) for entry in one.logprobs or []] for one in kept[: len(shown)]]
-        self._tell(Made(self.sequence.name, [one.token for one in kept], text, spelled))
+        self._tell(Made(self.sequence.name, [one.token for one in kept], text, spelled, finish))
 
     def _end(self, finish: str) -> None:
         self.over = True

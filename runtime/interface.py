@@ -75,11 +75,12 @@ class LoadStage(Record):
 
 
 class StageLoaded(Record):
-    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked."""
+    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions."""
 
     bytes: int
     seconds: float
     self_test: str
+    goes_back: bool = False
 
 
 class EncodeChat(Record):
@@ -149,7 +150,10 @@ class Step(Record):
 
 
 class Stepped(Record):
-    """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` it took."""
+    """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` of compute
+    from `began`, which is the system's monotonic clock: on one machine it can be compared between processes. `more` tokens follow
+    where drafted ones were right.
+    """
 
     token: int | None = None
     logprobs: list[TokenLogprob] | None = None
@@ -195,12 +199,13 @@ class Generate(Record):
 
 
 class Made(msgspec.Struct, array_like=True, frozen=True):
-    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token: the chosen one's first."""
+    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token: the chosen one's first; `finish` on the last."""
 
     session: str
     tokens: list[int]
     text: str = ""
     logprobs: list[list[SpelledToken]] | None = None
+    finish: str | None = None
 
 
 class Generated(Record):

@@ -39,6 +39,11 @@ class Loaded:
     encoder: Encoder | None = None
     context: int | None = None
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether a sequence can drop positions: for guesses, and for prompts that begin alike."""
+        return self.runner is not None and not self.runner.fixed_bytes and getattr(self.runner, "goes_back", True)
+
 
 def price_of(folder: Path, params: api.LoadStage) -> Price:
     width = DTYPE_WIDTH.get(params.precision)

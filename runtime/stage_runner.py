@@ -30,6 +30,7 @@ class StageRunner:
         self.dtype, self.precision = stage.dtype, _WORDS[stage.dtype]
         self.token_bytes, self.fixed_bytes = stage.token_bytes, stage.fixed_bytes
         self.weight_bytes = weight_bytes
+        self.goes_back = not any(names.forgets(slot) for slot in stage.local_slots(stage.new_cache()))
         self._caches: dict[int, Any] = {}
         self._lengths: dict[int, int] = {}
 

@@ -66,6 +66,7 @@ ELSEWHERE = {
     "MAX_LOGPROBS": "protocol/test_sampling_check.py",
     "MAX_LOGIT_BIAS": "protocol/test_sampling_check.py",
     "MAX_GRAMMAR": "protocol/test_sampling_check.py",
+    "MAX_DRAFTED": "protocol/test_codecs.py",
 }
 NO_BOUNDS = {"KIB", "MIB", "GIB", "LEAF", "WINDOW_LEAVES"}
 """Units, and the sizes in which bytes are hashed and signed."""

@@ -44,6 +44,8 @@ def test_pinned_steps_are_read_back() -> None:
     assert (head, bytes(raw)) == (cases.HIDDEN, bytes(range(16)))
     head, raw = messages.parse_step(_pinned("frames.json", "step tokens"))
     assert head == cases.TOKENS
+    assert messages.parse_step(_pinned("frames.json", "step cut"))[0] == cases.CUT
+    assert messages.parse_step(_pinned("frames.json", "step tokens, more to come"))[0] == cases.MORE
     assert list(memoryview(bytes(raw)).cast("i")) == [1, 2, 300]
 
 

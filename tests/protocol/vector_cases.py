@@ -65,10 +65,17 @@ MESSAGES: dict[str, messages.Record] = {
     "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
     "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
+    "SessionEvent that blames": messages.SessionEvent(kind="failed", error={"code": "peer_fault"}, blames=PEER),
+    "SessionEvent alive": messages.SessionEvent(kind="alive", position=7, busy=True, pace=[0.25, 0.125]),
+    "Reroute": messages.Reroute(epoch=2, stages=[messages.StageSpec(PEER, 0, 2)], index=0, position=9, resume=0),
+    "DirectRequest": messages.DirectRequest(),
+    "DirectReply": messages.DirectReply(port=4842, name=NONCE, key=ID),
 }  # fmt: skip
 AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
+CUT = messages.StepHead(session=NONCE, epoch=1, position=256, kind="cut")
+MORE = messages.StepHead(session=NONCE, epoch=1, position=0, kind="tokens", stage=0, more=True)
 
 
 def records_vectors() -> dict[str, Any]:
@@ -100,6 +107,8 @@ def frames_vectors() -> dict[str, Any]:
         "refusal": messages.refusal_frame(NotFound("no such model", hint="try another")).hex(),
         "step hidden": messages.step_frame(HIDDEN, bytes(range(16))).hex(),
         "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
+        "step cut": messages.step_frame(CUT, b"").hex(),
+        "step tokens, more to come": messages.step_frame(MORE, struct.pack("<3i", 1, 2, 300)).hex(),
         "frame of 3 bytes": frame(b"abc").hex(),
         "varint 300": encode_varint(300).hex(),
     }

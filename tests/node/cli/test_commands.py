@@ -80,7 +80,20 @@ ANSWERS: dict[str, Any] = {
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
     },
-    "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
+    "explain": {
+        "model_id": "mfm1x",
+        "kind": "here",
+        "why": "it fits",
+        "hint": None,
+        "tokens": 2048,
+        "precision": "bf16",
+        "stages": [
+            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0, "ms_per_token": 20.0, "basis": "measured here"}
+        ],
+        "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
+        "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
+        "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
+    },
     "stop": {"stopping": True},
 }
 LINES = {
