@@ -44,7 +44,7 @@ class Bench:
 
     def runner(self, precision: str) -> Any:
         """As the worker would load it."""
-        from runtime.runners import make_runner
+        from runtime.runners import lean_runner
         from runtime.self_test import self_test
         from runtime.stage import build_stage
         from tests.runtime.support import read_tensors
@@ -52,7 +52,7 @@ class Bench:
         if precision not in self._runners:
             stage = build_stage(self.folder, read_tensors(self.folder / "model.safetensors"), 0, LAYERS, LAYERS, "bf16")
             self_test(stage)
-            self._runners[precision], said = make_runner(stage, precision)
+            self._runners[precision], said = lean_runner(stage, precision)
             print(f"  {precision}: {said}", flush=True)
         return self._runners[precision]
 

@@ -25,6 +25,7 @@ from protocol.framing import pack, unpack
 from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, SessionEvent, StageSpec, StepHead
 from runtime.interface import OpenSequence, Step, Stepped
+from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
 HEARTBEAT = 0.5
@@ -149,7 +150,7 @@ class StageSession:
         step = Step(session=self._name, epoch=head.epoch, position=head.position, sample=self._last)
         if head.kind == "hidden":
             assert head.shape is not None  # parse_step checked it
-            if head.dtype != self._request.precision:
+            if head.dtype != TRAVELS[self._request.precision]:
                 raise PeerFault(f"the stage before sent {head.dtype}, the session runs in {self._request.precision}")
             step.hidden, step.count = bytes(raw), head.shape[0]
         else:
@@ -193,8 +194,8 @@ def _check_route(request: OpenSession, me: PeerId) -> StageSpec:
         raise BadInput("session: an empty stage, or a stage number that isn't this node's")
     if not 0 < request.tokens_max <= 1 << 22 or not 0 < request.new_max <= request.tokens_max or len(request.stop_tokens) > 64:
         raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
-    if request.precision not in ("bf16", "fp32"):
-        raise BadInput(f"session: precision {request.precision[:16]!r}, bf16 and fp32 are known")
+    if request.precision not in TRAVELS:
+        raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]
 
 

@@ -12,8 +12,10 @@ import torch
 from protocol.errors import BadInput, Busy, NotFound
 from runtime import interface as api
 from runtime.encoder import Encoder, build_encoder
-from runtime.memory import DTYPE_WIDTH, activation_bytes
+from runtime.lean_stage import LeanStage
+from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
 from runtime.model_config import context_of, read_config
+from runtime.runners import lean_runner
 from runtime.self_test import self_test
 from runtime.sequence import Sequence
 from runtime.stage import Stage, build_stage
@@ -27,7 +29,7 @@ MAX_TEXTS = 256
 class _Loaded:
     """A stage or encoder with what it takes of the memory budget."""
 
-    def __init__(self, runs: Stage | Encoder, weights: int, activations: int) -> None:
+    def __init__(self, runs: Stage | LeanStage | Encoder, weights: int, activations: int) -> None:
         self.runs = runs
         self.weights = weights
         self.activations = activations
@@ -84,8 +86,7 @@ class Engine:
         weights, activations = self._price(folder, params)
         more = max(0, activations - self._taken()[2])
         self._admit(weights + more, f"layers {params.first}..{params.end} at {params.precision}")
-        runs = _build(folder, params, fds)
-        checked = self_test(runs) if isinstance(runs, Stage) else "a few tokens give finite numbers of the right shape"
+        runs, checked = _build(folder, params, fds)
         self._stages[params.stage] = _Loaded(runs, weights, activations)
         return api.StageLoaded(bytes=weights, seconds=time.perf_counter() - begun, self_test=checked)
 
@@ -98,7 +99,7 @@ class Engine:
         loaded = self._stages.get(params.stage)
         if loaded is None:
             raise NotFound("open_sequence: this stage isn't loaded")
-        if not isinstance(loaded.runs, Stage):
+        if not isinstance(loaded.runs, Stage | LeanStage):
             raise BadInput("open_sequence: this stage was loaded to encode texts, not to generate")
         if params.session in self._sequences:
             raise BadInput("open_sequence: this session is open already")
@@ -158,10 +159,10 @@ class Engine:
     def _price(self, folder: Path, params: api.LoadStage) -> tuple[int, int]:
         width = DTYPE_WIDTH.get(params.precision)
         if width is None:
-            raise BadInput(f"precision {params.precision[:16]!r} isn't bf16 or fp32")
+            raise BadInput(f"precision {params.precision[:16]!r} isn't one of {', '.join(DTYPE_WIDTH)}")
         text = read_config(folder).get_text_config(decoder=True)
         head = text.vocab_size if params.end == params.layers else 0
-        weights = sum(max(place.length, 0) // _STORED_WIDTH.get(place.dtype, width) * width for place in params.tensors)
+        weights = held_bytes(params.tensors, params.precision, params.end == params.layers)
         return weights, activation_bytes(text.hidden_size, head, width)
 
     def _admit(self, asked: int, what: str) -> None:
@@ -173,10 +174,7 @@ class Engine:
             )
 
 
-_STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-def _build(folder: Path, params: api.LoadStage, fds: List[int]) -> Stage | Encoder:
+def _build(folder: Path, params: api.LoadStage, fds: List[int]) -> tuple[Stage | LeanStage | Encoder, str]:
     groups = map_groups(fds, params.lengths)
     tensors = build_tensors(groups, params.tensors)
     check_stored(tensors)
@@ -189,8 +187,16 @@ def _build(folder: Path, params: api.LoadStage, fds: List[int]) -> Stage | Encod
     else:
         raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
     del tensors
+    if isinstance(runs, Encoder):
+        let_go(runs.model, groups)
+        return runs, "a few tokens give finite numbers of the right shape"
+    checked = self_test(runs)
+    runner, said = lean_runner(runs, params.precision)
+    if runner is not None:
+        let_go(runner.kept, groups)
+        return LeanStage(runs, runner), f"{checked}; {said}"
     let_go(runs.model, groups)
-    return runs
+    return runs, f"{checked}; {said}"
 
 
 def _pss() -> int:

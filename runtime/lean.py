@@ -18,17 +18,17 @@ from math import sqrt
 from typing import Any
 
 import torch
+from torch import nn
 
 from protocol.errors import BadInput, Conflict
 from runtime.kv_slabs import Shape, Slabs
 from runtime.lean_pass import Alone, Heads, Pass, Together, lay_out
 from runtime.lean_shape import Decoder, LayerParts, Matrix
 from runtime.linear import Linear, Plain, make_head, make_linear
+from runtime.memory import SMALL_HEAD
 from runtime.model_runner import Row
 from runtime.stage import Stage
 
-SMALL_HEAD = 128 * 1024 * 1024
-"""Bytes up to which a head that is the embedding too is packed beside it, for speed."""
 _TABLE = 512
 """Positions that the rotary tables begin with; they double."""
 
@@ -131,6 +131,8 @@ class LeanRunner:
             self._norm = None if decoder.norm is None else Norm(decoder.norm, decoder.eps)
             self._head = _head(decoder, precision)
         self._embed, self._logit_cap = decoder.embed, decoder.logit_cap
+        self.kept = nn.ModuleList([] if decoder.embed is None else [decoder.embed])
+        """What still lies on the stage's tensors."""
         device = next(parameter.device for parameter in stage.model.parameters() if not parameter.is_meta)
         self._device = device
         shape = Shape(len(decoder.layers), decoder.kv_heads, decoder.head_dim, stage.dtype, device)

@@ -57,7 +57,7 @@ class Matrix:
         biases = [part.bias for part in self.parts]
         if any(bias is None for bias in biases) and any(bias is not None for bias in biases):
             raise Unlike("some of the projections have a bias")
-        return _cat(weights), None if biases[0] is None else _cat(biases)
+        return _cat(weights).detach(), None if biases[0] is None else _cat(biases).detach().clone()
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Decoder:
     eps: float
     act: Act
     layers: list[LayerParts]
-    embed: Callable[[torch.Tensor], torch.Tensor] | None
+    embed: nn.Module | None
     norm: torch.Tensor | None
     head: Matrix | None
     rotary: Any

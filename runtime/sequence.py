@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from protocol.errors import BadInput, Conflict
 from protocol.messages import Sampling
 from runtime import transformers_names as names
 from runtime.interface import Step, Stepped
+from runtime.lean_stage import LeanStage
 from runtime.sampler import sample
 from runtime.stage import Stage
 
@@ -24,14 +26,14 @@ _WORDS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 class Sequence:
     """Steps through `stage` with room for `tokens_max` positions."""
 
-    def __init__(self, stage: Stage, tokens_max: int, sampling: Sampling) -> None:
+    def __init__(self, stage: Stage | LeanStage, tokens_max: int, sampling: Sampling) -> None:
         self.stage = stage
         self.tokens_max = tokens_max
         self.sampling = sampling
         self.position = 0
         self.epoch = 0
         self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._cache = stage.new_cache()
+        self._cache: Any = stage.new_cache()
         self._answers: OrderedDict[int, Stepped] = OrderedDict()
 
     def step(self, step: Step) -> Stepped:
@@ -109,8 +111,11 @@ class Sequence:
             self._restart()
             return
         try:
-            for slot in self.stage.local_slots(self._cache):
-                names.crop_slot(slot, dropped)
+            if isinstance(self.stage, LeanStage):
+                self.stage.crop(self._cache, position)
+            else:
+                for slot in self.stage.local_slots(self._cache):
+                    names.crop_slot(slot, dropped)
         except RuntimeError as error:
             self._restart()
             raise Conflict("this model's memory can't go back", hint="replay the session from position 0") from error
