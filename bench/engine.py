@@ -21,7 +21,12 @@ from typing import Any
 
 from bootstrap.demo_model import demo_model
 
-ASKED = {"decode": {"int4": 5.0, "int8": 3.5, "bf16": 2.0}, "prefill": 1.0, "aggregate": {"64": 25.0, "100": 27.0}, "quality": {"int8": 1.0, "int4": 6.0}}
+ASKED = {
+    "decode": {"int4": 5.0, "int8": 3.5, "bf16": 2.0},
+    "prefill": 1.0,
+    "aggregate": {"64": 25.0, "100": 27.0},
+    "quality": {"int8": 1.0, "int4": 6.0},
+}
 PRECISIONS = ("int4", "int8", "bf16")
 LAYERS = 30
 NEW = 48
@@ -198,7 +203,12 @@ def quality(bench: Bench, rounds: int) -> dict[str, Any]:
     words = bench.words[: 256 * 12 + 1]
     found = {name: perplexity(bench.runner(name), words) for name in ("bf16", "int8", "int4")}
     worse = {name: round((found[name] / found["bf16"] - 1) * 100, 2) for name in ("int8", "int4")}
-    return {"asked_percent": ASKED["quality"], "worse_percent": worse, "perplexity": {name: round(one, 3) for name, one in found.items()}, "tokens": len(words)}
+    return {
+        "asked_percent": ASKED["quality"],
+        "worse_percent": worse,
+        "perplexity": {name: round(one, 3) for name, one in found.items()},
+        "tokens": len(words),
+    }
 
 
 async def worker_memory(folder: Path, precision: str) -> dict[str, float]:

@@ -42,7 +42,8 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        width: int = self.dtype.itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
 class Slab:

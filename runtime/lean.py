@@ -18,6 +18,7 @@ from math import sqrt
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from protocol.errors import BadInput, Conflict
@@ -34,16 +35,23 @@ _TABLE = 512
 
 
 class Norm:
-    """Root mean square over the last dimension, times `weight` (fp32): squares are summed in fp32, by one call."""
+    """Root mean square over the last dimension, times `weight` (fp32); squares are summed in fp32.
+
+    For one row a layer norm of the row and its negative, whose mean is nought: one call of torch where the sum of squares takes four.
+    """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        width = weight.shape[-1]
-        self._weight = weight * sqrt(width)
-        self._eps = torch.tensor(width * eps, device=weight.device)
+        self._width, self._eps = weight.shape[-1], eps
+        self._weight = weight * sqrt(self._width)
+        self._all_eps = torch.tensor(self._width * eps, device=weight.device)
+        self._twice = torch.cat((weight, weight), -1) if weight.dim() == 1 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1 and self._twice is not None:
+            return F.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self._eps)[:, : self._width]
         size = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
-        return (x * torch.addcmul(self._eps, size, size).rsqrt_()).mul_(self._weight).to(x.dtype)
+        scaled = x * torch.addcmul(self._all_eps, size, size).rsqrt_()
+        return torch.mul(scaled, self._weight, out=torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 class Rotary:
@@ -106,15 +114,19 @@ class Layer:
             rotated.copy_(self._head_norm(rotated))
         rotate(rotated, *tables[self._kind])
         new, q = heads[:, self._queries :], heads[:, : self._queries]
-        found = torch.empty_like(q, memory_format=torch.contiguous_format)
-        for group in groups:
-            group.write(self._number, new)
-            group.attend(self._number, q, found)
-        added = self._out(found.view(len(x), -1))
+        found = self._attended(groups, new, q)
+        added = self._out(found.reshape(len(x), -1))
         x += added if self._after_attention is None else self._after_attention(added)
         gate, up = self._gate_up(self._before_mlp(x)).chunk(2, -1)
         added = self._down(self._act(gate).mul_(up))
         x += added if self._after_mlp is None else self._after_mlp(added)
+
+    def _attended(self, groups: list[Alone | Together], new: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        for group in groups:
+            group.write(self._number, new)
+        if len(groups) == 1:
+            return groups[0].attend(self._number, q)
+        return torch.cat([group.attend(self._number, q) for group in groups])
 
 
 class LeanRunner:

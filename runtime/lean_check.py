@@ -28,7 +28,10 @@ def check(stage: Stage, runner: ModelRunner) -> str:
     wanted = [*given.by_stage(0, AHEAD), *(row for at in range(AHEAD, POSITIONS) for row in given.by_stage(at, 1))]
     for slot in range(_SLOTS):
         given.by_runner(runner, [slot], 0, AHEAD)
-    alone = [*given.by_runner(runner, [0], 0, AHEAD), *(row for at in range(AHEAD, POSITIONS) for row in given.by_runner(runner, [0], at, 1))]
+    alone = [
+        *given.by_runner(runner, [0], 0, AHEAD),
+        *(row for at in range(AHEAD, POSITIONS) for row in given.by_runner(runner, [0], at, 1)),
+    ]
     runner.crop(0, AHEAD)
     together = [given.by_runner(runner, list(range(_SLOTS)), at, 1) for at in range(AHEAD, POSITIONS)]
     for slot in range(_SLOTS):

@@ -60,20 +60,17 @@ class Alone:
         mine = new[self._at : self._at + self._count].view(self._count, 2, heads.kv_heads, heads.head_dim)
         self._into[layer].copy_(mine.permute(1, 2, 0, 3))
 
-    def attend(self, layer: int, q: torch.Tensor, out: torch.Tensor) -> None:
-        """`q` and `out` [rows, heads, head_dim]."""
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """`q` [rows, heads, head_dim] of the whole pass, result of this group's rows."""
         heads, at, count, window = self._heads, self._at, self._count, self._heads.windows[layer]
         keys, values = self._past[window][0][layer], self._past[window][1][layer]
         mine = q[at : at + count].view(count, heads.kv_heads, heads.group, heads.head_dim)
         if count == 1:
-            found = _attention(mine, keys, values, None, heads)
-            out[at : at + 1] = found.view(1, heads.queries, heads.head_dim)
-            return
+            return _attention(mine, keys, values, None, heads).view(1, heads.queries, heads.head_dim)
         turned = mine.permute(1, 2, 0, 3).reshape(1, heads.queries, count, heads.head_dim)
         size = (1, heads.kv_heads, heads.group, keys.shape[2], heads.head_dim)
         wide = [one.unsqueeze(2).expand(size).flatten(1, 2) for one in (keys, values)]
-        found = _attention(turned, wide[0], wide[1], self._masks[window], heads)
-        out[at : at + count] = found[0].transpose(0, 1)
+        return _attention(turned, wide[0], wide[1], self._masks[window], heads)[0].transpose(0, 1)
 
 
 def _causal(kv: torch.Tensor, begin: int, start: int, count: int, window: int | None) -> torch.Tensor:
@@ -126,7 +123,7 @@ class Together:
         mine = new[self._at : self._at + self._count]
         self._flat.index_copy_(0, self._lines[layer], mine.reshape(-1, self._heads.head_dim))
 
-    def attend(self, layer: int, q: torch.Tensor, out: torch.Tensor) -> None:
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         heads, window = self._heads, self._heads.windows[layer]
         mine = q[self._at : self._at + self._count]
         if self._holes is not None:
@@ -141,7 +138,7 @@ class Together:
         if (mask := self._masks[window]) is not None:
             scores.view(self._top, heads.queries, self._longest).add_(mask)
         found = torch.bmm(torch.softmax(scores, -1), self._values[layer]).view(self._top, heads.queries, heads.head_dim)
-        out[self._at : self._at + self._count] = found if self._holes is None else found.index_select(0, self._holes)
+        return found if self._holes is None else found.index_select(0, self._holes)
 
 
 def _lines(slab: Slab, kv_heads: int, layers: int, places: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Matrix:
 
 @dataclass
 class LayerParts:
-    """`norms` by place, effective weights in fp32; `head_norm` [heads + kv_heads, head_dim] of queries and keys; `window` positions seen."""
+    """`norms` by place, effective weights in fp32; `head_norm` [heads + kv_heads, head_dim] of queries and keys; `window` in positions."""
 
     qkv: Matrix
     out: Matrix
@@ -144,7 +144,7 @@ def _layer(config: Any, layer: Any, number: int, offset: float) -> LayerParts:
         if not all(isinstance(one, nn.Linear) for one in found):
             return None
         taken.update(f"{path}.{name}.{leaf}" for name in names for leaf in ("weight", "bias"))
-        return Matrix(found)  # type: ignore[arg-type]
+        return Matrix(found)
 
     def need(matrix: Matrix | None, what: str) -> Matrix:
         if matrix is None:

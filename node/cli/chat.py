@@ -10,6 +10,7 @@ import click
 from node.cli.session import Session, common
 from node.cli.tables import plain
 from protocol.errors import Cancelled, MfError
+from runtime.memory import WIDTHS
 
 
 @click.command()

@@ -94,5 +94,3 @@ def wanted(model: Any, tokens: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         found: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
     return found
-
-
