@@ -18,7 +18,6 @@ from math import sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from protocol.errors import BadInput, Conflict
@@ -48,7 +47,7 @@ class Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1 and self._twice is not None:
-            return F.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self._eps)[:, : self._width]
+            return torch.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self._eps).narrow(1, 0, self._width)
         size = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
         scaled = x * torch.addcmul(self._all_eps, size, size).rsqrt_()
         return torch.mul(scaled, self._weight, out=torch.empty_like(x, memory_format=torch.contiguous_format))
@@ -85,8 +84,9 @@ class Rotary:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Turns pairs (i, i + width / 2) of `x` [rows, heads, head_dim] in place; what is beyond the tables' width stays."""
-    turned = x[..., : cos.shape[-1]]
-    swapped = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2).mul_(sin)
+    width = cos.shape[-1]
+    turned = x if width == x.shape[-1] else x[..., :width]
+    swapped = turned.roll(width // 2, -1).mul_(sin)
     torch.addcmul(swapped, turned, cos, out=turned)
 
 
@@ -109,24 +109,25 @@ class Layer:
     def __call__(self, x: torch.Tensor, groups: list[Alone | Together], tables: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Adds to `x` [rows, hidden] what this layer adds."""
         heads = self._qkv(self._before_attention(x)).view(len(x), -1, self._width)
-        rotated = heads[:, : self._rotated]
+        rotated = heads.narrow(1, 0, self._rotated)
         if self._head_norm is not None:
             rotated.copy_(self._head_norm(rotated))
         rotate(rotated, *tables[self._kind])
-        new, q = heads[:, self._queries :], heads[:, : self._queries]
-        found = self._attended(groups, new, q)
-        added = self._out(found.reshape(len(x), -1))
+        added = self._out(self._attended(groups, heads))
         x += added if self._after_attention is None else self._after_attention(added)
         gate, up = self._gate_up(self._before_mlp(x)).chunk(2, -1)
         added = self._down(self._act(gate).mul_(up))
         x += added if self._after_mlp is None else self._after_mlp(added)
 
-    def _attended(self, groups: list[Alone | Together], new: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    def _attended(self, groups: list[Alone | Together], heads: torch.Tensor) -> torch.Tensor:
+        """[rows, heads * head_dim]."""
+        if len(heads) == 1:
+            return groups[0].single(self._number, heads)
+        new, q = heads[:, self._queries :], heads[:, : self._queries]
         for group in groups:
             group.write(self._number, new)
-        if len(groups) == 1:
-            return groups[0].attend(self._number, q)
-        return torch.cat([group.attend(self._number, q) for group in groups])
+        found = [group.attend(self._number, q) for group in groups]
+        return (found[0] if len(found) == 1 else torch.cat(found)).reshape(len(heads), -1)
 
 
 class LeanRunner:

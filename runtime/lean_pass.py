@@ -73,6 +73,14 @@ class Alone:
         return _attention(turned, wide[0], wide[1], self._masks[window], heads)[0].transpose(0, 1)
 
 
+    def single(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
+        """Both for a pass of one row: `heads` [1, heads + 2 * kv_heads, head_dim] to [1, heads * head_dim]. The same in fewer calls."""
+        of, (keys, values) = self._heads, self._past[self._heads.windows[layer]]
+        self._into[layer].copy_(heads.narrow(1, of.queries, 2 * of.kv_heads).view(2, of.kv_heads, 1, of.head_dim))
+        q = heads.narrow(1, 0, of.queries).view(1, of.kv_heads, of.group, of.head_dim)
+        return _attention(q, keys[layer], values[layer], None, of).view(1, -1)
+
+
 def _causal(kv: torch.Tensor, begin: int, start: int, count: int, window: int | None) -> torch.Tensor:
     """[count, positions from `begin` on]: what each new position may look at, as numbers to add."""
     seen = torch.arange(begin, start + count, device=kv.device)
@@ -139,6 +147,10 @@ class Together:
             scores.view(self._top, heads.queries, self._longest).add_(mask)
         found = torch.bmm(torch.softmax(scores, -1), self._values[layer]).view(self._top, heads.queries, heads.head_dim)
         return found if self._holes is None else found.index_select(0, self._holes)
+
+
+    def single(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("several rows are no single one")
 
 
 def _lines(slab: Slab, kv_heads: int, layers: int, places: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 
 GROUP = 32
 """Weights of a row that share scale and zero in int4."""
+_NOTHING: list[float | None] = []
 _INT4_ROWS = 16
 """The packed kernel takes matrices of a multiple of this many rows."""
 _FEW = 3
@@ -85,7 +86,7 @@ class Packed:
         self.nbytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x, self._weight, self._bias, "none", [], "")
+        return self._run(x, self._weight, self._bias, "none", _NOTHING, "")
 
 
 def round_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,11 +161,10 @@ class Int4:
         self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
         self._scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
         self._bias = bias
-        self._run = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         self.nbytes = self._weight.nbytes + self._scales.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._run(x, self._weight, GROUP, self._scales)
+        out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
         return out if self._bias is None else out.add_(self._bias)
 
 

@@ -21,7 +21,7 @@ from runtime.memory import WIDTHS
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0: always the likeliest token.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes a sampled reply repeatable.")
-@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True, help="int8, int4: smaller, faster; fp32: the reference.")
+@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True, help="fp32: the reference.")
 @click.option("--stop", multiple=True, help="A text that ends the reply; may be repeated.")
 @common
 def chat(session: Session, model: str, prompt: str | None, system: str | None, **sampling: Any) -> None:
