@@ -32,6 +32,7 @@ from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, Reroute, StageSpec, StepHead, TokenLogprob
 from runtime.drafting import Drafter
 from runtime.interface import OpenSequence, Step, Stepped
+from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class StageSession:
         if head.kind == "hidden":
             assert head.shape is not None  # parse_step checked it
             count = head.shape[0]
-            if head.dtype != self._request.precision:
+            if head.dtype != TRAVELS[self._request.precision]:
                 raise PeerFault(f"hidden states of {head.dtype}, the session runs in {self._request.precision}")
             if self._hidden is not None and head.shape[1] != self._hidden:
                 raise PeerFault(f"hidden states of width {head.shape[1]}, the model's is {self._hidden}")
@@ -279,7 +280,8 @@ class StageSession:
     def _send_on(self, position: int, count: int, raw: bytes, more: bool, drafted: list[int] | None = None) -> None:
         head = self._head("hidden", position, self._index + 1)
         head.drafted = drafted
-        head.dtype, head.shape, head.more = self._request.precision, [count, len(raw) // count // WIDTH[self._request.precision]], more
+        dtype = TRAVELS[self._request.precision]
+        head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
         self._post(self._stages[self._index + 1].peer, head, raw)
 
     def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
@@ -343,6 +345,6 @@ def check_route(request: OpenSession, me: PeerId) -> StageSpec:
         raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
     if not 0 <= request.resume <= request.tokens_max or not 0 <= request.epoch < 1 << 31:
         raise BadInput("session: resume or epoch out of range")
-    if request.precision not in ("bf16", "fp32"):
-        raise BadInput(f"session: precision {request.precision[:16]!r}, bf16 and fp32 are known")
+    if request.precision not in TRAVELS:
+        raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]

@@ -199,7 +199,7 @@ class Generate(Record):
 
 
 class Made(msgspec.Struct, array_like=True, frozen=True):
-    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token: the chosen one's first; `finish` on the last."""
+    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token, its own first; `finish` on the last."""
 
     session: str
     tokens: list[int]

@@ -9,15 +9,14 @@ from pathlib import Path
 from protocol.errors import BadInput
 from runtime import interface as api
 from runtime.encoder import Encoder, build_encoder
-from runtime.memory import DTYPE_WIDTH, activation_bytes
+from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
 from runtime.model_config import context_of, read_config
 from runtime.model_runner import ModelRunner
+from runtime.runners import lean_runner
 from runtime.self_test import self_test
 from runtime.stage import Stage, build_stage
 from runtime.stage_runner import StageRunner
 from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
-
-_STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Loaded:
 def price_of(folder: Path, params: api.LoadStage) -> Price:
     width = DTYPE_WIDTH.get(params.precision)
     if width is None:
-        raise BadInput(f"precision {params.precision[:16]!r} isn't bf16 or fp32")
+        raise BadInput(f"precision {params.precision[:16]!r} isn't one of {', '.join(DTYPE_WIDTH)}")
     text = read_config(folder).get_text_config(decoder=True)
     head = text.vocab_size if params.end == params.layers else 0
-    weights = sum(max(place.length, 0) // _STORED_WIDTH.get(place.dtype, width) * width for place in params.tensors)
+    weights = held_bytes(params.tensors, params.precision, params.end == params.layers)
     return Price(weights, activation_bytes(text.hidden_size, head, width))
 
 
@@ -69,8 +68,11 @@ def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price) 
     else:
         raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
     del tensors
-    let_go(runs.model, groups)
     if isinstance(runs, Encoder):
+        let_go(runs.model, groups)
         return Loaded(params.model, price, "a few tokens give finite numbers of the right shape", encoder=runs)
     checked = self_test(runs)
-    return Loaded(params.model, price, checked, runner=StageRunner(runs, price.weights), context=context_of(runs.config))
+    lean, said = lean_runner(runs, params.precision)
+    let_go(runs.model if lean is None else lean.kept, groups)
+    runner: ModelRunner = StageRunner(runs, price.weights) if lean is None else lean
+    return Loaded(params.model, price, f"{checked}; {said}", runner=runner, context=context_of(runs.config))

@@ -29,7 +29,8 @@ from runtime.architectures import boundary_shape
 from runtime.model_config import read_config
 from runtime.placeholders import Absent, EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16, "int4": torch.bfloat16}
+"""What runs through a stage, by precision: matrices in 8 or 4 bits are made of bf16 ones (`quantised.py`)."""
 
 
 class Stage:
@@ -128,7 +129,7 @@ def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end:
     """A stage that holds `tensors` (by the file's names); `BadInput` names what is missing or doesn't fit."""
     dtype = DTYPES.get(precision)
     if dtype is None:
-        raise BadInput(f"precision {precision[:16]!r} isn't bf16 or fp32")
+        raise BadInput(f"precision {precision[:16]!r} isn't one of {', '.join(DTYPES)}")
     config = read_config(folder)
     text = config.get_text_config(decoder=True)
     if layers != text.num_hidden_layers or not 0 <= first < end <= layers:

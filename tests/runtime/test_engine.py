@@ -45,7 +45,9 @@ def engine(tmp_path: Path) -> Engine:
     config = tiny_config()
     made = engine_with(tmp_path, config)
     loaded = load(made, stored_tensors(tiny_model(config)))
-    assert loaded.self_test == "weights there and finite, 6 positions and 2 one by one as 8 at once"
+    assert loaded.self_test.startswith(
+        "weights there and finite, 6 positions and 2 one by one as 8 at once; run lean, as transformers gives"
+    )
     return made
 
 
@@ -94,7 +96,8 @@ def test_a_stage_that_failed_leaves_nothing(tmp_path: Path) -> None:
     [
         ({"task": "dream"}, "embed and classify, bf16 and fp32 are known"),
         ({"task": "embed", "end": 4}, r"runs whole, layers 0\.\.4 were asked"),
-        ({"precision": "int4"}, "isn't bf16 or fp32"),
+        ({"precision": "int5"}, "'int5' isn't one of bf16, fp32, int8, int4"),
+        ({"precision": "int4", "task": "embed"}, "at precision 'int4': embed and classify, bf16 and fp32 are known"),
         ({"end": 7}, r"config\.json says 6"),
         ({"first": 3, "end": 3}, r"layers 3\.\.3 of 6 were asked"),
         ({"first": -1}, r"layers -1\.\.6 of 6 were asked"),
@@ -125,3 +128,22 @@ def test_an_encoder_opens_no_sequence(tmp_path: Path) -> None:
     for texts in ([], [[1]] * 257):
         with pytest.raises(BadInput, match="1 to 256 are allowed"):
             engine.encode(api.Encode(stage="0-6-bf16", tokens=texts))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_fewer_bits_take_less_of_the_budget_and_step(precision: str, tmp_path: Path) -> None:
+    config = tiny_config()
+    engine = engine_with(tmp_path, config)
+    tensors = stored_tensors(tiny_model(config))
+    whole = load(engine, tensors)
+    few = load(engine, tensors, stage="few", precision=precision)
+    assert "run lean" in few.self_test
+    assert few.bytes < whole.bytes * (0.65 if precision == "int8" else 0.5)
+    runner = engine._stages["few"].runs.runner  # type: ignore[union-attr]
+    assert runner.weight_bytes <= few.bytes * 1.05
+    engine.open_sequence(api.OpenSequence(stage="few", session="s", tokens_max=20, sampling=Sampling()))
+    first = engine.step(api.Step(session="s", epoch=0, position=0, tokens=[5, 6, 7], count=3))
+    back = engine.step(api.Step(session="s", epoch=1, position=0, tokens=[5, 6, 7], count=3))
+    assert first.token == back.token
+    engine.close_sequence(api.CloseSequence(session="s"))
+    assert runner._slabs.places == {}
