@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from node.locate import Locator
@@ -173,7 +174,7 @@ class StageSession:
         self._guessed = head.drafted or []
         if self._index == 0:
             incoming = self._guess(incoming)
-        self._due = head.position + incoming.count
+        self._due = incoming.head.position + incoming.count
         self._queue.append(incoming)
         if self._begun is None:
             self._next()
@@ -214,7 +215,8 @@ class StageSession:
         self._guessed = self._drafter.draft(self._request.tokens_max - position - 2)
         self._sent_guesses = len(self._guessed)
         given = [tokens[-1], *self._guessed]
-        head.position, head.drafted = position, self._guessed or None
+        # The entry reads the same head.
+        head = msgspec.structs.replace(head, position=position, drafted=self._guessed or None)
         return Incoming(head, memoryview(struct.pack(f"<{len(given)}i", *given)), len(given))
 
     def _next(self) -> None:
