@@ -1,8 +1,8 @@
 """A hundred chats at once over HTTP beside the engine alone with the same hundred.
 
-`python -m bench.serving [CHATS] [TOKENS] [PRECISION]`: a node with the demonstration model and a client that streams all chats at once, then
-the same prompts and lengths given to a worker process directly. Time from the first question to the last token of all; Jain's index over
-the chats' tokens a second (1: all alike); the worker's memory beside what it promised by formula.
+`python -m bench.serving [CHATS] [TOKENS] [PRECISION]`: a node with the demonstration model and a client that streams all chats at once,
+then the same prompts and lengths given to a worker process directly. Time from the first question to the last token of all; Jain's
+index over the chats' tokens a second (1: all alike); the worker's memory beside what it promised by formula.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision:
         await chat(0, 4)
         begun = time.perf_counter()
         asking = asyncio.gather(*(chat(number, tokens) for number in range(chats)))
-        while (await worker.usage()).sequences < chats and not asking.done():
-            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)
         full = await worker.usage()
         done = await asking
         last = await worker.usage()

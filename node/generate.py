@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
+from node.heard import Heard
 from node.local_run import LocalRun
 from node.locate import Located, Locator
 from node.losses import Losses, is_full
@@ -26,14 +27,15 @@ from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
 from node.reply_text import ReplyText, patiently
 from node.route import Router
 from node.serve_stage import StageServer
+from node.stage_audit import Ended, StageAuditor, seeded
 from node.stage_room import StageRoom
 from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
+from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import StageSpec
+from protocol.messages import Sampling, StageSpec
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
 from runtime.interface import SpelledToken
@@ -69,6 +71,7 @@ class Reply:
     moved: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def tokens_max(self) -> int:
@@ -100,6 +103,8 @@ class Generator:
         self._standbys = standbys
         self._running: list[tuple[ModelId, StageSpec]] = []
         self._paces = paces
+        self.auditor: StageAuditor | None = None
+        """Runs some of the replies' sessions again; None: none."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
@@ -108,6 +113,8 @@ class Generator:
         stops, text = StopStrings(request.stop), ReplyText(self._worker, self._room, reply.located)
         try:
             reply.plan = await _before(deadline, self._first_plan(reply))
+            if reply.plan.kind == "here":
+                self._room.line.check()
             yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
             async with aclosing(self._tokens(reply)) as tokens:
                 while (sampled := await _before(deadline, _next(tokens))) is not None:
@@ -135,7 +142,9 @@ class Generator:
             if len(prompt) >= context:
                 raise BadInput(f"the prompt has {len(prompt)} tokens, the model takes {context}", details={"context": context})
             new_max = min(new_max, context - len(prompt))
-        reply = Reply(request, located, text.eos, prompt, new_max, started, Losses(self._network.peer_id))
+        reply = Reply(
+            request, located, text.eos, prompt, new_max, started, Losses(self._network.peer_id), sampling=seeded(request.sampling)
+        )
         reply.timings["plan"] = time.monotonic() - started
         return reply
 
@@ -186,13 +195,17 @@ class Generator:
                 async for sampled in tokens:
                     yield sampled
         except StageLost as lost:
+            if isinstance(lost.cause, Busy) and "position" in lost.cause.details:
+                raise lost.cause from lost  # it has waited in line already
             await self._replace(reply, None, lost)
         finally:
             _add(reply.timings, local.timings)
 
     async def _through(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
         """Until it ends or goes on here."""
-        async with Pipeline(self._network, self._steps, self._server, self._request(reply)) as pipeline:
+        assert reply.plan is not None
+        heard = self.auditor.listen(reply.plan.stages) if self.auditor is not None else None
+        async with Pipeline(self._network, self._steps, self._server, self._request(reply, heard)) as pipeline:
             while reply.finish is None and reply.plan is not None and reply.plan.kind != "here":
                 try:
                     await pipeline.reroute(reply.plan.stages)
@@ -202,8 +215,12 @@ class Generator:
                             yield sampled
                 except StageLost as lost:
                     await self._replace(reply, pipeline, lost)
+            if self.auditor is not None and heard is not None and not reply.replaced:
+                made = reply.prompt + reply.made
+                precision = reply.request.precision
+                await self.auditor.ended(Ended(reply.located, precision, made, len(reply.prompt), reply.sampling, heard))
 
-    def _request(self, reply: Reply) -> PipelineRequest:
+    def _request(self, reply: Reply, heard: Heard | None = None) -> PipelineRequest:
         """What is still to make of the reply."""
         assert reply.plan is not None
         return PipelineRequest(
@@ -212,10 +229,12 @@ class Generator:
             tokens=[*reply.prompt, *reply.made],
             new_max=reply.new_max - len(reply.made),
             stop_tokens=reply.eos,
-            sampling=reply.request.sampling,
+            sampling=reply.sampling,
             precision=reply.request.precision,
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
+            prints=heard.key if heard is not None else None,
+            heard=heard,
         )
 
     async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[Sampled, None]:

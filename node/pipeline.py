@@ -22,11 +22,12 @@ import asyncio
 import logging
 import secrets
 import struct
+import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
@@ -37,7 +38,7 @@ from node.steps import Steps
 from protocol.errors import MfError
 from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Reroute, Sampling, StageSpec, StepHead, TokenLogprob
+from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
 from runtime.interface import SpelledToken
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,17 @@ _LOOK = 0.5
 __all__ = ["Pipeline", "PipelineRequest", "Sampled", "StageLost"]
 
 
+class Listener(Protocol):
+    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
+        """Signed statements of stage `index`; raises what is wrong with them."""
+
+
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made."""
+    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made.
+
+    `prints`, `heard`, `check`: as node/stage_audit.py has it.
+    """
 
     model: ModelId
     stages: list[StageSpec]
@@ -65,6 +74,9 @@ class PipelineRequest:
     vocabulary: int | None = None
     prompt: int = 0
     drafts: bool = True
+    prints: bytes | None = None
+    heard: Listener | None = None
+    check: Checked | None = None
 
 
 @dataclass
@@ -192,11 +204,13 @@ class Pipeline:
             tokens_max=self._end,
             new_max=self._end - len(self._tokens),
             stop_tokens=request.stop_tokens,
-            sampling=request.sampling,
+            sampling=request.sampling if last else Sampling(),  # it may tell of the text
             precision=request.precision,
+            prints=request.prints,
+            check=request.check if last else None,
             reply=(self._tokens[request.prompt :] or None) if last and request.prompt else None,
             resume=resume,
-            drafts=request.drafts,
+            drafts=request.drafts and request.sampling.logprobs is None,
         )
         if spec.peer == self._network.peer_id:
             mine, theirs = stream_pair(PeerId(spec.peer), SESSION_PROTOCOL)
@@ -204,7 +218,14 @@ class Pipeline:
             self._spawn(self._server.serve(opening, theirs), "own stage")
         else:
             stream = await open_stage(self._network, opening)
-        self.links.append(StageLink(spec, stream, self._lose))
+        self.links.append(StageLink(spec, stream, self._lose, self._heard))
+
+    def _heard(self, spec: StageSpec, event: SessionEvent) -> None:
+        """What a stage says of itself beside how it is. Of a stage that came later nothing is kept: such a session isn't audited."""
+        if event.kind == "alive" and event.timings:
+            self._server.figures.peers.said(PeerId(spec.peer), event.timings, time.monotonic())
+        if event.prints and self._request.heard is not None and spec in self._request.stages:
+            self._request.heard.take(self._request.stages.index(spec), self._session, event.prints)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

@@ -52,6 +52,7 @@ class ReplyText:
         self._tokens: list[int] = []
         self._given = 0
         self._told = 0
+        self._skip = 0
 
     async def _open(self) -> None:
         await self._room.text(self._located)
@@ -70,6 +71,7 @@ class ReplyText:
             text = await self._again(last)
         if last:
             self._stream = ""
+        text, self._skip = text[self._skip :], max(0, self._skip - len(text))
         self._given += len(text)
         return text
 
@@ -88,7 +90,9 @@ class ReplyText:
             await self._open()
             return await self._worker.decode_text(self._stream, self._tokens, last=last)
 
-        return (await patiently(self._worker, anew))[self._given :]
+        text = await patiently(self._worker, anew)
+        self._skip = self._given  # the new decoder says all of it again, maybe not at once: it holds back half a character
+        return text
 
     async def close(self) -> None:
         """Lets the worker forget a decoder that won't be read to its end."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import secrets
+import time
 from collections.abc import Iterable
 
+from node.figures import PeerFigures
 from node.locate import Located
 from node.model_cost import StageCost
+from node.served import roads
 from node.stage_room import StageRoom
 from node.swarm.interface import PeerView, Swarm
 from protocol.errors import BadInput, Unavailable
@@ -14,7 +19,9 @@ from protocol.layout import check_runnable, layer_count
 from protocol.messages import StageSpec
 from runtime.architectures import whole_only
 from runtime.expectation import check_budget
+from runtime.layer_path import Road
 from runtime.routing import Offer, Plan, Shape, plan_route
+from runtime.served_route import plan_served
 
 ROUND_TRIP_BUDGET = 0.4
 """Seconds per token that a route may spend on the network unless it is forced."""
@@ -23,13 +30,25 @@ ROUND_TRIP_BUDGET = 0.4
 class Router:
     """`privacy` local|trusted|swarm, `ends` remote|local are the owner's choices for what this node asks of others."""
 
-    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str, ends: str, budget: float = ROUND_TRIP_BUDGET) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        swarm: Swarm,
+        room: StageRoom,
+        privacy: str,
+        ends: str,
+        budget: float = ROUND_TRIP_BUDGET,
+        figures: PeerFigures | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self._me = me
         self._swarm = swarm
         self._room = room
         self._privacy = privacy
         self._ends_here = ends == "local"
         self.budget = budget
+        self._figures = figures or PeerFigures()
+        self._rng = rng or random.Random(secrets.randbits(64))
 
     def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
         """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget."""
@@ -40,7 +59,7 @@ class Router:
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
         offers = self.offers(located, set(avoid))
-        plan = plan_route(shape, offers, ends_here=self._ends_here)
+        plan = self._over_loaded(located, shape, offers, precision, force) or plan_route(shape, offers, ends_here=self._ends_here)
         check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
         why = whole_only(located.manifest.summary.model_type)
         if len(plan.stages) > 1 and why is not None:
@@ -120,6 +139,36 @@ class Router:
             if view.record is not None and self._may_run(view) and view.peer not in avoid
         ]
         return [mine, *others] if self._me not in avoid else others
+
+    def _over_loaded(self, located: Located, shape: Shape, offers: list[Offer], precision: str, force: bool) -> Plan | None:
+        """Over stages that are loaded; None where there is no such chain within the budget."""
+        plan = None if self._ends_here else plan_served(shape, offers, self._roads(located, precision), self._rng)
+        try:
+            if plan is not None:
+                check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
+        except Unavailable:
+            return None
+        return plan
+
+    def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str) -> set[str]:
+        """Who may be asked for these layers and has the memory for a session there."""
+        needed = StageCost(located.manifest, precision).total(first, end, tokens_max)
+        return {offer.peer for offer in self.offers(located, set()) if offer.memory >= needed}
+
+    def serving(self, located: Located, first: int, end: int, precision: str) -> set[str]:
+        """Who says it has just these layers loaded."""
+        found = self._roads(located, precision)
+        return {road.peer for road in found if (road.first, road.end) == (first, end)}
+
+    def _roads(self, located: Located, precision: str) -> list[Road]:
+        """Loaded stages of others, whoever they are; the plan takes those that made an offer."""
+        now, found = time.monotonic(), list[Road]()
+        for view in self._swarm.holdings(located.model):
+            peer = self._swarm.peer(view.peer) if view.serves and view.peer != self._me else None
+            if peer is not None:
+                figures = self._figures
+                found += roads(view, precision, peer.rtt, figures.layer(view.peer), figures.queue(view.peer, now))
+        return found
 
     def may_come_back(self) -> bool:
         """Whether a peer that would run layers for this node is known and doesn't answer just now."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
 from node.stage_session import StageParts, StageSession
+from node.statements import Seal
 from node.step_log import LogRoom
 from node.steps import Steps
 from node.worker import Worker
@@ -33,10 +35,20 @@ LEAVING = 2.0
 class StageServer:
     def __init__(self, network: Network, steps: Steps, locator: Locator, room: StageRoom, worker: Worker, lends_compute: bool) -> None:
         self._parts = StageParts(network.peer_id, steps, locator, room, worker, LogRoom())
+        self.figures = self._parts.figures
         self._lends = lends_compute
         self._streams: dict[Stream, OpenSession] = {}
         self._leaving = False
         self._empty = asyncio.Event()
+
+    @property
+    def seal(self) -> Seal | None:
+        """Signs what stages computed, for audits; None: nothing is said."""
+        return self._parts.seal
+
+    @seal.setter
+    def seal(self, seal: Seal | None) -> None:
+        self._parts.seal = seal
 
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
@@ -123,7 +135,12 @@ class StageServer:
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
             else:
                 event = SessionEvent(
-                    kind="alive" if told else "loading", position=session.position, busy=session.busy, pace=session.pace or None
+                    kind="alive" if told else "loading",
+                    timings=(self.figures.own.told(time.monotonic()) or None) if told else None,
+                    position=session.position,
+                    busy=session.busy,
+                    pace=session.pace or None,
+                    prints=session.statements.take() or None,
                 )
                 await stream.send(pack(event))
             if told:

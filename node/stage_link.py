@@ -39,11 +39,18 @@ class StageLost(Unavailable):
 class StageLink:
     """`proven` once a token has come through it: only then it has all the positions that were sent."""
 
-    def __init__(self, spec: StageSpec, stream: Stream, lost: Callable[[StageLost], None]) -> None:
+    def __init__(
+        self,
+        spec: StageSpec,
+        stream: Stream,
+        lost: Callable[[StageLost], None],
+        heard: Callable[[StageSpec, SessionEvent], None] = lambda spec, event: None,
+    ) -> None:
         self.spec = spec
         self.peer = PeerId(spec.peer)
         self._stream = stream
         self._tell_lost = lost
+        self._tell_heard = heard
         self.heard = self.moved = asyncio.get_running_loop().time()
         self.position = 0
         self.busy = False
@@ -78,6 +85,11 @@ class StageLink:
                 self._lose(error.message)
                 return
             self.heard = asyncio.get_running_loop().time()
+            try:
+                self._tell_heard(self.spec, event)
+            except MfError as error:
+                self._lose(error.message)
+                return
             self._heard(event)
 
     def _heard(self, event: SessionEvent) -> None:

@@ -16,14 +16,16 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import msgspec
 import numpy as np
 
+from node.figures import Figures
 from node.locate import Locator
 from node.stage_room import StageRoom
+from node.statements import Seal, Statements
 from node.step_log import LogRoom, StepLog
 from node.steps import Steps
 from node.worker import STEP_SECONDS, Worker
@@ -45,7 +47,7 @@ class Incoming:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageParts:
     """What every session of a node works with."""
 
@@ -55,6 +57,8 @@ class StageParts:
     room: StageRoom
     worker: Worker
     logs: LogRoom
+    figures: Figures = field(default_factory=Figures)
+    seal: Seal | None = None
 
 
 class StageSession:
@@ -67,6 +71,7 @@ class StageSession:
         self._stages, self._index, self._epoch, self._resume = request.stages, request.index, request.epoch, request.resume
         # an entry that keeps both ends runs two stages of one session, and a stage may be opened again
         self._name = f"{request.session.hex()}.{self.spec.first}.{request.epoch}"
+        self.statements = Statements(request, self.spec, parts.seal)
         self._queue: deque[Incoming] = deque()
         self._history: list[int] = []
         self._drafter: Drafter | None = None
@@ -101,7 +106,7 @@ class StageSession:
         opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
         started = time.monotonic()
         async with parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening) as stage:
-            self._goes_back = stage.goes_back and request.drafts and request.sampling.logprobs is None
+            self._goes_back = stage.goes_back and request.drafts
             self.timings = {**stage.timings, "open": time.monotonic() - started}
             parts.steps.listen(request.session, self._take)
             self._warm()
@@ -228,12 +233,14 @@ class StageSession:
             step.hidden = bytes(incoming.raw)
         else:
             step.tokens = list(memoryview(incoming.raw).cast("i"))
+        if self._last:
+            step.check, step.tail = self.statements.given(head.position, incoming.count), self.statements.asked
         self._begun = asyncio.get_running_loop().time()
-        self._parts.worker.begin_step(step, self._done(incoming))
+        self._parts.worker.begin_step(step, self._done(incoming, step, time.monotonic()))
 
     # Out
 
-    def _done(self, incoming: Incoming) -> Callable[[Stepped | MfError], None]:
+    def _done(self, incoming: Incoming, step: Step, began: float) -> Callable[[Stepped | MfError], None]:
         def done(answer: Stepped | MfError) -> None:
             self._begun = None
             if self._over.done():
@@ -243,10 +250,17 @@ class StageSession:
                     self._fail(answer, blames=self._to_blame(incoming.head, answer))
                     return
                 self._pass_on(incoming.head, incoming.count, answer)
+                self._note(step, answer, began)
             if self._queue and self._begun is None:
                 self._next()
 
         return done
+
+    def _note(self, step: Step, answer: Stepped, began: float) -> None:
+        """When the result is on its way: how long it took, and what was computed."""
+        now = time.monotonic()
+        self._parts.figures.own.step(step.count, self.spec.end - self.spec.first, answer.seconds, now - began, now)
+        self.statements.add(step, answer)
 
     def _to_blame(self, head: StepHead, error: MfError) -> PeerId | None:
         """What the worker finds wrong with a step is the fault of who sent it; a prompt's is the asker's own."""

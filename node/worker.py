@@ -64,6 +64,8 @@ class Worker:
         self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
         self._ended = "the worker isn't running"
         self.generation = 0
+        self.figures: api.Usage | None = None
+        """As told last (`refresh`)."""
         self.sandbox: dict[str, str] = {}
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
@@ -229,7 +231,19 @@ class Worker:
             await self._call("close_sequence", api.CloseSequence(session=session), type(None))
 
     async def usage(self) -> api.Usage:
-        return await self._call("usage", None, api.Usage)
+        self.figures = await self._call("usage", None, api.Usage)
+        return self.figures
+
+    async def refresh(self, seconds: float) -> None:
+        """Keeps `figures` that fresh while the process runs; for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            if not self.running:
+                continue
+            try:
+                await self.usage()
+            except MfError as error:
+                log.debug("the worker didn't tell its figures: %s", error)
 
     async def ping(self) -> None:
         await self._call("ping", None, type(None))

@@ -170,10 +170,19 @@ class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
     logprob: float
 
 
+class Checked(msgspec.Struct, array_like=True, frozen=True):
+    """Tokens of a reply that an audit looks at, the first of them at `position`."""
+
+    position: int
+    tokens: list[int]
+
+
 class OpenSession(Record):
     """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
 
     `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    `prints`: the key under which the stage signs prints of its rows (`protocol/prints.py`). `check`, in an audit and to the last
+    stage alone: tokens whose gaps it is asked for.
     `resume`: the stage after this one has all positions before it, so that outputs for them needn't be sent. `prepare`: load the layers
     ahead, say "ready", and open nothing. `drafts`: the first stage may guess tokens to be verified on the same way.
     """
@@ -190,6 +199,8 @@ class OpenSession(Record):
     sampling: Sampling
     precision: str = "bf16"
     reply: list[int] | None = None
+    prints: bytes | None = None
+    check: Checked | None = None
     resume: int = 0
     prepare: bool = False
     drafts: bool = True
@@ -216,12 +227,13 @@ class SessionEvent(Record):
     "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session.
 
     `position`: all before it are computed; `busy`: a step is being computed now; `pace`: seconds of computing for one token, and per token
-    of a prompt (0: none yet).
+    of a prompt (0: none yet). `prints`: signed statements of rows computed since the event before.
     """
 
     kind: str
     error: dict[str, Any] | None = None
     timings: dict[str, float] | None = None
+    prints: list[bytes] | None = None
     epoch: int | None = None
     position: int | None = None
     busy: bool = False

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 Answer = Callable[[Any], None]
 """Takes the result of a call, or the `MfError` that it failed with."""
 MAX_TEXTS = 256
+DRAFT_ROWS = 32
+"""Guessed tokens in a pass, over all its replies."""
+CHECKED_ROWS = 16
+"""Rows of an audit's step in one pass."""
 ALONE_ROWS = 4
 """Rows of a pass where the runner computes them one after another: whoever is cancelled waits for no more."""
 
@@ -137,9 +141,14 @@ class Engine:
             self._close(params.session)
             answer(result)
 
-        self._replies[params.session] = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused), params.account
+        made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
+        self._replies[params.session] = made, params.account
         self._counts.reused += reused
         self._wait(sequence)
+
+    def _draft_room(self) -> int:
+        """Guesses are rows: alone they are nearly free, in a large pass each costs what a token does."""
+        return DRAFT_ROWS // max(1, len(self._sequences))
 
     def close_sequence(self, params: api.CloseSequence) -> None:
         self._close(params.session)
@@ -256,7 +265,9 @@ class Engine:
         if not sequence.jobs:
             self._scheduler.drop(sequence.name)
             return
-        left, token = sequence.jobs[0].left, sequence.position > 0
+        job, token = sequence.jobs[0], sequence.position > 0
+        # Logits of all rows of a cut over a large vocabulary would be more than a stage reserves.
+        left = job.left if job.check is None else min(job.left, CHECKED_ROWS)
         self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=sequence.account, priority=sequence.priority)
 
     def _close(self, session: str, why: MfError | None = None) -> None:

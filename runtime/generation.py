@@ -25,7 +25,7 @@ class Generation:
     """Drives `sequence` from the prompt to the reply's end; `reused` positions of the prompt are in its slot already.
 
     `tell` gets the tokens of each pass, with their text where there is a `stream` for it; `answer` is called once, after the last.
-    `drafter` None makes one token a pass.
+    `drafter` None makes one token a pass; `draft_room` says how many guesses the next one has room for.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Generation:
         answer: Answer,
         tell: Tell,
         reused: int,
+        draft_room: Callable[[], int],
     ) -> None:
         self.sequence = sequence
         self.tokens = list(asked.tokens)
@@ -45,6 +46,7 @@ class Generation:
         self._stream = stream
         self._drafter = drafter
         self._answer, self._tell = answer, tell
+        self._draft_room = draft_room
         self._made = 0
         self._done = Generated(reused=reused)
         self._begun = time.perf_counter()
@@ -77,7 +79,7 @@ class Generation:
         if self._drafter is not None:
             self._drafter.extend([one.token for one in kept])
         room = min(self._asked.new_max - self._made, self.sequence.tokens_max - len(self.tokens)) - 1
-        drafted = self._drafter.draft(room) if self._drafter is not None else []
+        drafted = self._drafter.draft(min(room, self._draft_room())) if self._drafter is not None else []
         self._ask([self.tokens[-1], *drafted], drafted)
 
     def failed(self, error: MfError) -> None:

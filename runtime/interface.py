@@ -130,6 +130,10 @@ class OpenSequence(Record):
     reply: list[int] | None = None
 
 
+UNCHECKED = -1
+"""In place of a token to check: nothing to hold this row against."""
+
+
 class Step(Record):
     """("step") One pass over positions [position, position+count).
 
@@ -137,6 +141,8 @@ class Step(Record):
     position) seen before is answered again; a gap is `Conflict`; a new epoch drops what lies at and beyond `position`.
     `drafted`: the last tokens of the step are these guesses (every stage is told); the step after it says by its position how many
     were right.
+    `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
+    the head too.
     """
 
     session: str
@@ -147,12 +153,14 @@ class Step(Record):
     count: int = 0
     sample: bool = True
     drafted: list[int] | None = None
+    check: list[int] | None = None
+    tail: bool = False
 
 
 class Stepped(Record):
     """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` of compute
     from `began`, which is the system's monotonic clock: on one machine it can be compared between processes. `more` tokens follow
-    where drafted ones were right.
+    where drafted ones were right. `gaps` of the tokens checked.
     """
 
     token: int | None = None
@@ -164,6 +172,7 @@ class Stepped(Record):
     began: float = 0.0
     more: list[int] | None = None
     more_logprobs: list[list[TokenLogprob]] | None = None
+    gaps: list[float] | None = None
 
 
 class CloseSequence(Record):

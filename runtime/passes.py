@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from protocol.errors import MfError
+from runtime.interface import UNCHECKED
 from runtime.model_runner import ModelRunner
 from runtime.reply_state import agreeing
 from runtime.sampler import Ask, Chosen, choose
 from runtime.sequence import Job, Sequence
+from runtime.token_gap import token_gap
 
 
 @dataclass
@@ -31,15 +33,21 @@ class Part:
 def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
     """Fills in the parts; the seconds it took. Raises whatever the runner raises."""
     began = time.monotonic()
+    runner.keep_tails = any(part.sequence.jobs[0].tail for part in parts)
     laid = [part.sequence.row(part.count) for part in parts]
     rows = [row for row, _hidden in laid]
     given = [hidden for _row, hidden in laid if hidden is not None]
     out = runner.run(rows, torch.cat(given) if given else None)
     seconds, at = time.monotonic() - began, 0
     last = runner.end == runner.layers
-    for part, row in zip(parts, rows, strict=True):
+    for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
         size = row.logits if last else row.count
-        _hand(part, out[at : at + size], began, seconds)
+        job, piece = part.sequence.jobs[0], out[at : at + size]
+        if last and job.check is not None:
+            _check(part.sequence, job, piece)
+        if not last or (job.tail and runner.tails):
+            job.outs.append(runner.tails[number] if last else piece)
+        _hand(part, piece, began, seconds)
         at += size
     return seconds
 
@@ -47,15 +55,22 @@ def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
 def _hand(part: Part, out: torch.Tensor, began: float, seconds: float) -> None:
     job = part.sequence.jobs[0]
     job.began, job.seconds = job.began or began, job.seconds + seconds
-    if not part.sequence.last:
-        job.outs.append(out)
     part.job = part.sequence.advance(part.count)
     if part.job is None:
         return
     if job.outs:
         part.hidden = torch.cat(job.outs) if len(job.outs) > 1 else job.outs[0]
-    elif len(out):
-        part.logits = out
+    if part.sequence.last and job.sample:
+        part.logits = out[-len(job.drafted) - 1 :]
+
+
+def _check(sequence: Sequence, job: Job, logits: torch.Tensor) -> None:
+    """How far the tokens that an audit names lie behind; where the reply so far matters it can't be said."""
+    assert job.check is not None
+    for row, token in zip(logits, job.check[job.computed :], strict=False):
+        at = job.position + len(job.gaps) + 1
+        known = token != UNCHECKED and not sequence.state.remembers
+        job.gaps.append(token_gap(row, sequence.state.sampling, sequence.state.seed, at, token) if known else float(UNCHECKED))
 
 
 def sample(parts: Listed[Part]) -> None:

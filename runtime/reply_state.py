@@ -20,7 +20,7 @@ class ReplyState:
 
     def __init__(self, sampling: Sampling, seed: int, matcher: Matcher | None = None, reply: list[int] | None = None) -> None:
         self.sampling = sampling
-        self._seed = seed
+        self.seed = seed
         self._matcher = matcher
         self.remembers = matcher is not None or penalised(sampling)
         """Whether the reply so far matters; then `accept` has to be told each token."""
@@ -36,7 +36,7 @@ class ReplyState:
             self._forget(self._next - position)
         self._next = position
         allowed = self._matcher.allowed() if self._matcher is not None else None
-        return Ask(self.sampling, self._seed, position, self._counts, allowed)
+        return Ask(self.sampling, self.seed, position, self._counts, allowed)
 
     def accept(self, token: int) -> None:
         """`token` is the one at the position last asked for."""

@@ -119,6 +119,17 @@ def _draw(scores: _Floats, ask: Ask) -> int:
     return int(tokens[sums == sums.max()].min())
 
 
+def sums_of(logits: torch.Tensor, ask: Ask) -> tuple[_Floats, Any, Any]:
+    """Of all tokens of logits [vocabulary]: scores over temperature, what the greatest of wins, and whether cuts leave it in."""
+    scores = _shape(logits[None], [ask])[0].numpy()
+    if ask.greedy:
+        return scores, scores, np.ones(len(scores), dtype=bool)
+    scaled = scores / np.float32(ask.sampling.temperature)
+    weights = np.exp(scaled - scaled.max())
+    noise = _gumbel(_uniform(ask.seed, ask.position, np.arange(len(scores))))
+    return scaled, scaled.astype(np.float64) + noise, weights >= _floor(weights, ask.sampling)
+
+
 def _gumbel(chance: Any) -> Any:
     return -np.log(-np.log1p(-chance))
 

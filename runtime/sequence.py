@@ -20,7 +20,11 @@ from runtime.sampler import Chosen
 
 @dataclass(slots=True)
 class Job:
-    """Positions [position, position + count); give `tokens` or `hidden` [count, hidden]. The last `drafted` tokens are guesses."""
+    """Positions [position, position + count); give `tokens` or `hidden` [count, hidden]. The last `drafted` tokens are guesses.
+
+    An audit gives in `check` what came after each position, or UNCHECKED, and gets `gaps` (runtime/token_gap.py); `tail` gives what a
+    last stage has before its head.
+    """
 
     position: int
     count: int
@@ -28,6 +32,9 @@ class Job:
     hidden: torch.Tensor | None = None
     sample: bool = True
     drafted: list[int] = field(default_factory=list)
+    check: list[int] | None = None
+    tail: bool = False
+    gaps: list[float] = field(default_factory=list)
     computed: int = 0
     seconds: float = 0.0
     began: float = 0.0
@@ -42,7 +49,7 @@ class Driver(Protocol):
     """Who gives a sequence its jobs."""
 
     def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
-        """The job is done: `hidden` [count, hidden] of a stage that isn't the last, or the tokens chosen where they were asked."""
+        """The job is done: `hidden` [count, hidden] of a stage that isn't the last (or its tail), and what was chosen."""
 
     def failed(self, error: MfError) -> None:
         """The job at the front couldn't be computed; the sequence is at position 0 again."""
@@ -74,6 +81,7 @@ class Sequence:
         job = self.jobs[0]
         begin, end = job.computed, job.computed + count
         logits = len(job.drafted) + 1 if self.last and job.sample and end == job.count else 0
+        logits = count if self.last and job.check is not None else logits
         tokens = None if job.tokens is None else job.tokens[begin:end]
         hidden = None if job.hidden is None else job.hidden[begin:end]
         return Row(self.slot, job.position + begin, count, tokens, logits), hidden

@@ -13,7 +13,7 @@ import torch
 
 from protocol.errors import BadInput, Conflict, MfError
 from runtime.drafting import MOST
-from runtime.interface import Step, Stepped
+from runtime.interface import UNCHECKED, Step, Stepped
 from runtime.sampler import Chosen
 from runtime.sequence import Job, Sequence
 
@@ -53,11 +53,14 @@ class Session:
 
     def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
         answer = Stepped(began=job.began, seconds=job.seconds)
+        answer.gaps = job.gaps if job.check is not None else None
         if hidden is not None:
-            answer.hidden, answer.dtype, answer.shape = _raw(hidden), _WORDS[hidden.dtype], list(hidden.shape)
+            answer.hidden = _raw(hidden)
+        if hidden is not None and not self.sequence.last:
+            answer.dtype, answer.shape = _WORDS[hidden.dtype], list(hidden.shape)
             if job.drafted:
                 self._open_to = (job.position, job.position + job.count)
-        elif chosen:
+        if chosen:
             first, *more = chosen
             answer.token, answer.logprobs = first.token, first.logprobs
             if more:
@@ -115,8 +118,21 @@ class Session:
             self._check_tokens(step.tokens, least=1)
             if drafted and step.tokens[-len(drafted) :] != drafted:
                 raise BadInput("step: the drafted tokens aren't the last ones")
-            return Job(step.position, len(step.tokens), tokens=step.tokens, sample=step.sample, drafted=drafted)
-        return Job(step.position, step.count, hidden=self._hidden(step), sample=step.sample, drafted=drafted)
+            job = Job(step.position, len(step.tokens), tokens=step.tokens, sample=step.sample, drafted=drafted)
+        else:
+            job = Job(step.position, step.count, hidden=self._hidden(step), sample=step.sample, drafted=drafted)
+        job.check, job.tail = self._check(step.check, job.count), step.tail
+        return job
+
+    def _check(self, check: list[int] | None, count: int) -> list[int] | None:
+        runner = self.sequence.runner
+        if check is None:
+            return None
+        if not self.sequence.last:
+            raise BadInput("step: tokens are checked by the last stage, this isn't it")
+        if len(check) != count or not all(UNCHECKED <= token < runner.vocabulary for token in check):
+            raise BadInput(f"step: {count} rows to check against {len(check)} tokens, each in 0..{runner.vocabulary - 1}")
+        return check
 
     def _check_tokens(self, tokens: list[int], least: int = 0) -> None:
         top = self.sequence.runner.vocabulary

@@ -54,10 +54,17 @@ class Stage:
         taken = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in taken
         self._cache_argument = names.cache_argument(model)
+        self.tail: torch.Tensor | None = None
+        """Of the last stage: rows [count, hidden] that its last layer gave in the latest forward; None where no layer is known."""
+        if self.last and (own := self.own_layers()):
+            own[-1].register_forward_hook(self._keep_tail)
 
     @property
     def last(self) -> bool:
         return self.end == self.layers
+
+    def _keep_tail(self, _layer: nn.Module, _given: Any, out: Any) -> None:
+        self.tail = (out[0] if isinstance(out, tuple) else out)[0].flatten(1)
 
     def own_layers(self) -> list[nn.Module]:
         """Layers [first, end); none where the whole model is here and keeps no list of them."""

@@ -31,6 +31,7 @@ class StageRunner:
         self.token_bytes, self.fixed_bytes = stage.token_bytes, stage.fixed_bytes
         self.weight_bytes = weight_bytes
         self.goes_back = not any(names.forgets(slot) for slot in stage.local_slots(stage.new_cache()))
+        self.keep_tails, self.tails = False, list[torch.Tensor]()
         self._caches: dict[int, Any] = {}
         self._lengths: dict[int, int] = {}
 
@@ -57,6 +58,7 @@ class StageRunner:
 
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         outs, at = [], 0
+        self.tails = []
         for row in rows:
             given = None if hidden is None else hidden[at : at + row.count]
             outs.append(self._row(row, given))
@@ -71,4 +73,6 @@ class StageRunner:
         self.stage.tell_position(cache, row.position)
         out = self.stage.forward_rows(cache, tokens, hidden, max(row.logits, 1))
         self._lengths[row.slot] = row.position + row.count
+        if self.keep_tails and self.stage.tail is not None:
+            self.tails.append(self.stage.tail)
         return out if not self.stage.last else out[len(out) - row.logits :]

@@ -21,6 +21,8 @@ class Speller:
         self.running = True
         self.away = 0
         self.streams: set[str] = set()
+        self.held: dict[str, str] = {}
+        self.halves: set[int] = set()
 
     def die(self, away: int) -> None:
         self.running, self.away = away == 0, away
@@ -42,7 +44,10 @@ class Speller:
             raise NotFound("this stream isn't open")
         if last:
             self.streams.discard(stream)
-        return "".join(f"<{token}>" for token in tokens)
+        held = self.held.pop(stream, "") + "".join(f"<{token}>" for token in tokens)
+        if tokens and tokens[-1] in self.halves and not last:
+            self.held[stream], held = held, ""  # it ends within a character: nothing of this feed is said yet
+        return held
 
 
 def made() -> tuple[Speller, ReplyText]:
@@ -63,6 +68,21 @@ def test_a_new_worker_takes_it_up(away: int) -> None:
         said += await text.feed([4], last=True)
         assert said == "<1><2><3><4>"
         assert not speller.streams
+
+    run_virtual(main())
+
+
+def test_what_a_new_worker_holds_back_isnt_said_twice() -> None:
+    async def main() -> None:
+        speller, text = made()
+        speller.halves = {3}
+        await text.open()
+        said = await text.feed([1]) + await text.feed([2])
+        speller.die(1)
+        said += await text.feed([3])
+        assert said == "<1><2>"
+        said += await text.feed([4]) + await text.feed([5], last=True)
+        assert said == "<1><2><3><4><5>"
 
     run_virtual(main())
 
