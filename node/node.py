@@ -125,7 +125,9 @@ class Node:
             ),
             self._callbacks,
         )
-        self._worker = Worker(data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory())
+        self._worker = Worker(
+            data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory(), reuse=config.reuse
+        )
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
