@@ -47,6 +47,7 @@ class NodeConfig:
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
+    `reuse`: whether what was computed for a prompt may serve the next one that begins alike.
     """
 
     data_dir: Path
@@ -68,6 +69,7 @@ class NodeConfig:
     repair_bandwidth: int = 4_000_000
     audits: bool = True
     serve_layers: bool = True
+    reuse: bool = True
     log_format: str = "text"
     json: bool = False
 
@@ -222,6 +224,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
     "serve_layers": _switch,
+    "reuse": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

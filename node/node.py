@@ -89,6 +89,7 @@ from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
+FIGURES_EVERY = 5.0
 _HASH_NICE = 10
 
 
@@ -125,7 +126,9 @@ class Node:
             ),
             self._callbacks,
         )
-        self._worker = Worker(data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory())
+        self._worker = Worker(
+            data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory(), reuse=config.reuse
+        )
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
@@ -215,6 +218,7 @@ class Node:
         self._supervisor.spawn(self._keeper.run(), "holdings")
         self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._worker.refresh(FIGURES_EVERY), "figures of the worker")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
