@@ -104,8 +104,8 @@ class Int8:
         self._scale = self._wide_scale.to(weight.dtype)
         self._bias = bias
         cpu = weight.device.type == "cpu"
-        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
         self._exact = cpu and whole_products_are_exact()
+        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
         self.nbytes = self._weight.nbytes + self._wide_scale.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
