@@ -144,6 +144,7 @@ class LeanRunner:
             self._norm = None if decoder.norm is None else Norm(decoder.norm, decoder.eps)
             self._head = _head(decoder, precision)
         self._embed, self._logit_cap = decoder.embed, decoder.logit_cap
+        self.keep_tails, self.tails = False, list[torch.Tensor]()
         self.kept = nn.ModuleList([] if decoder.embed is None else [decoder.embed])
         """What still lies on the stage's tensors."""
         device = next(parameter.device for parameter in stage.model.parameters() if not parameter.is_meta)
@@ -224,6 +225,7 @@ class LeanRunner:
             asked = row.count if self._head is None else min(row.logits, row.count)
             end = begins[number] + row.count
             wanted += range(end - asked, end)
+        self.tails = [x[begins[number] : begins[number] + row.count] for number, row in enumerate(rows)] if self.keep_tails else []
         if wanted != list(range(len(x))):
             x = x.index_select(0, torch.tensor(wanted, dtype=torch.long, device=self._device))
         if self._head is None or self._norm is None:

@@ -38,6 +38,11 @@ class ModelRunner(Protocol):
     batched: bool
     """False: rows of a pass are computed one after another (fallback)."""
 
+    keep_tails: bool
+    """Whether a last stage keeps `tails` of its runs: each row's [count, hidden] before norm and head. Set from outside."""
+    tails: list[torch.Tensor]
+    """Empty where they aren't known."""
+
     def open(self, slots: int, positions: int) -> None:
         """Makes or grows room: `slots` sequences; length buckets are the runner's own affair."""
 

@@ -40,6 +40,15 @@ OPERATIONS = [
     Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
     Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
     Operation(
+        "get",
+        "/api/v1/models/{id}/plan",
+        "Where a model would run, why, and how fast, without running it",
+        dict[str, Any],
+        query=schemas.PlanQuery,
+        wrapped=True,
+        errors=_ONE,
+    ),
+    Operation(
         "post",
         "/api/v1/models/{id}/inference",
         "Run a model; with parameters.stream as the events start, token and finish",
@@ -80,7 +89,7 @@ _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, 
 
 def _types() -> list[Any]:
     used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query]
+    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query, schemas.PlanQuery]
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:

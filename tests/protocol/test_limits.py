@@ -49,9 +49,16 @@ ELSEWHERE = {
     "MAX_GGUF_STRINGS": "protocol/test_gguf_header.py",
     "MAX_GGUF_DEPTH": "protocol/test_gguf_header.py",
     "MAX_REPAIRS": "protocol/test_codecs.py",
+    "COORDINATE_FARTHEST": "protocol/test_codecs.py",
+    "COORDINATE_WORST_ERROR": "protocol/test_codecs.py",
+    "MAX_SERVED": "protocol/test_codecs.py",
+    "MAX_LAYER_US": "protocol/test_codecs.py",
     "MAX_AUDIT_TARGETS": "protocol/test_audits.py",
     "MAX_AUDIT_STEPS": "protocol/test_audits.py",
     "MAX_AUDIT_SHOWN": "protocol/test_audits.py",
+    "MAX_PRINT_ROWS": "protocol/test_prints.py",
+    "MAX_PRINTS": "protocol/test_prints.py",
+    "MAX_CHECKED": "node/test_statements.py",
     "NODE_RECORD_LIFETIME": "protocol/test_codecs.py",
     "HOLDING_LIFETIME": "protocol/test_codecs.py",
     "CARD_LIFETIME": "protocol/test_codecs.py",
@@ -63,6 +70,10 @@ ELSEWHERE = {
     "MAX_SHARDS_ASKED": "node/test_grants.py",
     "MAX_CHAT_TEMPLATE": "runtime/test_text.py",
     "ALIGNMENT": "protocol/test_grouping.py",
+    "MAX_LOGPROBS": "protocol/test_sampling_check.py",
+    "MAX_LOGIT_BIAS": "protocol/test_sampling_check.py",
+    "MAX_GRAMMAR": "protocol/test_sampling_check.py",
+    "MAX_DRAFTED": "protocol/test_codecs.py",
 }
 NO_BOUNDS = {"KIB", "MIB", "GIB", "LEAF", "WINDOW_LEAVES"}
 """Units, and the sizes in which bytes are hashed and signed."""

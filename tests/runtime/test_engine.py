@@ -17,11 +17,11 @@ from runtime.text import write_files
 from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
 
 
-def engine_with(folder: Path, config: dict[str, Any], memory: int = 50_000_000) -> Engine:
+def engine_with(folder: Path, config: dict[str, Any], memory: int = 50_000_000, **changes: Any) -> Engine:
     """An engine that knows the model's config as "m"; no tokenizer is needed here."""
-    engine = Engine(api.WorkerConfig(scratch=str(folder), threads=1, memory=memory))
+    engine = Engine(api.WorkerConfig(scratch=str(folder), threads=1, memory=memory, **changes))
     write_files(folder / "model-0", {"config.json": config_bytes(config)})
-    engine._folders["m"] = folder / "model-0"
+    engine.texts.folders["m"] = folder / "model-0"
     return engine
 
 
@@ -67,7 +67,7 @@ def test_a_context_beyond_the_pool_is_busy(tmp_path: Path) -> None:
     config = tiny_config(max_position_embeddings=1 << 20)
     engine = engine_with(tmp_path, config)
     load(engine, stored_tensors(tiny_model(config)))
-    with pytest.raises(Busy, match="no room for 1000000 positions: 768"):
+    with pytest.raises(Busy, match=r"no room for this sequence: 768\.0 MB needed"):
         engine.open_sequence(opening(1_000_000))
     assert engine.usage().kv == 0
 
