@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.swarm.archive import MAX_NODE_RECORD, Archive
 from node.swarm.holdings import MAX_HOLDING
+from node.swarm.revocations import MAX_REVOCATIONS_RECORD
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import Card, Held, Holding, NodeRecord, Repairing, seal_record
+from protocol.records import AnyRecord, Card, Held, Holding, NodeRecord, Repairing, Revocations, Revoked, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Facts:
     tls: bytes = bytes(32)
     storage_free: int | None = None
     memory: int | None = None
+    http: list[str] = field(default_factory=list)
 
 
 class OwnRecords:
@@ -77,6 +79,7 @@ class OwnRecords:
             memory=facts.memory,
             machine=self._config.machine,
             operator=self._config.operator,
+            http=[url for url in facts.http if len(url) <= limits.MAX_ADDRESS][: limits.MAX_ADDRESSES] or None,
         )
         return self._sealed(record, MAX_NODE_RECORD)
 
@@ -94,6 +97,18 @@ class OwnRecords:
         fields["expires"] = int(self._now()) + limits.CARD_LIFETIME
         return self._sealed(Card(**fields), limits.MAX_CARD)
 
+    def revocations(self, archive: Archive, revoked: Sequence[Revoked], before: int | None) -> bytes:
+        """The last 4,096 that can be alive; where there are more, `before` has to stand for the rest."""
+        return self._sealed(
+            Revocations(
+                sequence=self._sequence(archive.sequence_of("revocations", self.peer)),
+                expires=int(self._now()) + limits.REVOCATIONS_LIFETIME,
+                revoked=list(revoked),
+                before=before,
+            ),
+            MAX_REVOCATIONS_RECORD,
+        )
+
     def renewals(self, archive: Archive) -> list[bytes]:
         """Own records of which a third of the lifetime has passed, made anew."""
         now = self._now()
@@ -101,6 +116,9 @@ class OwnRecords:
         node = archive.peers.get(self.peer)
         if node is None or node.record.expires - now < limits.NODE_RECORD_LIFETIME * 2 / 3:
             made.append(self.node(archive))
+        said = archive.revocations.get(self.peer)
+        if said is not None and said.record.expires - now < limits.REVOCATIONS_LIFETIME * 2 / 3:
+            made.append(self.revocations(archive, [entry for entry in said.record.revoked if entry.until > now], said.record.before))
         for holding in archive.holdings.all():
             held = holding.record
             if holding.signer == self.peer and (held.held or held.full) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
@@ -130,7 +148,7 @@ class OwnRecords:
         self._last = max(int(self._now() * 1e9), self._last + 1, known + 1)
         return self._last
 
-    def _sealed(self, record: NodeRecord | Holding | Card, most: int) -> bytes:
+    def _sealed(self, record: AnyRecord, most: int) -> bytes:
         envelope = seal_record(self._key, record)
         if len(envelope) > most:
             raise TooLarge(f"this node's {type(record).__name__} has {len(envelope)} bytes, at most {most} travel")
