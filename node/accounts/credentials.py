@@ -1,7 +1,9 @@
 """Text forms of what an account hands out: API keys and refresh tokens. Pure.
 
-An API key is an Ed25519 private key: at its home it is sent as it is (`Authorization: Bearer mf_live_…`), anywhere else it signs. Both forms begin with
-the fingerprint of their home, so that a node to which a stranger's key is sent by mistake can say where it belongs, and does nothing with it.
+An API key is an Ed25519 private key: at its home it is sent as it is (`Authorization: Bearer mf_live_…`), anywhere else it signs. Both
+forms begin with
+the fingerprint of their home, so that a node to which a stranger's key is sent by mistake can say where it belongs, and does nothing
+with it.
 """
 
 from __future__ import annotations

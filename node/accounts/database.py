@@ -35,7 +35,7 @@ create table families (
   expires real not null
 );
 create table revoked (id blob primary key, until integer not null);
-create table seen (public blob primary key, name text, home text not null, at real not null);
+create table seen (public blob primary key, name text, home text not null, at real not null, tier text);
 create table usage (
   who text not null, day text not null, model text not null, requests integer not null, prompt integer not null,
   completion integer not null, primary key (who, day, model)
@@ -70,7 +70,9 @@ class Database:
         try:
             self._connect()
         except sqlite3.DatabaseError as error:
-            raise Conflict(f"{self._path} can't be read: {error}", hint="restore it, or move it away: its accounts are then gone") from error
+            raise Conflict(
+                f"{self._path} can't be read: {error}", hint="restore it, or move it away: its accounts are then gone"
+            ) from error
 
     def _connect(self) -> None:
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)

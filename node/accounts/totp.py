@@ -27,7 +27,7 @@ def uri(secret: str, name: str, issuer: str) -> str:
 
 
 def code_at(secret: str, counter: int) -> str:
-    return HOTP(base64.b32decode(secret), 6, SHA1(), enforce_key_length=False).generate(counter).decode()  # noqa: S303
+    return HOTP(base64.b32decode(secret), 6, SHA1(), enforce_key_length=False).generate(counter).decode()
 
 
 def matching(secret: str, code: str, now: float, last: int) -> int | None:

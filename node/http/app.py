@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from node.gateway import Gateway
-from node.http import api_v1, openai, openapi, page
+from node.http import api_v1, api_v1_auth, api_v1_users, openai, openapi, page
+from node.http.access import ACCESS, Access, access_layer, rate_headers
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
 from node.http.errors import ClientLeft, Handler, error_layer
 from node.http.guard import allowed_origin, cors_headers, guard
+from node.http.metering import MeteredGateway
 from node.http.metrics import CONTENT_TYPE, Metrics
 from node.http.settings import HttpSettings
 from protocol.errors import Conflict
@@ -91,6 +93,7 @@ def _finish_headers(settings: HttpSettings) -> Callable[[web.Request, web.Stream
         response.headers.update(_ALWAYS)
         if REQUEST_ID in request:
             response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers.update(rate_headers(request))
         origin = allowed_origin(request, settings)
         response.headers.update(cors_headers(origin) if origin else {"Cross-Origin-Resource-Policy": "same-origin"})
         response.headers.pop(hdrs.SERVER, None)
@@ -102,14 +105,27 @@ async def _metrics_page(request: web.Request) -> web.StreamResponse:
     return web.Response(body=request.app[METRICS].page(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
-def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None) -> web.Application:
-    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own."""
-    app = web.Application(middlewares=[observe, error_layer, guard(settings)], client_max_size=settings.max_body)
-    app[GATEWAY] = gateway
+def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None, access: Access | None = None) -> web.Application:
+    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own, `access` where there are accounts."""
+    middlewares = [observe, error_layer, guard(settings), access_layer(access, settings)]
+    app = web.Application(middlewares=middlewares, client_max_size=settings.max_body)
+    app[GATEWAY] = MeteredGateway(gateway)
+    if access is not None:
+        app[ACCESS] = access
     app[SETTINGS] = settings
     app[METRICS] = metrics or Metrics()
     app[STARTED] = time.monotonic()
-    app.add_routes([*api_v1.ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    app.add_routes(
+        [
+            *api_v1_auth.ROUTES,
+            *api_v1_users.ROUTES,
+            *api_v1.ROUTES,
+            *openai.ROUTES,
+            *openapi.ROUTES,
+            *page.ROUTES,
+            web.get("/metrics", _metrics_page),
+        ]
+    )
     app.on_response_prepare.append(_finish_headers(settings))
     return app
 
@@ -117,11 +133,12 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
 class HttpServer:
     """The application on its socket. `port` and `url` are known after `start`, also where port 0 was asked."""
 
-    def __init__(self, gateway: Gateway, settings: HttpSettings) -> None:
+    def __init__(self, gateway: Gateway, settings: HttpSettings, access: Access | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.port = 0
         self._gateway = gateway
+        self._access = access
         self._runner: web.AppRunner | None = None
 
     @property
@@ -132,7 +149,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listens. `Conflict` when the port is taken or the address isn't this machine's."""
-        app = make_app(self._gateway, self.settings, self.metrics)
+        app = make_app(self._gateway, self.settings, self.metrics, self._access)
         _wire_log.addFilter(_wire_filter)
         patience = self.settings.shutdown_timeout
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)

@@ -35,7 +35,12 @@ from protocol.signing import Envelope
 
 BUCKETS = 64
 MAX_NODE_RECORD = 16 * limits.KIB
-_SIZES = {NODE_DOMAIN: MAX_NODE_RECORD, HOLDING_DOMAIN: MAX_HOLDING, CARD_DOMAIN: limits.MAX_CARD, REVOCATIONS_DOMAIN: MAX_REVOCATIONS_RECORD}
+_SIZES = {
+    NODE_DOMAIN: MAX_NODE_RECORD,
+    HOLDING_DOMAIN: MAX_HOLDING,
+    CARD_DOMAIN: limits.MAX_CARD,
+    REVOCATIONS_DOMAIN: MAX_REVOCATIONS_RECORD,
+}
 
 AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card] | Kept[Revocations]
 
@@ -93,7 +98,8 @@ class Archive:
         return Taken(kind, outcome, kept)
 
     def expire(self, now: float) -> int:
-        gone: list[AnyKept] = [*self.peers.expire(now), *self.holdings.expire(now), *self.catalog.expire(now), *self.revocations.expire(now)]
+        gone: list[AnyKept] = [*self.peers.expire(now), *self.holdings.expire(now), *self.catalog.expire(now)]
+        gone += self.revocations.expire(now)
         for kept in gone:
             self._by_mark.pop(kept.mark, None)
         return len(gone)
