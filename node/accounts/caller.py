@@ -16,8 +16,8 @@ FREE, UNLIMITED = "free", "unlimited"
 
 @dataclass(frozen=True)
 class Caller:
-    """`account` is the identity, an Ed25519 key, None for nobody in particular; `user` its id where this node is its home; `subject` what its
-    allowance and its usage are counted under; `key` the id of the key, session or token it came with; `models` None: any.
+    """`account` is the identity, an Ed25519 key, None for nobody in particular; `user` its id where this node is its home; `subject` what
+    its allowance and usage are counted under; `key` the id of the key, session or token it came with; `models` None: any.
     """
 
     kind: str
