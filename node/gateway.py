@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from node.model_index import ModelQuery
 from protocol.messages import Sampling
 
 
@@ -27,6 +28,8 @@ class GenerationRequest:
     continue_final: bool = False
     timeout: float = 600.0
     precision: str = "bf16"
+    force: bool = False
+    """Also over a route that takes more round trips than the owner's budget allows."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,17 @@ class ModelInfo:
     created_at: float | None
     storage: dict[str, Any] = field(default_factory=dict)
     """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes"""
+    category: str | None = None
+    framework: str | None = None
+    updated_at: float | None = None
+    popularity: int = 0
+    tags: tuple[str, ...] = ()
 
 
 class Gateway(Protocol):
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        """One page of the models that match, and how many match in all."""
+
     async def models(self, query: str | None = None) -> list[ModelInfo]: ...
 
     async def model(self, name: str) -> ModelInfo:
@@ -119,6 +130,9 @@ class Gateway(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        """Where a session of so many tokens would run, and why, as `mf-node explain --json`."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Vectors by the whole model on this node; errors as for `generate`."""

@@ -8,11 +8,13 @@ from typing import Any
 from erasure.durability import apart, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
+from node.model_kinds import category_of, framework_of, tags_of
 from node.place import Placer
 from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
 
@@ -20,13 +22,16 @@ _HOLDING = ("model_id", "groups", "shards", "bytes", "full_groups")
 
 
 class Reporter:
-    def __init__(self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer) -> None:
+    def __init__(
+        self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, unfinished: Unfinished
+    ) -> None:
         self._me = me
         self._version = version
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
         self._placer = placer
+        self._unfinished = unfinished
 
     async def status(self) -> dict[str, Any]:
         """As documented for `mf-node status --json`."""
@@ -40,6 +45,7 @@ class Reporter:
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
             "uncounted": self._uncounted(),
+            "publishing": self._unfinished.lines(),
         }
 
     def _uncounted(self) -> list[dict[str, Any]]:
@@ -83,7 +89,7 @@ class Reporter:
         """Cards that match every word of `query` in name, label or description."""
         words = (query or "").lower().split()
         cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
-        return [await self._info(view) for view in cards]
+        return [await self.info(view) for view in cards]
 
     def models_known(self) -> int:
         """Models that have a card, counted without asking anybody about them."""
@@ -93,7 +99,7 @@ class Reporter:
         model = self._swarm.resolve(name)
         card = next((view for view in self._newest() if view.card.model == model), None)
         if card is not None:
-            return await self._info(card)
+            return await self.info(card)
         located = await self._locator.locate(model)
         return ModelInfo(
             model_id=model_text(model),
@@ -110,7 +116,7 @@ class Reporter:
             storage=await self.storage(model),
         )
 
-    async def _info(self, view: CardView) -> ModelInfo:
+    async def info(self, view: CardView) -> ModelInfo:
         card = view.card
         return ModelInfo(
             model_id=model_text(ModelId(card.model)),
@@ -125,6 +131,11 @@ class Reporter:
             description=card.description,
             created_at=float(card.created),
             storage=await self.storage(ModelId(card.model)),
+            category=category_of(card.summary),
+            framework=framework_of(card.summary),
+            updated_at=float(card.created),
+            popularity=len(self._swarm.holdings(ModelId(card.model))),
+            tags=tuple(tags_of(card.summary)),
         )
 
     async def storage(self, model: ModelId) -> dict[str, Any]:

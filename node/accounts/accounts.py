@@ -8,6 +8,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.accounts.allowance import Windows
 from node.accounts.api_keys import ApiKeys
 from node.accounts.authenticate import Authenticator
 from node.accounts.caller import FREE
@@ -21,7 +22,6 @@ from node.accounts.second_factor import SecondFactor
 from node.accounts.sessions import Sessions
 from node.accounts.usage import UsageBook
 from node.accounts.users import User, Users
-from node.allowance import Windows
 from protocol.errors import Busy
 from protocol.ids import PeerId
 from protocol.signing import peer_of

@@ -8,8 +8,8 @@ import sqlite3
 import time
 from typing import Any
 
+from node.accounts.allowance import Windows
 from node.accounts.database import Database
-from node.allowance import Windows
 from protocol.errors import MfError
 
 log = logging.getLogger(__name__)

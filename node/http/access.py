@@ -35,6 +35,10 @@ class Access:
     journal: Journal
     home_of: Callable[[bytes | str], dict[str, Any]]
 
+    async def close(self) -> None:
+        await self.accounts.close()
+        self.journal.close()
+
 
 ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from node.http import account_schemas as accounts
+from node.http import job_schemas as jobs
 from node.http.operation import Operation
 
 _OWN = (400, 401, 403, 421, 429, 500, 503)
+_ASKED = (400, 401, 403, 404, 409, 413, 429, 500, 503)
 _PLAIN = dict[str, Any]
 
 
@@ -33,5 +35,9 @@ OPERATIONS = [
     _account("delete", "/users/me", "Delete the account", accounts.Done, accounts.ConfirmRequest),
     _account("get", "/users/me/export", "Everything kept about the caller", _PLAIN),
     _account("get", "/users/me/usage", "What the caller used", accounts.UsageReport, query=accounts.UsageQuery),
+    _account("get", "/inference/{inference}", "How an async request is, and its result", jobs.JobState, errors=_ASKED),
+    _account("delete", "/inference/{inference}", "Cancel an async request, or forget its result", _PLAIN, errors=_ASKED),
+    _account("post", "/inference/compare", "Ask several models the same", jobs.Comparison, jobs.CompareRequest, errors=_ASKED),
+    _account("post", "/models/{id}/inference/batch", "Many questions at once", jobs.BatchReply, jobs.BatchRequest, errors=_ASKED),
     _account("get", "/audit", "The audit log, newest first", _PLAIN, query=accounts.AuditQuery),
 ]  # fmt: skip

@@ -9,15 +9,17 @@ models that the caller's credential isn't for.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from node.accounts.allowance import Allowance, Standing
 from node.accounts.caller import UNLIMITED, Caller
 from node.accounts.usage import UsageBook
-from node.allowance import Allowance, Standing
 from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, Gateway, GenerationRequest, ModelInfo, Piece, Planned
+from node.http.model_figures import Figures
+from node.model_index import ModelQuery
 from protocol.errors import Forbidden
 
 METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
@@ -65,6 +67,22 @@ class Meter:
             self._allowance.end(self.caller.subject, self._tokens, time.time())
             self._tokens = 0
 
+    def at_once(self) -> int:
+        """How many of its requests may run side by side, itself included."""
+        return self._allowance.at_once(self.caller.tier) if self._allowance is not None else 32
+
+    @contextmanager
+    def another(self) -> Iterator[None]:
+        """One more request of the allowance, for one more answer within this one."""
+        if self._allowance is None:
+            yield
+            return
+        self._allowance.begin(self.caller.subject, self.caller.tier, time.time())
+        try:
+            yield
+        finally:
+            self._allowance.end(self.caller.subject, 0, time.time())
+
     def check_model(self, asked: str, model_id: str) -> None:
         if not self.caller.may_use(asked, model_id):
             raise Forbidden("the credential isn't for this model", hint="use a key without a list of models, or one that has it")
@@ -82,13 +100,20 @@ def caller() -> Caller:
 
 
 class MeteredGateway:
-    """A `Gateway` around another."""
+    """A `Gateway` around another. `figures` gets the times of finished replies."""
 
-    def __init__(self, inner: Gateway) -> None:
+    def __init__(self, inner: Gateway, figures: Figures | None = None) -> None:
         self._inner = inner
+        self._figures = figures or Figures()
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
         return await self._inner.models(query)
+
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        return await self._inner.page(query)
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        return await self._inner.plan(model, tokens, force)
 
     async def model(self, name: str) -> ModelInfo:
         return await self._inner.model(name)
@@ -115,6 +140,7 @@ class MeteredGateway:
                         completion = event.tokens
                     elif isinstance(event, Finished):
                         completion = event.completion_tokens
+                        self._figures.add(planned.model_id if planned else request.model, event)
                     yield event
         finally:
             if planned is not None:

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import api_v1_operations, replies, schemas
+from node.http import api_v1_models, api_v1_operations, model_replies, replies, schemas
 from node.http.context import json_reply
 from node.http.operation import Operation
 
@@ -23,8 +23,17 @@ _ONE = (400, 403, 404, 500, 503)
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
     *api_v1_operations.OPERATIONS,
-    Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
-    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
+    Operation("get", "/api/v1/models", "Models the swarm knows", model_replies.ModelPage, query=api_v1_models.Query, wrapped=True),
+    Operation("get", "/api/v1/models/{id}", "One model", model_replies.ModelDetail, wrapped=True, errors=_ONE),
+    Operation(
+        "get",
+        "/api/v1/models/{id}/plan",
+        "Where a model would run, why, and how fast, without running it",
+        dict[str, Any],
+        query=schemas.PlanQuery,
+        wrapped=True,
+        errors=_ONE,
+    ),
     Operation(
         "post",
         "/api/v1/models/{id}/inference",

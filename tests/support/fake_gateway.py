@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, ModelInfo, Piece, Planned
+from node.model_index import ModelQuery
 from protocol.errors import MfError, NotFound
 
 PEERS = ["12D3KooWAlpha", "12D3KooWBeta", "12D3KooWGamma"]
@@ -54,11 +55,20 @@ class FakeGateway:
         self.queries.append(query)
         return [info for info in self.listed if query is None or query in (info.name or "")]
 
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        self.queries.append(query.search)
+        found = [info for info in self.listed if not query.search or query.search in (info.name or "")]
+        return found[query.offset : query.offset + query.limit], len(found)
+
     async def model(self, name: str) -> ModelInfo:
         for info in self.listed:
             if name in (info.model_id, info.name):
                 return info
         raise NotFound(f"no model is called {name!r}", details={"candidates": [info.name for info in self.listed][:5]})
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        info = await self.model(model)
+        return {"model_id": info.model_id, "kind": "pipeline", "stages": ROUTE, "tokens": tokens, "forced": force}
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.asked.append(request)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from node.accounts.allowance import Windows
 from node.accounts.api_keys import MAX_KEYS, KeyRequest
 from node.accounts.caller import address_subject
 from node.accounts.credentials import key_text, signing_key
 from node.accounts.sessions import CodeWanted
 from node.accounts.totp import STEP, code_at
 from node.accounts.users import User
-from node.allowance import Windows
 from protocol import tokens
 from protocol.errors import BadInput, Busy, Conflict, Misdirected, NotFound, Unauthorized
 from protocol.ids import fingerprint

@@ -9,9 +9,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.accounts.accounts import Accounts
+from node.accounts.allowance import Windows
 from node.accounts.authenticate import Shown
 from node.accounts.journal import Journal
-from node.allowance import Windows
 from protocol.ids import PeerId
 from protocol.records import Revoked
 from protocol.signing import peer_of
