@@ -24,6 +24,8 @@ from protocol.ids import EncodingId, PeerId, encoding_text
 
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
+_SWEEP_AFTER = (0.5, 1.0, 2.0)
+"""Seconds after work was stopped, one after the other."""
 
 
 class Source(Protocol):
@@ -47,6 +49,7 @@ class Placer:
         self._grants = grants
         self._reuser = reuser
         self._placing = 0
+        self._sweeping: asyncio.Task[None] | None = None
 
     @property
     def me(self) -> PeerId:
@@ -89,9 +92,26 @@ class Placer:
             assert fresh is not None
             await self._push_all(located, group, fresh, tally, on_shard)
             await self._transfer.drop_staged(fresh.id)
+        except asyncio.CancelledError:
+            self._sweep_again()
+            raise
         finally:
             self._placing -= 1
             await self._sweep()
+
+    def _sweep_again(self) -> None:
+        """Coding that is stopped ends a moment later in its own process, and may have staged its last shards then."""
+
+        async def again() -> None:
+            for pause in _SWEEP_AFTER:
+                await asyncio.sleep(pause)
+                try:
+                    await self._sweep()
+                except MfError as error:  # the process has ended: it sweeps as it starts
+                    log.debug("what is staged wasn't swept: %s", error)
+
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(again(), name="sweep what is staged")
 
     async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
         await self._transfer.put_blob(known.envelope)
