@@ -8,7 +8,6 @@ for the next, since a good client's head arrives with its connection.
 from __future__ import annotations
 
 import asyncio
-
 from collections.abc import Callable
 from typing import Any
 
