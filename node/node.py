@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from erasure.placement import Candidate, domain_of
+from node.account_methods import AccountMethods
+from node.accounts_setup import announced_urls, make_access
 from node.assemble import Assembler
 from node.assembled_cache import AssembledCache
 from node.audit import Auditor
@@ -35,11 +37,12 @@ from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
 from node.hand_over import HandOver
 from node.http.app import HttpServer
-from node.http.settings import HttpSettings
+from node.http_setup import http_settings, tls_context
 from node.identity import Identity
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.machine import VERSION, advertised_hosts, default_memory, machine_name
+from node.model_list import ModelList
 from node.network.certificate import make_certificate
 from node.network.directory import Directory
 from node.network.host import LibP2PNetwork
@@ -179,9 +182,12 @@ class Node:
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
-        host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), HttpSettings(host=host, port=port))
+        listed = ModelList(swarm, reporter)
+        swarm.on_change(listed.changed)
+        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
+        self._access = make_access(self._data.path, identity.key, swarm)
+        self._http = HttpServer(gateway, http_settings(config), self._access)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
@@ -189,7 +195,7 @@ class Node:
         )
         drainer = Drainer(self._view, transfer, self._puts, self._hands, self._tell_space)
         space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
-        self._owner = OwnerServer(self._data.path, methods.table() | space.table())
+        self._owner = OwnerServer(self._data.path, methods.table() | space.table() | AccountMethods(self._access).table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
         network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
@@ -231,7 +237,7 @@ class Node:
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
-        await self._http.start()
+        await self._open_http(hosts)
         outcome = await self._probe.once()
         if not outcome.passed:
             raise MfError(f"the node isn't ready: {outcome.fault}")
@@ -245,6 +251,7 @@ class Node:
         await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._access.close()
         await self._standbys.close()
         await self._unfinished.close()
         await self._supervisor.stop()
@@ -256,6 +263,17 @@ class Node:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()
         log.info("stopped", extra={"event": "stopped"})
+
+    async def _open_http(self, hosts: list[str]) -> None:
+        """Accounts, then the listener; other nodes are told where it answers, if they could reach it."""
+        await self._access.journal.open()
+        await self._access.accounts.open()
+        self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
+        context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
+        await self._http.start(context)
+        scheme, host = self._http.scheme, split_address(self._config.http)[0]
+        self._swarm.set_http(announced_urls(scheme, host, self._http.port, hosts))
+        await self._tell_space()
 
     @property
     def http_url(self) -> str:

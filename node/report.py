@@ -8,6 +8,7 @@ from typing import Any
 from erasure.durability import apart, survives_each, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
+from node.model_kinds import category_of, framework_of, tags_of
 from node.place import Placer
 from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
@@ -90,7 +91,7 @@ class Reporter:
         """Cards that match every word of `query` in name, label or description."""
         words = (query or "").lower().split()
         cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
-        return [await self._info(view) for view in cards]
+        return [await self.info(view) for view in cards]
 
     def models_known(self) -> int:
         """Models that have a card, counted without asking anybody about them."""
@@ -100,7 +101,7 @@ class Reporter:
         model = self._swarm.resolve(name)
         card = next((view for view in self._newest() if view.card.model == model), None)
         if card is not None:
-            return await self._info(card)
+            return await self.info(card)
         located = await self._locator.locate(model)
         return ModelInfo(
             model_id=model_text(model),
@@ -117,7 +118,7 @@ class Reporter:
             storage=await self.storage(model),
         )
 
-    async def _info(self, view: CardView) -> ModelInfo:
+    async def info(self, view: CardView) -> ModelInfo:
         card = view.card
         return ModelInfo(
             model_id=model_text(ModelId(card.model)),
@@ -132,6 +133,11 @@ class Reporter:
             description=card.description,
             created_at=float(card.created),
             storage=await self.storage(ModelId(card.model)),
+            category=category_of(card.summary),
+            framework=framework_of(card.summary),
+            updated_at=float(card.created),
+            popularity=len(self._swarm.holdings(ModelId(card.model))),
+            tags=tuple(tags_of(card.summary)),
         )
 
     async def storage(self, model: ModelId) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from functools import cache
 from typing import Any
 
@@ -10,35 +10,21 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import replies, schemas
+from node.http import api_v1_models, api_v1_operations, model_replies, replies, schemas
 from node.http.context import json_reply
+from node.http.operation import Operation
 
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One answered method of one path. `reply` None: not JSON (`media` then says what)."""
-
-    method: str
-    path: str
-    summary: str
-    reply: Any = None
-    body: Any = None
-    query: Any = None
-    media: str = _JSON
-    events: str | None = None
-    wrapped: bool = False
-    errors: tuple[int, ...] = (400, 403, 500, 503)
 
 
 _ASK = (400, 403, 404, 413, 429, 500, 503)
 _ONE = (400, 403, 404, 500, 503)
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
-    Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
-    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
+    *api_v1_operations.OPERATIONS,
+    Operation("get", "/api/v1/models", "Models the swarm knows", model_replies.ModelPage, query=api_v1_models.Query, wrapped=True),
+    Operation("get", "/api/v1/models/{id}", "One model", model_replies.ModelDetail, wrapped=True, errors=_ONE),
     Operation(
         "get",
         "/api/v1/models/{id}/plan",
@@ -89,7 +75,8 @@ _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, 
 
 def _types() -> list[Any]:
     used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query, schemas.PlanQuery]
+    queries = [operation.query for operation in OPERATIONS if operation.query is not None]
+    return list(dict.fromkeys([*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, *queries]))
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
@@ -108,11 +95,12 @@ def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str,
         content["text/event-stream"] = {"schema": {"type": "string", "description": operation.events}}
     shape = replies.OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
     failure = {"description": "refused or failed", "content": {_JSON: {"schema": schemas_by_type[shape]}}}
-    return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
+    return {str(operation.status): {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
 
 
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
-    named = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] if "{id}" in operation.path else []
+    names = re.findall(r"\{(\w+)\}", operation.path)
+    named: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.query is None:
         return named
     fields = components[operation.query.__name__]["properties"]

@@ -44,7 +44,7 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing, Serving
+from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
@@ -279,6 +279,16 @@ class Membership:
         facts = self._own.facts
         facts.storage_free, facts.memory, facts.storage = storage_free, memory, storage
         await self._publish(self._own.node(self._archive))
+
+    async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
+        await self._publish(self._own.revocations(self._archive, revoked, before))
+
+    def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
+        return self._archive.revocations.revoked(home, ids, issued)
+
+    def set_http(self, urls: list[str]) -> None:
+        """Where this node's API answers, as others reach it; before `put_node`."""
+        self._own.facts.http = list(urls)
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; `shard` is `reputation.shard_text`."""

@@ -175,7 +175,7 @@ async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> Non
     room: Any = type("Room", (), {"loaded": lambda self: [], "memory": 7})()
     transfer: Any = node.transfer
     probe = Probe(node.swarm, transfer, worker, room, lambda: "https://127.0.0.1:1", bytes(32))
-    gateway = NodeGateway(node.reporter, nothing, nothing, probe, nothing)
+    gateway = NodeGateway(node.reporter, nothing, nothing, nothing, probe, nothing)
     health = await gateway.health()
     assert (health["status"], health["last_probe"], health["model_registry"]) == ("degraded", None, {"models": 1})
     assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "sessions": 0, "memory": 7}
