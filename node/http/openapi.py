@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,35 +9,18 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import replies, schemas
+from node.http import openai_operations, replies, schemas
 from node.http.context import json_reply
+from node.http.openai_replies import OpenAIFailure
+from node.http.operation import ASK, JSON, ONE, Operation
 
 _REF = "#/components/schemas/{name}"
-_JSON = "application/json"
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One answered method of one path. `reply` None: not JSON (`media` then says what)."""
-
-    method: str
-    path: str
-    summary: str
-    reply: Any = None
-    body: Any = None
-    query: Any = None
-    media: str = _JSON
-    events: str | None = None
-    wrapped: bool = False
-    errors: tuple[int, ...] = (400, 403, 500, 503)
-
-
-_ASK = (400, 403, 404, 413, 429, 500, 503)
-_ONE = (400, 403, 404, 500, 503)
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
     Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
-    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
+    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=ONE),
     Operation(
         "post",
         "/api/v1/models/{id}/inference",
@@ -47,40 +29,22 @@ OPERATIONS = [
         schemas.InferenceRequest,
         events="events `start` (StreamStart), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
         wrapped=True,
-        errors=_ASK,
+        errors=ASK,
     ),
     Operation("get", "/api/v1/system/health", "How each part of the node is", wrapped=True, reply=dict[str, Any]),
     Operation("get", "/api/v1/system/swarm", "Who is in the swarm", wrapped=True, reply=dict[str, Any]),
-    Operation("get", "/v1/models", "Models, in OpenAI's shape", replies.OpenAIModels),
-    Operation("get", "/v1/models/{id}", "One model, in OpenAI's shape", replies.OpenAIModel, errors=_ONE),
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "A chat's next message, in OpenAI's shape",
-        replies.ChatCompletion,
-        schemas.ChatRequest,
-        events="ChatChunk in each `data:`, then `data: [DONE]`",
-        errors=_ASK,
-    ),
-    Operation(
-        "post",
-        "/v1/embeddings",
-        "Texts as vectors of length 1, in OpenAI's shape",
-        replies.EmbeddingList,
-        schemas.EmbeddingsRequest,
-        errors=_ASK,
-    ),
+    *openai_operations.OPERATIONS,
     Operation("get", "/metrics", "Figures for Prometheus", media="text/plain"),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
     Operation("get", "/docs", "This document, to read and try", media="text/html"),
     Operation("get", "/", "The node's page", media="text/html"),
 ]
-_EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, replies.ChatChunk]
+_EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, *openai_operations.EVENT_TYPES]
 
 
 def _types() -> list[Any]:
     used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query]
+    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, OpenAIFailure, schemas.Query]
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
@@ -93,12 +57,12 @@ def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[st
 
 def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
-    if operation.media == _JSON:
-        content = {_JSON: {"schema": _schema_of(schemas_by_type, operation)}}
+    if operation.media == JSON:
+        content = {JSON: {"schema": _schema_of(schemas_by_type, operation)}}
     if operation.events:
         content["text/event-stream"] = {"schema": {"type": "string", "description": operation.events}}
-    shape = replies.OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
-    failure = {"description": "refused or failed", "content": {_JSON: {"schema": schemas_by_type[shape]}}}
+    shape = OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
+    failure = {"description": "refused or failed", "content": {JSON: {"schema": schemas_by_type[shape]}}}
     return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
 
 
@@ -116,7 +80,7 @@ def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], oper
     if parameters:
         shown["parameters"] = parameters
     if operation.body is not None:
-        shown["requestBody"] = {"required": True, "content": {_JSON: {"schema": schemas_by_type[operation.body]}}}
+        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body]}}}
     return shown
 
 

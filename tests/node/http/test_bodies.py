@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.http.bodies import parse_json
-from node.http.schemas import ChatRequest, InferenceRequest
+from node.http.openai_schemas import ChatRequest
+from node.http.schemas import InferenceRequest
 from protocol.errors import BadInput
 from tests.node.http.conftest import Site
 
