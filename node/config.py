@@ -43,9 +43,10 @@ class NodeConfig:
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
-    `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
-    made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
-    that others hold what they announce.
+    `operator` merges nodes of one owner into one failure domain; `region` says where the node is. `gone_after` is how long a node may be
+    away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
+    `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
+    network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
     """
 
     data_dir: Path
@@ -60,10 +61,13 @@ class NodeConfig:
     ends: str = "remote"
     label: str = "node"
     operator: str | None = None
+    region: str | None = None
     compression: str = "auto"
     gone_after: float = 43_200.0
+    round_trip_budget: float = 0.4
     repair_bandwidth: int = 4_000_000
     audits: bool = True
+    serve_layers: bool = True
     log_format: str = "text"
     json: bool = False
 
@@ -211,10 +215,13 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "ends": _one_of(*ENDS),
     "label": _label,
     "operator": _label,
+    "region": _label,
     "compression": _one_of(*COMPRESSIONS),
     "gone_after": _gone_after,
+    "round_trip_budget": parse_duration,
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
+    "serve_layers": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

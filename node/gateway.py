@@ -30,6 +30,8 @@ class GenerationRequest:
     continue_final: bool = False
     timeout: float = 600.0
     precision: str = "bf16"
+    force: bool = False
+    """Also over a route that takes more round trips than the owner's budget allows."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,9 @@ class Gateway(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        """Where a session of so many tokens would run, and why, as `mf-node explain --json`."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Vectors by the whole model on this node; errors as for `generate`."""

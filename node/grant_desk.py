@@ -1,8 +1,10 @@
 """Gives leave for transfers (`/mf/grant/1`): who may read here, who may store here and how much.
 
 Reading is open to whoever found us: shards are public and sealed where the model isn't. Putting needs the owner's leave: trusted peers
-may fill the quota, strangers together a quarter of it; `--lend none` and `--lend compute` take nothing from others. A put is
-admitted only when its encoding, its model's manifest and its group agree, so that nothing lands here that couldn't be read back.
+may fill the quota, strangers a part of it (node/allowance.py); `--lend none` and `--lend compute` take nothing from others, and what
+the owner has blocked comes from nobody. A put is admitted only when its encoding, its model's manifest and its group agree, so that
+nothing lands here that couldn't be read back. Whose a shard is, says its encoding's signature: who published it may renew its lease
+and take it back, also when another node brought it.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.allowance import Allowance
 from node.blobs import fetch_blobs_from_any
 from node.network.interface import Network, Stream, StreamClosed
 from node.store.interface import ShardInfo, ShardKey
@@ -30,7 +34,6 @@ from protocol.manifest import parse_manifest
 from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, refusal_frame, reply_frame
 
 log = logging.getLogger(__name__)
-STRANGERS_SHARE = 0.25
 MAX_SHARED = 64
 """Models that one shard here may belong to."""
 _MODELS_KEPT = 16
@@ -47,13 +50,24 @@ class DeskConfig:
     lend: str
 
 
+class Blocks(Protocol):
+    def why(self, model: ModelId, publisher: PeerId) -> str | None:
+        """Why nothing of this may lie here; None when it may."""
+
+
 class GrantDesk:
-    def __init__(self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig) -> None:
+    def __init__(
+        self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig, blocks: Blocks
+    ) -> None:
         self._key = key
         self._network = network
         self._swarm = swarm
         self._transfer = transfer
         self._config = config
+        self._blocks = blocks
+        self._allowance = Allowance(swarm.trusted, time.monotonic)
+        self.leaving = False
+        """While this node hands over what it holds, it takes nothing more."""
         self._groups: dict[ModelId, dict[tuple[bytes, int], int]] = {}
 
     async def handle(self, stream: Stream) -> None:
@@ -118,22 +132,34 @@ class GrantDesk:
     async def _put(self, request: GrantRequest, client: PeerId) -> GrantReply:
         if self._config.lend not in ("storage", "both"):
             raise Forbidden("this node lends no storage")
+        if self.leaving:
+            raise Forbidden("this node is leaving and takes nothing more")
         if request.envelope is None or request.model is None or len(request.model) != 32:
             raise BadInput("grant request: a put carries the encoding's envelope and the model's id")
         if encoding_id(request.envelope) != request.encoding:
             raise BadInput("grant request: the envelope isn't the encoding it claims to be")
-        _signer, encoding = parse_encoding(request.envelope)
-        await self._admit(request, encoding, client)
-        group = await self._group_of(ModelId(request.model), encoding, client)
-        await self._transfer.put_blob(request.envelope)
-        for shard in request.shards:
-            await self._transfer.expect_put(ShardKey(EncodingId(request.encoding), shard), ModelId(request.model), group, client)
+        publisher, encoding = parse_encoding(request.envelope)
+        if why := self._blocks.why(ModelId(request.model), publisher) or self._blocks.why(ModelId(request.model), client):
+            raise Forbidden(why)
+        keys = [ShardKey(EncodingId(request.encoding), shard) for shard in request.shards]
+        await self._admit(request, encoding, client, publisher)
+        try:
+            group = await self._group_of(ModelId(request.model), encoding, client)
+            await self._transfer.put_blob(request.envelope)
+            for key in keys:
+                await self._transfer.expect_put(key, ModelId(request.model), group, publisher)
+        except BaseException:
+            for key in keys:
+                self._allowance.withdraw(key)
+            raise
         return self._reply("put", client, request.encoding, request.shards, (encoding.shard_length() + _SLACK) * len(request.shards))
 
     async def _drop(self, request: GrantRequest, client: PeerId) -> GrantReply:
         """Who put a shard here may take it back."""
         encoding = EncodingId(request.encoding)
         dropped = [shard for shard in request.shards if await self._transfer.take_back(ShardKey(encoding, shard), client)]
+        for shard in dropped:
+            self._allowance.withdraw(ShardKey(encoding, shard))
         return self._reply("get", client, request.encoding, dropped or request.shards, 0)
 
     async def _renew(self, asks: list[GrantAsk], client: PeerId) -> GrantReply:
@@ -179,7 +205,7 @@ class GrantDesk:
         if any(users[encoding] >= MAX_SHARED for encoding in encodings):
             raise Conflict(f"a shard here belongs to {MAX_SHARED} models already")
         if not self._swarm.trusted(client):
-            self._admit_stranger(shards, 0, (await self._transfer.space()).quota)
+            self._allowance.check(client, 0, (await self._transfer.space()).quota, shards)
 
     async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
         """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
@@ -209,7 +235,7 @@ class GrantDesk:
         self._groups[model] = groups
         return groups
 
-    async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId) -> None:
+    async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId, publisher: PeerId) -> None:
         shards = await self._transfer.list_shards()
         lying = {shard.key.shard for shard in shards if shard.key.encoding == request.encoding}
         if len(lying.union(request.shards)) > 1:
@@ -224,13 +250,11 @@ class GrantDesk:
             raise StorageFull(f"{size} bytes don't fit: {max(0, space.quota - space.used)} of {space.quota} bytes lent are left")
         if size > space.free:
             raise StorageFull(f"{size} bytes don't fit on its disk: {space.free} are free")
-        if not self._swarm.trusted(client):
-            self._admit_stranger(shards, size, space.quota)
-
-    def _admit_stranger(self, shards: list[ShardInfo], size: int, quota: int) -> None:
-        taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
-        if taken + size > quota * STRANGERS_SHARE:
-            raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
+        key = ShardKey(EncodingId(request.encoding), request.shards[0])
+        self._allowance.withdraw(key)
+        if not self._swarm.trusted(client) and not self._swarm.trusted(publisher):
+            self._allowance.check(publisher, size, space.quota, shards)
+        self._allowance.promise(key, publisher, size)
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:
         grant = self._grant(verb, client, encoding, shards, most)

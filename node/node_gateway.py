@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from node.embed import Embedder
+from node.explain import Explainer
 from node.gateway import EmbeddingRequest, Embeddings, Event, GenerationRequest, ModelInfo
 from node.generate import Generator
 from node.probe import Probe
@@ -16,11 +17,12 @@ from node.report import Reporter
 class NodeGateway:
     """Implements `node.gateway.Gateway`."""
 
-    def __init__(self, reporter: Reporter, generator: Generator, embedder: Embedder, probe: Probe) -> None:
+    def __init__(self, reporter: Reporter, generator: Generator, embedder: Embedder, probe: Probe, explainer: Explainer) -> None:
         self._reporter = reporter
         self._generator = generator
         self._embedder = embedder
         self._probe = probe
+        self._explainer = explainer
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
         return await self._reporter.models(query)
@@ -30,6 +32,9 @@ class NodeGateway:
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         return self._generator.generate(request)
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        return await self._explainer.explain(model, tokens, force=force)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         return await self._embedder.embed(request)

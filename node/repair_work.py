@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from erasure.audit import HeldShard
-from erasure.placement import Candidate, place
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
@@ -47,10 +46,11 @@ class RepairWork:
         """
         done = Restored()
         with self._placer.staging():
-            free = self._free({peer for peers in holders.values() for peer in peers}, holders)
-            if not free:
+            homes = self._homes(located, known, make, holders, set())
+            if not homes:
                 raise Unavailable("no node that has no shard of the group can take one", hint="let more peers lend storage")
-            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=list(make)[: len(free)])
+            made = sorted(shard for shard, _ in homes)
+            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=made)
             done.read = (await self._transfer.rebuild_shards(job)).bytes
             try:
                 await self._push_all(located, group, known, job.make, holders, done)
@@ -70,31 +70,40 @@ class RepairWork:
         ]
         return sorted(found, key=lambda source: (source.peer != self._placer.me, source.shard, source.peer))
 
-    def _free(self, without: set[str], holders: Mapping[int, Sequence[str]]) -> list[Candidate]:
-        """Who may take a shard: those in domains that have none as long as there are any."""
-        free = [candidate for candidate in self._placer.candidates() if candidate.weight > 0 and candidate.peer not in without]
-        domains = self._placer.domains()
-        taken = {domains.get(peer, peer) for peers in holders.values() for peer in peers}
-        return [candidate for candidate in free if domains.get(candidate.peer) not in taken] or free
+    def _homes(
+        self, located: Located, known: KnownEncoding, make: Sequence[int], holders: Mapping[int, Sequence[str]], refused: set[str]
+    ) -> list[tuple[int, str]]:
+        """Who may take which of these shards, by the rules that hold for a publish too."""
+        held = {shard: peers[0] for shard, peers in holders.items() if peers and shard not in make}
+        # Nor does one get a shard that may come back with one: of a number that is made anew, or beside another holder.
+        others = {peer for shard, peers in holders.items() for peer in peers if held.get(shard) != peer}
+        return self._placer.placement().choose(
+            known.record.group,
+            len(known.record.roots),
+            k=known.record.k,
+            model=located.model,
+            held=held,
+            without=others | refused,
+            shards=list(make),
+        )
 
     async def _push_all(
         self, located: Located, group: int, known: KnownEncoding, make: Sequence[int], holders: Mapping[int, Sequence[str]], done: Restored
     ) -> None:
         """Whoever refuses is passed over, until all have a home or nobody is left."""
-        without = {peer for peers in holders.values() for peer in peers}
+        refused: set[str] = set()
         while left := [shard for shard in make if shard not in done.placed]:
             placed = {shard: [str(peer)] for shard, peer in done.placed.items()}
-            free = self._free(without, {**holders, **placed})
-            pairs = place(known.record.group, len(left), free) if free else []
-            if not pairs:
+            jobs = [(shard, PeerId(peer)) for shard, peer in self._homes(located, known, left, {**holders, **placed}, refused)]
+            if not jobs:
                 return
-            jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(left, pairs, strict=False)]
-            without |= {peer for _, peer in jobs}
             took = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
             for (shard, peer), taken in zip(jobs, took, strict=True):
                 if taken:
                     done.placed[shard] = peer
                     done.written += known.record.shard_length()
+                else:
+                    refused.add(peer)
 
     async def _put(self, located: Located, group: int, known: KnownEncoding, shard: int, peer: PeerId) -> bool:
         """Whether the shard is durable there now."""

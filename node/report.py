@@ -13,6 +13,7 @@ from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
 
@@ -20,13 +21,16 @@ _HOLDING = ("model_id", "groups", "shards", "bytes", "full_groups")
 
 
 class Reporter:
-    def __init__(self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer) -> None:
+    def __init__(
+        self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, unfinished: Unfinished
+    ) -> None:
         self._me = me
         self._version = version
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
         self._placer = placer
+        self._unfinished = unfinished
 
     async def status(self) -> dict[str, Any]:
         """As documented for `mf-node status --json`."""
@@ -40,6 +44,7 @@ class Reporter:
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
             "uncounted": self._uncounted(),
+            "publishing": self._unfinished.lines(),
         }
 
     def _uncounted(self) -> list[dict[str, Any]]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from node.assemble import Assembler, GroupBytes
+from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
 from node.worker import Worker
-from protocol.errors import BadInput, MfError, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
 from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
 
 log = logging.getLogger(__name__)
+PREPARE_MOST = 512 * limits.MIB
+"""Bytes of a stage that is loaded ahead of its use."""
 AT_ONCE = 4
 """Groups assembled side by side."""
 
@@ -35,11 +39,22 @@ class LoadedStage:
     timings: dict[str, float] = field(default_factory=dict)
 
 
+class Groups(Protocol):
+    """Where groups come from: an `Assembler`, or the cache before it."""
+
+    async def group(self, located: Located, group: int) -> GroupBytes: ...
+
+
+Used = Callable[[Located, list[int]], None]
+"""Told which groups a session uses that are loaded already."""
+
+
 class StageRoom:
     """All that is loaded in this node's worker. `memory` is the owner's bound in bytes."""
 
-    def __init__(self, worker: Worker, assembler: Assembler, memory: int) -> None:
+    def __init__(self, worker: Worker, assembler: Groups, memory: int, used: Used = lambda located, groups: None) -> None:
         self._worker = worker
+        self._used = used
         self._assembler = assembler
         self.memory = memory
         self._stages: dict[str, LoadedStage] = {}
@@ -56,6 +71,11 @@ class StageRoom:
         """Bytes that could be had for a new stage: what running sessions don't hold."""
         busy = sum(stage.bytes for stage in self._stages.values() if stage.users)
         return max(0, self.memory - busy - sum(self._reserved.values()))
+
+    def holds(self, located: Located, first: int, end: int, precision: str) -> bool:
+        """Whether this stage is loaded now."""
+        alive = self._worker.running and self._worker.generation == self._generation
+        return alive and stage_key(located, first, end, precision) in self._stages
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
@@ -87,6 +107,18 @@ class StageRoom:
             self._reserved.pop(opening.session, None)
             await self._close(opening.session)
 
+    async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
+        """Loads a stage ahead of its use, into room that nothing else takes; its timings. `Busy` when others would have to go for it."""
+        check_runnable(located.manifest)
+        async with self._lock:
+            needed = StageCost(located.manifest, precision).total(first, end, 0)
+            taken = sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
+            if stage_key(located, first, end, precision) not in self._stages and needed > min(self.memory - taken, PREPARE_MOST):
+                raise Busy(f"{needed} bytes are too much for a stage that may never be used")
+            stage = await self._stage(located, first, end, precision, 0)
+            stage.used_at = time.monotonic()
+            return dict(stage.timings)
+
     @asynccontextmanager
     async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
         """The whole model, loaded to embed or classify; it isn't let go before leaving."""
@@ -104,10 +136,11 @@ class StageRoom:
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
     async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
+        key = stage_key(located, first, end, precision, task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
+            self._used(located, stage_groups(located.manifest, first, end))
             await self._make_room(kv, keep=key)
             return self._stages[key]
         needed = StageCost(located.manifest, precision).total(first, end, 0)
@@ -204,6 +237,11 @@ class StageRoom:
             self._generation = self._worker.generation
             self._stages.clear()
             self._texts.clear()
+
+
+def stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+    """What the worker knows the stage by."""
+    return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
 
 
 def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:

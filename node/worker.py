@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,6 +152,34 @@ class Worker:
 
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
+
+    def begin_step(self, params: api.Step, done: Callable[[api.Stepped | MfError], None]) -> None:
+        """As `step`, for the way between two stages, where each turn of the loop counts: `done` gets the answer or the error, once."""
+        channel = self._channel
+        if channel is None:
+            done(Unavailable(self._ended))
+            return
+
+        def answered(result: Any, error: MfError | None) -> None:
+            if isinstance(error, ChannelClosed):
+                task = asyncio.create_task(self._tell_ended(done))
+                self._undoing.add(task)
+                task.add_done_callback(self._undoing.discard)
+                return
+            self._answered = time.monotonic()
+            done(result if error is None else error)
+
+        channel.ask("step", params, api.Stepped, answered)
+
+    async def _tell_ended(self, done: Callable[[api.Stepped | MfError], None]) -> None:
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
+        done(Unavailable(self._ended, hint="ask again: it starts anew"))
+
+    @property
+    def waiting(self) -> int:
+        """Calls that the worker hasn't answered yet."""
+        return self._channel.waiting if self._channel is not None and self.running else 0
 
     async def encode(self, params: api.Encode) -> api.Encoded:
         return await self._call("encode", params, api.Encoded, STEP_SECONDS)

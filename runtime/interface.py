@@ -122,11 +122,17 @@ class OpenSequence(Record):
     sampling: Sampling
 
 
+UNCHECKED = -1
+"""In place of a token to check: nothing to hold this row against."""
+
+
 class Step(Record):
     """("step") One pass over positions [position, position+count).
 
     Give `tokens` (first stage) or `hidden` (raw bytes, [count, hidden] in the stage's precision). Idempotent: a (session, epoch,
     position) seen before is answered again; a gap is `Conflict`; a new epoch drops what lies at and beyond `position`.
+    `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
+    the head too.
     """
 
     session: str
@@ -136,16 +142,22 @@ class Step(Record):
     hidden: bytes | None = None
     count: int = 0
     sample: bool = True
+    check: list[int] | None = None
+    tail: bool = False
 
 
 class Stepped(Record):
-    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute."""
+    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute from `began`, which is the system's
+    monotonic clock: on one machine it can be compared between processes. `gaps` of the tokens checked.
+    """
 
     token: int | None = None
     hidden: bytes | None = None
     dtype: str | None = None
     shape: list[int] | None = None
     seconds: float = 0.0
+    began: float = 0.0
+    gaps: list[float] | None = None
 
 
 class CloseSequence(Record):

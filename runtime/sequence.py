@@ -11,6 +11,7 @@ import torch
 from protocol.errors import BadInput, Conflict
 from protocol.messages import Sampling
 from runtime import transformers_names as names
+from runtime.check_rows import check_rows
 from runtime.interface import Step, Stepped
 from runtime.sampler import sample
 from runtime.stage import Stage
@@ -56,14 +57,26 @@ class Sequence:
         before = self.position
         try:
             self.stage.tell_position(self._cache, before)
-            out = self.stage.forward(self._cache, tokens, hidden)
+            gaps = None
+            if step.check is None:
+                out = self.stage.forward(self._cache, tokens, hidden)
+            else:
+                out, gaps = self._checked(tokens, hidden, step.check)
         except BaseException:
             self._restart()
             raise
         self.position = before + count
         answer = self._answer(out, step.sample)
-        answer.seconds = time.perf_counter() - begun
+        if step.tail and self.stage.last and self.stage.tail is not None:
+            answer.hidden = _raw(self.stage.tail)
+        answer.gaps = gaps
+        answer.began, answer.seconds = begun, time.perf_counter() - begun
         return answer
+
+    def _checked(self, tokens: torch.Tensor | None, hidden: torch.Tensor | None, given: list[int]) -> tuple[torch.Tensor, list[float]]:
+        if not self.stage.last:
+            raise BadInput("step: tokens are checked by the last stage, this isn't it")
+        return check_rows(self.stage, self._cache, tokens, hidden, self.position, given, self.sampling, self._seed)
 
     def _answer(self, out: torch.Tensor, sampled: bool) -> Stepped:
         if not self.stage.last:

@@ -53,10 +53,17 @@ class Stage:
         taken = inspect.signature(model.forward).parameters
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._cache_argument = names.cache_argument(model)
+        self.tail: torch.Tensor | None = None
+        """Of the last stage: rows [count, hidden] that its last layer gave in the latest forward; None where no layer is known."""
+        if self.last and (own := self.own_layers()):
+            own[-1].register_forward_hook(self._keep_tail)
 
     @property
     def last(self) -> bool:
         return self.end == self.layers
+
+    def _keep_tail(self, _layer: nn.Module, _given: Any, out: Any) -> None:
+        self.tail = (out[0] if isinstance(out, tuple) else out)[0].flatten(1)
 
     def own_layers(self) -> list[nn.Module]:
         """Layers [first, end); none where the whole model is here and keeps no list of them."""
@@ -90,6 +97,14 @@ class Stage:
         assert hidden is not None
         return self.forward_beside(cache, hidden, torch.zeros(len(hidden), self.embedded, dtype=self.dtype), 0.0)
 
+    def forward_rows(self, cache: Any, tokens: torch.Tensor | None, hidden: torch.Tensor | None) -> torch.Tensor:
+        """As `forward` of the last stage, with the logits [count, vocabulary] of all rows."""
+        kept, self._extra = self._extra, {name: 0 for name in self._extra}
+        try:
+            return self.forward(cache, tokens, hidden)
+        finally:
+            self._extra = kept
+
     def forward_beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float) -> torch.Tensor:
         """As `forward`, with `beside` [count, embedded] where the words' embeddings would be, and `fill` from all that has no
         weights here; neither may make a difference."""
@@ -109,7 +124,7 @@ class Stage:
         finally:
             for outside in self.outside.values():
                 outside.swap = outside.slot = None
-        logits: torch.Tensor = out.logits[0, -1]
+        logits: torch.Tensor = out.logits[0] if 0 in self._extra.values() else out.logits[0, -1]
         return logits
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from protocol.errors import BadInput, MfError
 from runtime import interface as api
+from runtime.short_slice import ask_short_slice
 from runtime.worker_channel import Request, WorkerChannel, close_all
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def main() -> None:
     """Serves the channel until the node closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    os.nice(_NICE)
+    ask_short_slice(os.nice(_NICE))
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))
     server = Server(channel)

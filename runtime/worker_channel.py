@@ -11,9 +11,11 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from protocol import limits
 from protocol.errors import MfError
-from protocol.framing import pack, unpack_plain
+from protocol.framing import unpack_plain
 
 _MAX_MESSAGE = 128 * limits.MIB
 _RECEIVE = limits.MIB
@@ -78,7 +80,7 @@ class WorkerChannel:
         return bool(data)
 
     def _send(self, message: dict[str, Any]) -> None:
-        payload = pack(message)
+        payload = msgspec.msgpack.encode(message)
         self._sock.sendall(len(payload).to_bytes(4, "big") + payload)
 
 

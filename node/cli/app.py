@@ -17,6 +17,7 @@ from node.cli.doctor import doctor
 from node.cli.model_commands import explain, fetch, forget, models, pin, publish
 from node.cli.run import demo, run
 from node.cli.session import common
+from node.cli.space_commands import block, drain, rebalance
 from node.cli.swarm_commands import holdings, join, status, stop, ticket, trust
 from node.cli.tables import plain
 from node.version import VERSION
@@ -33,7 +34,8 @@ def cli(_: object) -> None:
     """
 
 
-for _command in (run, publish, models, fetch, chat, ticket, join, trust, holdings, forget, pin, status, explain, stop, doctor, demo):
+_KEEPING = (holdings, forget, pin, block, rebalance, drain)
+for _command in (run, publish, models, fetch, chat, ticket, join, trust, *_KEEPING, status, explain, stop, doctor, demo):
     cli.add_command(_command)
 
 

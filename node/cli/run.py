@@ -23,8 +23,10 @@ from node.cli.session import Session, common
 @click.option("--ends", type=click.Choice(["remote", "local"]), help="Whether first and last layers may run elsewhere. [default: remote]")
 @click.option("--label", help="The publisher's name of this node. [default: the user's]")
 @click.option("--operator", help="Merges nodes of one owner into one failure domain.")
+@click.option("--region", help="Where the node is, in words its neighbours use too: shards are read within a region where they can.")
 @click.option("--gone-after", metavar="TIME", help="How long a node may be away before its shards are made anew. [default: 12h]")
 @click.option("--repair-bandwidth", metavar="SIZE", help="Bytes a second for making shards anew. [default: 4MB]")
+@click.option("--round-trip-budget", metavar="TIME", help="Most time per token that a route spends on the network. [default: 0.4s]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs on standard error. [default: text]")
 @common
 def run(session: Session, **flags: Any) -> None:

@@ -120,6 +120,8 @@ def _show_status(found: dict[str, Any]) -> None:
             for model in found["models"]
         ),
     )
+    for line in found["publishing"]:
+        click.echo(f"still publishing {line['name']}: {line['durable']} of {line['shards']} shards are durable")
     if found["blamed"]:
         rows = ((short(str(line["peer_id"])), word(line.get("shard")), str(line["reason"]), ago(line["at"])) for line in found["blamed"])
         show_table("Blamed", ("peer", "shard", "reason", "when"), rows)

@@ -18,7 +18,7 @@ from node.http.bodies import model_name, read_json, read_query
 from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED, STREAM, json_reply
 from node.http.errors import timestamp
 from node.http.generation import Reply, generation, headers_of, route_header
-from node.http.schemas import InferenceInput, InferenceRequest, NoQuery, Query
+from node.http.schemas import InferenceInput, InferenceRequest, NoQuery, PlanQuery, Query
 from node.http.stream import EventStream
 from protocol.errors import BadInput, DeadlineExceeded
 from protocol.messages import Sampling
@@ -85,6 +85,12 @@ async def one_model(request: web.Request) -> web.StreamResponse:
     return success(replies.model_view(info))
 
 
+async def plan(request: web.Request) -> web.StreamResponse:
+    """Where it would run and why; nothing is run."""
+    query = read_query(request, PlanQuery)
+    return success(await in_time(request, request.app[GATEWAY].plan(model_name(request), query.tokens, query.force), "the plan"))
+
+
 def _wanted(name: str, body: InferenceRequest, default_timeout: float) -> GenerationRequest:
     given: InferenceInput = body.input
     if (given.text is None) == (given.messages is None):
@@ -97,6 +103,7 @@ def _wanted(name: str, body: InferenceRequest, default_timeout: float) -> Genera
         text=given.text,
         stop=tuple(given.stop_sequences or ()),
         timeout=body.parameters.timeout_seconds or default_timeout,
+        force=body.parameters.force,
     )
 
 
@@ -181,6 +188,7 @@ ROUTES = [
     web.get("/health", live),
     web.get("/api/v1/models", list_models),
     web.post("/api/v1/models/{id:.+}/inference", infer),
+    web.get("/api/v1/models/{id:.+}/plan", plan),
     web.get("/api/v1/models/{id:.+}", one_model),
     web.get("/api/v1/system/health", system_health),
     web.get("/api/v1/system/swarm", system_swarm),

@@ -22,6 +22,15 @@ OPERATIONS = [
     Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
     Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=ONE),
     Operation(
+        "get",
+        "/api/v1/models/{id}/plan",
+        "Where a model would run, why, and how fast, without running it",
+        dict[str, Any],
+        query=schemas.PlanQuery,
+        wrapped=True,
+        errors=ONE,
+    ),
+    Operation(
         "post",
         "/api/v1/models/{id}/inference",
         "Run a model; with parameters.stream as the events start, token and finish",
@@ -44,7 +53,7 @@ _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, 
 
 def _types() -> list[Any]:
     used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, OpenAIFailure, schemas.Query]
+    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, OpenAIFailure, schemas.Query, schemas.PlanQuery]
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:

@@ -27,6 +27,13 @@ class Query(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     search: Annotated[str, Meta(max_length=256)] | None = None
 
 
+class PlanQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Parameters of GET /api/v1/models/{id}/plan: `tokens` of question and answer together; `force` plans beyond the round-trip budget."""
+
+    tokens: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+    force: bool = False
+
+
 class NoQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """No parameters."""
 
@@ -69,6 +76,7 @@ class InferenceParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=Tru
     stream: bool = False
     include_metadata: bool = True
     timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    force: bool = False
 
 
 class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

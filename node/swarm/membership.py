@@ -19,6 +19,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from erasure.audit import AuditBook, HeldShard
+from erasure.coordinates import WORST_ERROR, Coordinate, coordinate_from, moved
 from node.network.interface import Network
 from node.swarm.announce import Announcer
 from node.swarm.archive import AnyKept, Archive
@@ -27,6 +28,8 @@ from node.swarm.connections import Connections, Hooks
 from node.swarm.door import Door, Found, model_key
 from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
+from node.swarm.history import History
+from node.swarm.holdings import view_of
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
@@ -41,12 +44,13 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
 
 COMPARE = 20.0
+LOOK = 60.0
 _ROUND = 1.0
 _REACH = 8.0
 _MESH_WAIT = 1.0
@@ -85,8 +89,10 @@ class Membership:
         self._archive = Archive()
         self._archive.peers.meet(self._own.peer)
         self._supervisor = Supervisor()
-        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, save_on)
+        self._history = History.restored(state.began, state.known or (), now())
+        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, self._history, save_on)
         self._listeners: list[Listener] = []
+        self._looked: float | None = None
         self._reputation = Reputation()
         self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
@@ -113,7 +119,7 @@ class Membership:
 
     def _hooks(self) -> Hooks:
         return Hooks(
-            heard=lambda peer, asked, took: self._heartbeat.heard(peer, asked, took),
+            heard=self._heard,
             greet=self._exchange.greet,
             sync=self._exchange.sync,
             unwanted=self.banned,
@@ -209,8 +215,7 @@ class Membership:
         self._heartbeat.suspect(peer, reason)
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
-        kept = [kept for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
-        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full), kept.record.repairs or ()) for kept in kept]
+        return [view_of(kept) for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         now = self._now()
@@ -262,15 +267,18 @@ class Membership:
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
-        await self._publish(self._own.holding(self._archive, model, held, full, repairs))
-        if held or full:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
+        await self._publish(self._own.holding(self._archive, model, held, full, repairs, serves))
+        if held or full or serves:
             self._announcer.add(model)
         else:
             self._announcer.drop(model)
 
-    async def put_node(self, storage_free: int | None, memory: int | None) -> None:
-        self._own.facts.storage_free, self._own.facts.memory = storage_free, memory
+    async def put_node(self, storage_free: int | None, memory: int | None, storage: int | None = None) -> None:
+        facts = self._own.facts
+        facts.storage_free, facts.memory, facts.storage = storage_free, memory, storage
         await self._publish(self._own.node(self._archive))
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
@@ -308,6 +316,9 @@ class Membership:
             member=self._trust.member(peer),
             rtt=pulse.rtt if pulse else None,
             last_seen=None if silence is None else self._now() - silence,
+            availability=self._history.availability(peer),
+            distance=self._distance(peer, pulse.rtt if pulse else None),
+            new=self._history.new(peer, self._now()),
         )
 
     async def _publish(self, envelope: bytes) -> None:
@@ -355,6 +366,24 @@ class Membership:
         log.info("connected to %s", peer, extra={"event": "peer_joined", "fields": {"peer": peer}})
         self._tell("peer", peer)
 
+    def _heard(self, peer: PeerId, asked: float, took: float) -> None:
+        self._heartbeat.heard(peer, asked, took)
+        pulse, there = self._liveness.pulse(peer), self._coordinate(peer)
+        if pulse is not None and pulse.rtt is not None and there is not None:
+            self._own.facts.coordinate = moved(self._own.facts.coordinate, there, pulse.rtt, self._rng)
+
+    def _coordinate(self, peer: PeerId) -> Coordinate | None:
+        """Where the peer says it is; one that doesn't know yet stands in the middle, unsure."""
+        kept = self._archive.peers.get(peer)
+        return None if kept is None else coordinate_from(kept.record.coordinate) if kept.record.coordinate else Coordinate()
+
+    def _distance(self, peer: PeerId, rtt: float | None) -> float | None:
+        there = self._coordinate(peer)
+        if rtt is not None or there is None:
+            return rtt
+        unsure = max(there.error, self._own.facts.coordinate.error) >= WORST_ERROR
+        return None if unsure else self._own.facts.coordinate.distance(there)
+
     def _left(self, peer: PeerId, was_routable: bool, reason: str) -> None:
         if was_routable:
             self._routable_changed(peer, False, reason)
@@ -390,10 +419,18 @@ class Membership:
         while True:
             await asyncio.sleep(_ROUND)
             self._archive.expire(self._now())
+            self._look()
             for envelope in self._own.renewals(self._archive):
                 await self._publish(envelope)
             self._supervisor.spawn(self._connections.mesh(), "mesh")
             await self._keeper.save_if_touched()
+
+    def _look(self) -> None:
+        """Once a minute: who answers, for the history."""
+        if self._looked is None or self._monotonic() - self._looked >= LOOK:
+            self._looked = self._monotonic()
+            known = (kept.signer for kept in self._archive.peers.all())
+            self._history.look([peer for peer in known if self._liveness.routable(peer)], self._now())
 
     async def _compare(self) -> None:
         while True:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.coordinates import Coordinate
 from node.swarm.archive import MAX_NODE_RECORD, Archive
-from node.swarm.holdings import MAX_HOLDING
+from node.swarm.holdings import MAX_HOLDING, says_something
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import Card, Held, Holding, NodeRecord, Repairing, seal_record
+from protocol.records import Card, Held, Holding, NodeRecord, Repairing, Serving, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class SwarmConfig:
     version: str
     machine: str | None = None
     operator: str | None = None
+    region: str | None = None
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Facts:
     boot: bytes
     transfer: list[str] = field(default_factory=list)
     tls: bytes = bytes(32)
+    storage: int | None = None
     storage_free: int | None = None
     memory: int | None = None
+    coordinate: Coordinate = field(default_factory=Coordinate)
 
 
 class OwnRecords:
@@ -77,14 +81,33 @@ class OwnRecords:
             memory=facts.memory,
             machine=self._config.machine,
             operator=self._config.operator,
+            region=self._config.region,
+            storage=facts.storage,
+            coordinate=facts.coordinate.to_wire() if facts.coordinate != Coordinate() else None,
         )
         return self._sealed(record, MAX_NODE_RECORD)
 
-    def holding(self, archive: Archive, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> bytes:
+    def holding(
+        self,
+        archive: Archive,
+        model: ModelId,
+        held: list[Held],
+        full: list[int],
+        repairs: Sequence[Repairing] = (),
+        serves: Sequence[Serving] = (),
+    ) -> bytes:
         """`TooLarge` when it doesn't fit in one frame."""
         sequence = self._sequence(archive.sequence_of("holding", self.peer, model))
         expires = int(self._now()) + limits.HOLDING_LIFETIME
-        record = Holding(sequence=sequence, expires=expires, model=model, held=held, full=full, repairs=list(repairs) or None)
+        record = Holding(
+            sequence=sequence,
+            expires=expires,
+            model=model,
+            held=held,
+            full=full,
+            repairs=list(repairs) or None,
+            serves=list(serves) or None,
+        )
         return self._sealed(record, MAX_HOLDING)
 
     def card(self, archive: Archive, card: Card) -> bytes:
@@ -103,8 +126,8 @@ class OwnRecords:
             made.append(self.node(archive))
         for holding in archive.holdings.all():
             held = holding.record
-            if holding.signer == self.peer and (held.held or held.full) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
-                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or ()))
+            if holding.signer == self.peer and says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
+                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or (), held.serves or ()))
         for card in archive.catalog.all():
             if card.signer == self.peer and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))

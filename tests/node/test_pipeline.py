@@ -31,7 +31,7 @@ async def swarm() -> AsyncIterator[tuple[MemoryHub, list[Member]]]:
 
 def request(stages: list[StageSpec], new_max: int = 8, stop_tokens: list[int] | None = None) -> PipelineRequest:
     model = ModelId(bytes(32))
-    return PipelineRequest(model, stages, PROMPT, new_max, stop_tokens or [], Sampling(), "bf16", epoch=0)
+    return PipelineRequest(model, stages, PROMPT, new_max, stop_tokens or [], Sampling(), "bf16")
 
 
 async def run(entry: Member, wanted: PipelineRequest) -> list[Sampled]:

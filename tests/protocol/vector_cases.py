@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
-from protocol import audits, encoding, grants, messages, records, ticket
+from protocol import audits, encoding, grants, messages, prints, records, ticket
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
@@ -36,10 +37,15 @@ NODE = records.NodeRecord(
     sequence=7, expires=NOW + 3600, boot=NONCE, version="0.1.0", addresses=["/ip4/127.0.0.1/tcp/4840"], transfer=["127.0.0.1:4841"],
     tls=ID, lend="both", storage_free=20_000_000_000, memory=1 << 31,
 )  # fmt: skip
+PLACED = msgspec.structs.replace(NODE, region="eu-west", storage=40_000_000_000, coordinate=[-12_000, 34_500, 1_200, 87_000])
 HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
 REPAIRING = records.Holding(
     sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
 )
+SERVING = records.Holding(
+    sequence=10, expires=NOW + 10_800, model=ID, held=[], full=[],
+    serves=[records.Serving(0, 15, "bf16", True, 850), records.Serving(15, 30, "bf16", False)],
+)  # fmt: skip
 CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
@@ -62,13 +68,28 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
+    "OpenSession of an audit": messages.OpenSession(
+        session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=1,
+        stop_tokens=[], sampling=SAMPLING, prints=NONCE, check=messages.Checked(5, [1, 300]),
+    ),
     "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
     "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
+    "SessionEvent with prints": messages.SessionEvent(kind="alive", timings={"layer": 0.5}, prints=[b"p"]),
+    "SessionEvent that blames": messages.SessionEvent(kind="failed", error={"code": "peer_fault"}, blames=PEER),
+    "SessionEvent alive": messages.SessionEvent(kind="alive", position=7, busy=True, pace=[0.25, 0.125]),
+    "Reroute": messages.Reroute(epoch=2, stages=[messages.StageSpec(PEER, 0, 2)], index=0, position=9, resume=0),
+    "DirectRequest": messages.DirectRequest(),
+    "DirectReply": messages.DirectReply(port=4842, name=NONCE, key=ID),
 }  # fmt: skip
+PRINTS = prints.Prints(
+    session=NONCE, model=ID, precision="bf16", first=0, end=15, position=7, count=2, inputs=bytes(64), outputs=ID + ID, gaps=[0.5, -1.0]
+)
 AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
+CUT = messages.StepHead(session=NONCE, epoch=1, position=256, kind="cut")
+MORE = messages.StepHead(session=NONCE, epoch=1, position=0, kind="tokens", stage=0, more=True)
 
 
 def records_vectors() -> dict[str, Any]:
@@ -80,9 +101,13 @@ def records_vectors() -> dict[str, Any]:
         "fingerprint": fingerprint(bytes(32)),
         "model text": model_text(ModelId(ID)),
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
+        "NodeRecord with a place": records.seal_record(KEY, PLACED).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
         "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
+        "Holding that serves": records.seal_record(KEY, SERVING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
+        "Prints": prints.seal_prints(KEY, PRINTS).hex(),
+        "token print": prints.token_print(NONCE, 7, 300).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),
         "Encoding": sealed_encoding.hex(),
@@ -100,6 +125,8 @@ def frames_vectors() -> dict[str, Any]:
         "refusal": messages.refusal_frame(NotFound("no such model", hint="try another")).hex(),
         "step hidden": messages.step_frame(HIDDEN, bytes(range(16))).hex(),
         "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
+        "step cut": messages.step_frame(CUT, b"").hex(),
+        "step tokens, more to come": messages.step_frame(MORE, struct.pack("<3i", 1, 2, 300)).hex(),
         "frame of 3 bytes": frame(b"abc").hex(),
         "varint 300": encode_varint(300).hex(),
     }

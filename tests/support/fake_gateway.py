@@ -60,6 +60,10 @@ class FakeGateway:
                 return info
         raise NotFound(f"no model is called {name!r}", details={"candidates": [info.name for info in self.listed][:5]})
 
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        info = await self.model(model)
+        return {"model_id": info.model_id, "kind": "pipeline", "stages": ROUTE, "tokens": tokens, "forced": force}
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.asked.append(request)
         try:

@@ -79,8 +79,25 @@ ANSWERS: dict[str, Any] = {
         "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
+        "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
-    "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
+    "explain": {
+        "model_id": "mfm1x",
+        "kind": "here",
+        "why": "it fits",
+        "hint": None,
+        "tokens": 2048,
+        "precision": "bf16",
+        "stages": [
+            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0, "ms_per_token": 20.0, "basis": "measured here"}
+        ],
+        "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
+        "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
+        "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
+    },
+    "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
+    "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
+    "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
     "stop": {"stopping": True},
 }
 LINES = {
@@ -94,6 +111,9 @@ LINES = {
     "holdings": ["holdings"],
     "holders": ["holdings", "a/b"],
     "forget": ["forget", "a/b"],
+    "block": ["block", "a/b"],
+    "rebalance": ["rebalance", "--rate", "20MB"],
+    "drain": ["drain"],
     "status": ["status"],
     "explain": ["explain", "a/b"],
     "stop": ["stop"],
@@ -172,6 +192,14 @@ def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypat
     monkeypatch.chdir("/")
     assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
     assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None, "gguf": None})]
+
+
+def test_blocking_and_its_end(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["block", "a/b"], ["block", "a/b", "--off"], ["block"], ["rebalance"]):
+        assert run_command_line(["--data-dir", str(tmp_path), *line]) == 0
+    assert [params for _name, params in fake.asked] == [{"what": "a/b", "block": True}, {"what": "a/b", "block": False}, {}, {}]
+    assert f"{PEER}\nmfm1x" in capsys.readouterr().out
+    assert run_command_line(["--data-dir", str(tmp_path), "block", "--off"]) == 2
 
 
 def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
