@@ -36,6 +36,7 @@ OPERATIONS = [
         "Run a model; with parameters.stream as the events start, token and finish",
         replies.Inference,
         schemas.InferenceRequest,
+        example={"input": {"text": "The capital of France is", "max_tokens": 32}},
         events="events `start` (StreamStart), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
         wrapped=True,
         errors=ASK,
@@ -89,7 +90,8 @@ def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], oper
     if parameters:
         shown["parameters"] = parameters
     if operation.body is not None:
-        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body]}}}
+        example = {"example": operation.example} if operation.example else {}
+        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body], **example}}}
     return shown
 
 

@@ -24,4 +24,6 @@ class Operation:
     media: str = JSON
     events: str | None = None
     wrapped: bool = False
+    example: dict[str, Any] | None = None
+    """A body to begin with, but for the model's name."""
     errors: tuple[int, ...] = (400, 403, 500, 503)
