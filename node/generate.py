@@ -16,12 +16,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
+from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
+from node.heard import Heard
+from node.local_run import LocalRun
 from node.locate import Located, Locator
 from node.losses import Losses, is_full
 from node.model_cost import StageCost
 from node.network.interface import Network
-from node.pipeline import Pipeline, PipelineRequest, StageLost
+from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
 from node.reply_text import ReplyText, patiently
 from node.route import Router
 from node.serve_stage import StageServer
@@ -31,10 +33,12 @@ from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, Unavailable
+from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
 from protocol.messages import Sampling, StageSpec
+from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
+from runtime.interface import SpelledToken
 from runtime.routing import Plan
 from runtime.stop_strings import StopStrings
 
@@ -108,12 +112,14 @@ class Generator:
         reply = await _before(deadline, self._begin(request))
         stops, text = StopStrings(request.stop), ReplyText(self._worker, self._room, reply.located)
         try:
-            await _before(deadline, text.open())
             reply.plan = await _before(deadline, self._first_plan(reply))
+            if reply.plan.kind == "here":
+                self._room.line.check()
             yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
             async with aclosing(self._tokens(reply)) as tokens:
-                while (token := await _before(deadline, _next(tokens))) is not None:
-                    yield Piece(stops.feed(await _before(deadline, text.feed([token]))), len(reply.made))
+                while (sampled := await _before(deadline, _next(tokens))) is not None:
+                    shown, logprobs = await _before(deadline, _shown(text, sampled))
+                    yield Piece(stops.feed(shown), len(reply.made), logprobs)
                     if stops.found:
                         reply.finish = "stop"
                         break
@@ -126,6 +132,7 @@ class Generator:
 
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
+        check_sampling(request.sampling)
         located = await self._locator.locate(self._swarm.resolve(request.model))
         text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
@@ -170,15 +177,57 @@ class Generator:
                     raise
             await asyncio.sleep(PAUSE)
 
-    async def _tokens(self, reply: Reply) -> AsyncGenerator[int, None]:
-        """Token ids of the reply (end tokens left out), over as many routes as it takes."""
+    async def _tokens(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+        """Tokens of the reply, over as many routes as it takes: the worker here makes it whole, or a pipeline does."""
+        reply.moved = asyncio.get_running_loop().time()
+        while reply.finish is None:
+            assert reply.plan is not None
+            way = self._here(reply) if reply.plan.kind == "here" else self._through(reply)
+            async with aclosing(way) as tokens:
+                async for sampled in tokens:
+                    yield sampled
+
+    async def _here(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+        """Until it ends or the worker is lost."""
+        local = LocalRun(self._network.peer_id, self._room, self._worker, reply.located)
+        try:
+            async with aclosing(self._counted(reply, local.run(self._request(reply)))) as tokens:
+                async for sampled in tokens:
+                    yield sampled
+        except StageLost as lost:
+            if isinstance(lost.cause, Busy) and "position" in lost.cause.details:
+                raise lost.cause from lost  # it has waited in line already
+            await self._replace(reply, None, lost)
+        finally:
+            _add(reply.timings, local.timings)
+
+    async def _through(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+        """Until it ends or goes on here."""
         assert reply.plan is not None
         heard = self.auditor.listen(reply.plan.stages) if self.auditor is not None else None
-        request = PipelineRequest(
+        async with Pipeline(self._network, self._steps, self._server, self._request(reply, heard)) as pipeline:
+            while reply.finish is None and reply.plan is not None and reply.plan.kind != "here":
+                try:
+                    await pipeline.reroute(reply.plan.stages)
+                    _add(reply.timings, pipeline.timings)
+                    async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
+                        async for sampled in tokens:
+                            yield sampled
+                except StageLost as lost:
+                    await self._replace(reply, pipeline, lost)
+            if self.auditor is not None and heard is not None and not reply.replaced:
+                made = reply.prompt + reply.made
+                precision = reply.request.precision
+                await self.auditor.ended(Ended(reply.located, precision, made, len(reply.prompt), reply.sampling, heard))
+
+    def _request(self, reply: Reply, heard: Heard | None = None) -> PipelineRequest:
+        """What is still to make of the reply."""
+        assert reply.plan is not None
+        return PipelineRequest(
             model=reply.located.model,
             stages=reply.plan.stages,
-            tokens=list(reply.prompt),
-            new_max=reply.new_max,
+            tokens=[*reply.prompt, *reply.made],
+            new_max=reply.new_max - len(reply.made),
             stop_tokens=reply.eos,
             sampling=reply.sampling,
             precision=reply.request.precision,
@@ -187,36 +236,23 @@ class Generator:
             prints=heard.key if heard is not None else None,
             heard=heard,
         )
-        reply.moved = asyncio.get_running_loop().time()
-        async with Pipeline(self._network, self._steps, self._server, request) as pipeline:
-            while reply.finish is None:
-                try:
-                    await pipeline.reroute(reply.plan.stages)
-                    for name, seconds in pipeline.timings.items():
-                        reply.timings[name] = reply.timings.get(name, 0.0) + seconds
-                    async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
-                        async for token in tokens:
-                            yield token
-                except StageLost as lost:
-                    await self._replace(reply, pipeline, lost)
-            if self.auditor is not None and heard is not None and not reply.replaced:
-                made = reply.prompt + reply.made
-                await self.auditor.ended(Ended(reply.located, request.precision, made, len(reply.prompt), reply.sampling, heard))
 
-    async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[int, None]:
+    async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[Sampled, None]:
         mine = [(reply.located.model, stage) for stage in reply.plan.stages] if reply.plan is not None else []
         self._running += mine
         try:
-            async with aclosing(self._sampled(reply, pipeline)) as tokens:
-                async for token in tokens:
-                    yield token
+            async with aclosing(self._counted(reply, pipeline.run())) as tokens:
+                async for sampled in tokens:
+                    if sampled.finish is not None:
+                        self._note_paces(reply, pipeline)
+                    yield sampled
         finally:
             for stage in mine:
                 self._running.remove(stage)
 
-    async def _sampled(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[int, None]:
+    async def _counted(self, reply: Reply, run: AsyncGenerator[Sampled, None]) -> AsyncGenerator[Sampled, None]:
         since = 0
-        async with aclosing(pipeline.run()) as run:
+        async with aclosing(run):
             async for sampled in run:
                 reply.timings.setdefault("first_token", time.monotonic() - reply.started)
                 reply.made.append(sampled.token)
@@ -225,10 +261,7 @@ class Generator:
                 if since == SETTLED and self._standbys is not None and reply.plan is not None and sampled.finish is None:
                     avoid = reply.losses.avoided(asyncio.get_running_loop().time())
                     self._standbys.prepare(reply.located, reply.plan, reply.tokens_max, reply.request.precision, avoid)
-                if sampled.finish is not None:
-                    self._note_paces(reply, pipeline)
-                if sampled.finish != "stop":
-                    yield sampled.token
+                yield sampled
 
     def _note_paces(self, reply: Reply, pipeline: Pipeline) -> None:
         """What the stages told of their own speed, for `explain`."""
@@ -238,7 +271,7 @@ class Generator:
         for link in pipeline.links:
             self._paces.note(link.peer, cost.total(link.spec.first, link.spec.end, 0), *link.pace)
 
-    async def _replace(self, reply: Reply, pipeline: Pipeline, lost: StageLost) -> None:
+    async def _replace(self, reply: Reply, pipeline: Pipeline | None, lost: StageLost) -> None:
         """Plans again without the lost stage, or gives up with the reason."""
         reply.replaced, reply.fruitless = reply.replaced + 1, reply.fruitless + 1
         fields = {"peer": lost.peer, "reason": lost.message, "replaced": reply.replaced, "accuser": lost.accuser}
@@ -250,7 +283,8 @@ class Generator:
             raise lost.cause or lost
         guilty = reply.losses.note(lost, asyncio.get_running_loop().time())
         if guilty is None:
-            pipeline.start_over()
+            if pipeline is not None:
+                pipeline.start_over()
         elif guilty != self._network.peer_id and lost.cause is None and lost.accuser is None and not lost.leaving:
             self._swarm.suspect(guilty, lost.message)
         if guilty == self._network.peer_id:
@@ -299,7 +333,29 @@ class Generator:
         )
 
 
-async def _next(tokens: AsyncIterator[int]) -> int | None:
+async def _shown(text: ReplyText, sampled: Sampled) -> tuple[str, tuple[TextLogprob, ...]]:
+    """The token's text and logarithms; the one that stops a reply isn't part of it."""
+    part = [sampled.token] if sampled.finish != "stop" else []
+    if sampled.text is not None:
+        text.told(part, sampled.text)
+        return sampled.text, _spelled(sampled.spelled)
+    shown = await text.feed(part) if part else ""
+    return shown, _spelled(await text.spell(sampled.logprobs)) if part and sampled.logprobs is not None else ()
+
+
+def _spelled(token: list[SpelledToken] | None) -> tuple[TextLogprob, ...]:
+    if not token:
+        return ()
+    chosen, *top = token
+    return (TextLogprob(chosen.text, chosen.raw, chosen.logprob, tuple((one.text, one.raw, one.logprob) for one in top)),)
+
+
+def _add(timings: dict[str, float], more: dict[str, float]) -> None:
+    for name, seconds in more.items():
+        timings[name] = timings.get(name, 0.0) + seconds
+
+
+async def _next(tokens: AsyncIterator[Sampled]) -> Sampled | None:
     return await anext(tokens, None)
 
 

@@ -88,6 +88,7 @@ from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
+FIGURES_EVERY = 5.0
 _HASH_NICE = 10
 
 
@@ -213,6 +214,7 @@ class Node:
         self._supervisor.spawn(self._keeper.run(), "holdings")
         self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._worker.refresh(FIGURES_EVERY), "figures of the worker")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
         self._supervisor.spawn(self._rebalancer.run(), "rebalancing")

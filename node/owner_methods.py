@@ -193,7 +193,7 @@ def precision(params: dict[str, Any]) -> str:
     """What the weights run in. In fp32, the reference, a reply doesn't depend on how its tokens were batched or replayed."""
     chosen = optional(params, "precision") or "bf16"
     if chosen not in DTYPE_WIDTH:
-        raise BadInput(f"precision is {chosen[:16]!r}, {' or '.join(DTYPE_WIDTH)} are known")
+        raise BadInput(f"precision is {chosen[:16]!r}, {', '.join(DTYPE_WIDTH)} are known")
     return chosen
 
 

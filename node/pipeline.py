@@ -39,6 +39,7 @@ from protocol.errors import MfError
 from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
 from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
+from runtime.interface import SpelledToken
 
 log = logging.getLogger(__name__)
 OPEN_TIMEOUT = 1.5
@@ -72,6 +73,7 @@ class PipelineRequest:
     precision: str
     vocabulary: int | None = None
     prompt: int = 0
+    drafts: bool = True
     prints: bytes | None = None
     heard: Listener | None = None
     check: Checked | None = None
@@ -84,6 +86,9 @@ class Sampled:
     token: int
     finish: str | None
     logprobs: list[TokenLogprob] | None = None
+    text: str | None = None
+    """What it adds to the reply, where its maker tells."""
+    spelled: list[SpelledToken] | None = None
 
 
 class Pipeline:
@@ -205,6 +210,7 @@ class Pipeline:
             check=request.check if last else None,
             reply=(self._tokens[request.prompt :] or None) if last and request.prompt else None,
             resume=resume,
+            drafts=request.drafts and request.sampling.logprobs is None,
         )
         if spec.peer == self._network.peer_id:
             mine, theirs = stream_pair(PeerId(spec.peer), SESSION_PROTOCOL)
@@ -253,20 +259,22 @@ class Pipeline:
         if head.kind == "cut" and any(sender == stage.peer for stage in self._stages):
             self._through = max(self._through, head.position)
         elif head.kind == "token" and sender == self._stages[-1].peer and head.position >= len(self._tokens):
-            self._take_token(sender, head, int.from_bytes(raw[:4], "little", signed=True))
+            tokens = list(memoryview(raw).cast("i"))
+            for at, token in enumerate(tokens):
+                self._take_token(sender, head, head.position + at, token, at == len(tokens) - 1)
         else:
             return
         self._moved = asyncio.get_running_loop().time()
         self._wake.set()
 
-    def _take_token(self, sender: PeerId, head: StepHead, token: int) -> None:
+    def _take_token(self, sender: PeerId, head: StepHead, position: int, token: int, last: bool) -> None:
         top = self._request.vocabulary
-        if head.position > len(self._tokens) or token < 0 or (top is not None and token >= top) or head.position >= self._end:
-            wrong = f"it answered token {token} of {top} at {head.position}, where {len(self._tokens)} is next"
+        if position > len(self._tokens) or token < 0 or (top is not None and token >= top) or position >= self._end:
+            wrong = f"it answered token {token} of {top} at {position}, where {len(self._tokens)} is next"
             self._lose(StageLost(sender, wrong, accuser=self._network.peer_id))
             return
         self._tokens.append(token)
-        self._inbox.append(Sampled(token, head.finish, head.logprobs))
+        self._inbox.append(Sampled(token, head.finish if last else None, head.logprobs))
 
     # Waiting
 

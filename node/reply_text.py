@@ -17,6 +17,8 @@ from node.stage_room import StageRoom
 from node.worker import Worker
 from protocol.errors import DeadlineExceeded, MfError, NotFound, Unavailable
 from protocol.ids import model_text
+from protocol.messages import TokenLogprob
+from runtime.interface import SpelledToken
 
 log = logging.getLogger(__name__)
 PATIENCE = 20.0
@@ -49,11 +51,8 @@ class ReplyText:
         self._stream = ""
         self._tokens: list[int] = []
         self._given = 0
+        self._told = 0
         self._skip = 0
-
-    async def open(self) -> None:
-        """A decoder in the worker that runs now."""
-        await patiently(self._worker, self._open)
 
     async def _open(self) -> None:
         await self._room.text(self._located)
@@ -63,8 +62,10 @@ class ReplyText:
     async def feed(self, tokens: list[int], *, last: bool = False) -> str:
         """New text of `tokens`; `last` gives what was held back, and the decoder goes."""
         self._tokens += tokens
+        if last and self._told == len(self._tokens):
+            return ""
         try:
-            text = await self._worker.decode_text(self._stream, tokens, last=last)
+            text = await (self._worker.decode_text(self._stream, tokens, last=last) if self._stream else self._again(last))
         except (Unavailable, NotFound, DeadlineExceeded) as error:
             log.info("the text of a reply is taken up by a new worker: %s", error)
             text = await self._again(last)
@@ -73,6 +74,16 @@ class ReplyText:
         text, self._skip = text[self._skip :], max(0, self._skip - len(text))
         self._given += len(text)
         return text
+
+    def told(self, tokens: list[int], text: str) -> None:
+        """Tokens whose text came with them, all that can be said of it."""
+        self._tokens += tokens
+        self._given += len(text)
+        self._stream, self._told = "", len(self._tokens)
+
+    async def spell(self, logprobs: list[TokenLogprob]) -> list[SpelledToken]:
+        """The token fed last, and those it was chosen among."""
+        return ((await self._worker.spell_text(self._stream, [], [logprobs])).logprobs or [[]])[0]
 
     async def _again(self, last: bool) -> str:
         async def anew() -> str:

@@ -13,13 +13,15 @@ from typing import Protocol
 from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
+from node.waiting_line import NoRoomNow, WaitingLine
 from node.worker import Worker
 from protocol import limits
 from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
-from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
+from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded, Usage
+from runtime.kv_pool import MAX_SEQUENCES
 
 log = logging.getLogger(__name__)
 PREPARE_MOST = 512 * limits.MIB
@@ -30,10 +32,12 @@ AT_ONCE = 4
 
 @dataclass
 class LoadedStage:
-    """`key` names it to the worker; `bytes` of weights; `users` sessions on it now; `timings` of its making, seconds."""
+    """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
+    `timings` of its making, seconds."""
 
     key: str
     bytes: int
+    goes_back: bool = False
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
@@ -60,12 +64,17 @@ class StageRoom:
         self._stages: dict[str, LoadedStage] = {}
         self._texts: dict[str, TextLoaded] = {}
         self._reserved: dict[str, int] = {}
+        self.line = WaitingLine(time.monotonic)
         self._lock = asyncio.Lock()
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
 
     def loaded(self) -> list[LoadedStage]:
         return list(self._stages.values())
+
+    def engine_usage(self) -> Usage | None:
+        """What the worker told of itself last, None while it doesn't run."""
+        return self._worker.figures if self._worker.running else None
 
     def free(self) -> int:
         """Bytes that could be had for a new stage: what running sessions don't hold."""
@@ -90,6 +99,42 @@ class StageRoom:
             return self._texts[model]
 
     @asynccontextmanager
+    async def reply(self, located: Located, precision: str, session: str, tokens_max: int) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room.
+
+        `Busy` when too many wait, or after too long.
+        """
+        check_runnable(located.manifest)
+        layers = layer_count(located.manifest)
+        kv = self._kv_bytes(located.manifest, 0, layers, tokens_max, precision)
+
+        async def attempt() -> LoadedStage:
+            async with self._lock:
+                stage = await self._stage_now(located, layers, precision, kv)
+                stage.users += 1
+                self._reserved[session] = kv
+                return stage
+
+        stage = await self.line.enter("", attempt)
+        try:
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+            self._reserved.pop(session, None)
+            self.line.freed()
+
+    async def _stage_now(self, located: Located, layers: int, precision: str, kv: int) -> LoadedStage:
+        if len(self._reserved) >= MAX_SEQUENCES:
+            raise NoRoomNow
+        try:
+            return await self._stage(located, 0, layers, precision, kv)
+        except Unavailable as error:
+            if "needed" in error.details and self._reserved:
+                raise NoRoomNow from error
+            raise
+
+    @asynccontextmanager
     async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
         """The stage, loaded, with room for one session on it; both are given back on leaving."""
         check_runnable(located.manifest)
@@ -99,12 +144,13 @@ class StageRoom:
             stage.users += 1
             self._reserved[opening.session] = kv
         try:
-            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling)
+            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling, opening.reply)
             yield stage
         finally:
             stage.users -= 1
             stage.used_at = time.monotonic()
             self._reserved.pop(opening.session, None)
+            self.line.freed()
             await self._close(opening.session)
 
     async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
@@ -168,7 +214,7 @@ class StageRoom:
             for group in groups:
                 group.close()
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        self._stages[key] = LoadedStage(key, loaded.bytes, timings=timings)
+        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings)
         fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
         return self._stages[key]

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from node.figures import Figures
@@ -30,8 +32,10 @@ from node.worker import STEP_SECONDS, Worker
 from protocol import limits
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, PeerFault
 from protocol.ids import ModelId, PeerId
-from protocol.messages import OpenSession, Reroute, StageSpec, StepHead
+from protocol.messages import OpenSession, Reroute, StageSpec, StepHead, TokenLogprob
+from runtime.drafting import Drafter
 from runtime.interface import OpenSequence, Step, Stepped
+from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,11 @@ class StageSession:
         self._name = f"{request.session.hex()}.{self.spec.first}.{request.epoch}"
         self.statements = Statements(request, self.spec, parts.seal)
         self._queue: deque[Incoming] = deque()
+        self._history: list[int] = []
+        self._drafter: Drafter | None = None
+        self._guessed: list[int] = []
+        self._sent_guesses = 0
+        self._goes_back = False
         self._log = StepLog(parts.logs)
         self._due = 0
         self._begun: float | None = None
@@ -94,9 +103,10 @@ class StageSession:
         request, parts = self._request, self._parts
         located = await parts.locator.locate(ModelId(request.model))
         self._hidden = located.manifest.summary.hidden if located.manifest is not None else None
-        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling)
+        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
         started = time.monotonic()
         async with parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening) as stage:
+            self._goes_back = stage.goes_back and request.drafts
             self.timings = {**stage.timings, "open": time.monotonic() - started}
             parts.steps.listen(request.session, self._take)
             self._warm()
@@ -127,6 +137,7 @@ class StageSession:
             raise Conflict(f"the stage stands at position {self.position}, the route begins again at {change.position}")
         self._stages, self._index, self._epoch, self._resume = change.stages, change.index, change.epoch, change.resume
         self._queue.clear()
+        self._guessed, self._drafter = [], None
         self._due = self.position = change.position
         self._log.truncate(change.position)
         self._warm()
@@ -156,6 +167,8 @@ class StageSession:
         expected = {"tokens": self._request.entry, "token": self._stages[-1].peer, "hidden": self._stages[self._index - 1].peer}
         if sender != expected.get(head.kind) or (self._index == 0) == (head.kind == "hidden"):
             raise PeerFault(f"{sender} may not send {head.kind} to stage {self._index}")
+        if self._guessed and self._due - len(self._guessed) <= head.position < self._due:
+            self._due = self.position = head.position  # no more of the guesses were right
         if head.position < self._due:
             return  # sent twice
         try:
@@ -163,7 +176,10 @@ class StageSession:
         except MfError as error:
             self._fail(error, blames=sender)
             raise
-        self._due = head.position + incoming.count
+        self._guessed = head.drafted or []
+        if self._index == 0:
+            incoming = self._guess(incoming)
+        self._due = incoming.head.position + incoming.count
         self._queue.append(incoming)
         if self._begun is None:
             self._next()
@@ -175,20 +191,44 @@ class StageSession:
         if head.kind == "hidden":
             assert head.shape is not None  # parse_step checked it
             count = head.shape[0]
-            if head.dtype != self._request.precision:
+            if head.dtype != TRAVELS[self._request.precision]:
                 raise PeerFault(f"hidden states of {head.dtype}, the session runs in {self._request.precision}")
             if self._hidden is not None and head.shape[1] != self._hidden:
                 raise PeerFault(f"hidden states of width {head.shape[1]}, the model's is {self._hidden}")
             if not all_finite(raw, head.dtype):
                 raise PeerFault("hidden states that aren't numbers")
+        if head.drafted is not None and len(head.drafted) >= count:
+            raise PeerFault(f"{len(head.drafted)} guessed tokens among {count} positions")
         if count < 1 or head.position != self._due or head.position + count > self._request.tokens_max:
             raise PeerFault(f"a step at position {head.position} of {count}, {self._due} comes next of {self._request.tokens_max}")
         return Incoming(head, raw, count)
+
+    def _guess(self, incoming: Incoming) -> Incoming:
+        """The first stage knows all tokens: to the newest one it adds those that are likely to follow, to be verified on the same way."""
+        head, tokens = incoming.head, list(memoryview(incoming.raw).cast("i"))
+        if not self._goes_back or head.more:
+            self._history[head.position :] = tokens
+            return incoming
+        if self._drafter is None or head.kind == "tokens":
+            self._history[head.position :] = tokens
+            self._drafter = Drafter(self._history)
+            return incoming
+        self._drafter.learn(self._sent_guesses, len(tokens) - 1)
+        self._drafter.extend(tokens)
+        # What came before the newest is in the caches here already: those were the right guesses.
+        position = head.position + len(tokens) - 1
+        self._guessed = self._drafter.draft(self._request.tokens_max - position - 2)
+        self._sent_guesses = len(self._guessed)
+        given = [tokens[-1], *self._guessed]
+        # The entry reads the same head.
+        head = msgspec.structs.replace(head, position=position, drafted=self._guessed or None)
+        return Incoming(head, memoryview(struct.pack(f"<{len(given)}i", *given)), len(given))
 
     def _next(self) -> None:
         incoming = self._queue.popleft()
         head = incoming.head
         step = Step(session=self._name, epoch=head.epoch, position=head.position, count=incoming.count, sample=self._last and not head.more)
+        step.drafted = head.drafted
         if head.kind == "hidden":
             step.hidden = bytes(incoming.raw)
         else:
@@ -229,15 +269,15 @@ class StageSession:
         return PeerId(self._stages[-1 if head.kind == "token" else self._index - 1].peer)
 
     def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
-        self.position = after = head.position + count
-        self._note_pace(count, done.seconds / count)
+        after = head.position + count - (len(head.drafted or ()) if self._last else 0)
+        self.position = after + len(done.more or ())
         if not self._last:
             if done.hidden is None:
                 self._fail(MfError("the worker gave no hidden state"))
                 return
             self._log.add(head.position, count, done.hidden)
             if after > self._resume:
-                self._send_on(head.position, count, done.hidden, head.more)
+                self._send_on(head.position, count, done.hidden, head.more, head.drafted)
             elif head.more:
                 self._tell_cut(after)
         elif head.more:
@@ -245,7 +285,7 @@ class StageSession:
         elif done.token is None:
             self._fail(MfError("the worker gave no token"))
         else:
-            self._send_token(after, done.token)
+            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs)
 
     def _note_pace(self, count: int, seconds: float) -> None:
         """Smoothed, each kind of step by itself."""
@@ -253,18 +293,22 @@ class StageSession:
         pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
         self.pace = pace
 
-    def _send_on(self, position: int, count: int, raw: bytes, more: bool) -> None:
+    def _send_on(self, position: int, count: int, raw: bytes, more: bool, drafted: list[int] | None = None) -> None:
         head = self._head("hidden", position, self._index + 1)
-        head.dtype, head.shape, head.more = self._request.precision, [count, len(raw) // count // WIDTH[self._request.precision]], more
+        head.drafted = drafted
+        dtype = TRAVELS[self._request.precision]
+        head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
         self._post(self._stages[self._index + 1].peer, head, raw)
 
-    def _send_token(self, after: int, token: int) -> None:
-        """First to the first stage, which has work to do on it."""
+    def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
+        """First to the first stage, which has work to do on them; those behind one that ends the reply are none of it."""
         entry, first = self._request.entry, self._stages[0].peer
-        finish, raw = self._finish(token, after), token.to_bytes(4, "little", signed=True)
-        for peer in dict.fromkeys([first, entry] if finish is None else [entry]):
+        ends = [self._finish(token, after + at) for at, token in enumerate(tokens)]
+        end = next((at for at, finish in enumerate(ends) if finish is not None), len(tokens) - 1)
+        raw = struct.pack(f"<{end + 1}i", *tokens[: end + 1])
+        for peer in dict.fromkeys([first, entry] if ends[end] is None else [entry]):
             head = self._head("token", after, 0 if peer == first else None)
-            head.finish = finish
+            head.finish, head.logprobs = ends[end], logprobs if peer == entry else None
             self._post(peer, head, raw)
 
     def _tell_cut(self, after: int) -> None:
@@ -317,6 +361,6 @@ def check_route(request: OpenSession, me: PeerId) -> StageSpec:
         raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
     if not 0 <= request.resume <= request.tokens_max or not 0 <= request.epoch < 1 << 31:
         raise BadInput("session: resume or epoch out of range")
-    if request.precision not in ("bf16", "fp32"):
-        raise BadInput(f"session: precision {request.precision[:16]!r}, bf16 and fp32 are known")
+    if request.precision not in TRAVELS:
+        raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]

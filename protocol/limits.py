@@ -49,6 +49,14 @@ MAX_CONTEXT = 1 << 30
 MAX_CONFIG = MIB
 """Bytes of a config.json."""
 MAX_CHAT_TEMPLATE = 256 * KIB
+MAX_LOGPROBS = 20
+"""Likeliest tokens told beside each one of a reply."""
+MAX_LOGIT_BIAS = 1_024
+"""Tokens that one request may bias."""
+MAX_GRAMMAR = 64 * KIB
+"""Characters of a schema, pattern or grammar that a reply must keep to."""
+MAX_DRAFTED = 32
+"""Guessed tokens in one step."""
 ALIGNMENT = 64
 """Every tensor begins at a multiple of this in its group."""
 

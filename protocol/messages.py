@@ -184,7 +184,7 @@ class OpenSession(Record):
     `prints`: the key under which the stage signs prints of its rows (`protocol/prints.py`). `check`, in an audit and to the last
     stage alone: tokens whose gaps it is asked for.
     `resume`: the stage after this one has all positions before it, so that outputs for them needn't be sent. `prepare`: load the layers
-    ahead, say "ready", and open nothing.
+    ahead, say "ready", and open nothing. `drafts`: the first stage may guess tokens to be verified on the same way.
     """
 
     session: bytes
@@ -203,6 +203,7 @@ class OpenSession(Record):
     check: Checked | None = None
     resume: int = 0
     prepare: bool = False
+    drafts: bool = True
 
 
 class Reroute(Record):
@@ -259,7 +260,9 @@ class StepHead(Record):
     sampled token from the last stage, to the entry and the first stage; `finish` set on the last one) or "cut" (nothing raw: to the
     entry, all before `position` went as far as it had to). `stage` is the index of the stage it is for, None for the entry alone; an entry
     that is the first stage too gets a token once, as stage 0. `more`: another cut of the same prompt follows, nothing is sampled.
-    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest.
+    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest. `drafted`: the last positions of hidden
+    states are of these guessed tokens; as many as the last stage would have chosen itself come back as tokens of one frame, `position` that
+    of the first, and the next step begins behind them: what lies beyond is dropped on the way.
     """
 
     session: bytes
@@ -272,6 +275,7 @@ class StepHead(Record):
     stage: int | None = None
     more: bool = False
     logprobs: list[TokenLogprob] | None = None
+    drafted: list[int] | None = None
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
@@ -296,7 +300,7 @@ def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
     return head, raw
 
 
-_RAW = {"tokens": range(limits.MAX_ACTIVATION_FRAME), "token": (4,), "cut": (0,)}
+_RAW = {"tokens": range(limits.MAX_ACTIVATION_FRAME), "token": range(4, 4 * limits.MAX_DRAFTED + 5, 4), "cut": (0,)}
 """Raw bytes by kind."""
 
 

@@ -12,6 +12,7 @@ from node.cli.go_on import Asker, ask_in_turn
 from node.cli.session import Session, common
 from node.cli.tables import plain
 from protocol.errors import Cancelled, MfError
+from runtime.memory import WIDTHS
 
 
 @click.command()
@@ -22,7 +23,7 @@ from protocol.errors import Cancelled, MfError
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0: always the likeliest token.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes a sampled reply repeatable.")
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True, help="fp32: the reference, slower.")
+@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True, help="fp32: the reference.")
 @click.option("--api", multiple=True, metavar="URL", help="Ask the node there; may be repeated: the next goes on when one dies.")
 @click.option("--force", is_flag=True, help="Also over a route beyond the round-trip budget.")
 @click.option("--stop", multiple=True, help="A text that ends the reply; may be repeated.")

@@ -9,6 +9,7 @@ import click
 
 from node.cli.session import Session, common
 from protocol.errors import Cancelled
+from runtime.memory import WIDTHS
 
 
 @click.command()
@@ -128,7 +129,7 @@ def pin(session: Session, model: str, off: bool) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--tokens", type=click.IntRange(1), help="Question and answer together. [default: 2048]")
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True)
 @click.option("--force", is_flag=True, help="Also beyond the round-trip budget.")
 @common
 def explain(session: Session, model: str, **asked: Any) -> None:

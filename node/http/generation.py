@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _ROUTE_LIMIT = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
-_TIMINGS = ("plan", "assemble", "load", "first_token", "total")
+_TIMINGS = ("plan", "assemble", "load", "queue", "prefill", "decode", "first_token", "total")
 _CLOSE_WITHIN = 5.0
 
 

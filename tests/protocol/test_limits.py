@@ -70,6 +70,10 @@ ELSEWHERE = {
     "MAX_SHARDS_ASKED": "node/test_grants.py",
     "MAX_CHAT_TEMPLATE": "runtime/test_text.py",
     "ALIGNMENT": "protocol/test_grouping.py",
+    "MAX_LOGPROBS": "protocol/test_sampling_check.py",
+    "MAX_LOGIT_BIAS": "protocol/test_sampling_check.py",
+    "MAX_GRAMMAR": "protocol/test_sampling_check.py",
+    "MAX_DRAFTED": "protocol/test_codecs.py",
 }
 NO_BOUNDS = {"KIB", "MIB", "GIB", "LEAF", "WINDOW_LEAVES"}
 """Units, and the sizes in which bytes are hashed and signed."""

@@ -10,13 +10,19 @@ import torch
 
 from protocol.errors import BadInput
 from protocol.messages import Sampling
-from runtime.check_rows import ROWS
 from runtime.interface import UNCHECKED, Step
-from runtime.sampler import sample
-from runtime.sequence import Sequence
+from runtime.sampler import Ask, choose
 from runtime.stage import Stage, build_stage
 from runtime.token_gap import token_gap
+from tests.runtime.alone import Alone
 from tests.runtime.support import config_bytes, stored_tensors, tiny_config, tiny_model
+
+ROWS = 16
+
+
+def sample(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> int:
+    return choose(logits[None], [Ask(sampling, seed, position)])[0].token
+
 
 WAYS = [Sampling(), Sampling(temperature=0.8), Sampling(temperature=1.2, top_p=0.9), Sampling(temperature=0.7, top_k=20)]
 
@@ -65,7 +71,7 @@ def built(model: tuple[Path, dict[str, Any]], first: int = 0, end: int = 6) -> S
 def test_a_replys_own_tokens_have_no_gap_and_changed_ones_do(model: tuple[Path, dict[str, Any]]) -> None:
     stage = built(model)
     prompt, made = [5, 6, 7], []
-    run = Sequence(stage, 64, Sampling())
+    run = Alone(stage, 64, Sampling())
     token = run.step(Step(session="s", epoch=0, position=0, tokens=prompt)).token
     for position in range(3, 3 + 2 * ROWS):
         assert token is not None
@@ -73,13 +79,13 @@ def test_a_replys_own_tokens_have_no_gap_and_changed_ones_do(model: tuple[Path, 
         token = run.step(Step(session="s", epoch=0, position=position, tokens=[made[-1]])).token
     everything = [*prompt, *made]
     given = [UNCHECKED] * 2 + made
-    again = Sequence(stage, 64, Sampling()).step(Step(session="a", epoch=0, position=0, tokens=everything, check=[*given, UNCHECKED]))
+    again = Alone(stage, 64, Sampling()).step(Step(session="a", epoch=0, position=0, tokens=everything, check=[*given, UNCHECKED]))
     assert again.token == token
     assert again.gaps is not None
     assert (again.gaps[:2], again.gaps[-1]) == ([UNCHECKED] * 2, UNCHECKED)
     assert max(again.gaps[2:-1]) < 1e-4
     changed = [*given[:9], (given[9] + 1) % 128, *given[10:]]
-    other = Sequence(stage, 64, Sampling()).step(Step(session="a", epoch=0, position=0, tokens=everything, check=[*changed, UNCHECKED]))
+    other = Alone(stage, 64, Sampling()).step(Step(session="a", epoch=0, position=0, tokens=everything, check=[*changed, UNCHECKED]))
     assert other.gaps is not None
     assert other.gaps[9] > 1e-3
 
@@ -87,19 +93,19 @@ def test_a_replys_own_tokens_have_no_gap_and_changed_ones_do(model: tuple[Path, 
 def test_the_last_stage_gives_its_rows_before_the_head_when_asked(model: tuple[Path, dict[str, Any]]) -> None:
     tokens, count = list(range(5, 5 + 2 * ROWS + 3)), 2 * ROWS + 3
     stage = built(model)
-    plain = Sequence(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens, tail=True))
+    plain = Alone(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens, tail=True))
     assert plain.hidden is not None
     assert len(plain.hidden) == count * stage.hidden * 4
     checked = Step(session="s", epoch=0, position=0, tokens=tokens, tail=True, check=[UNCHECKED] * count)
-    again = Sequence(stage, 64, Sampling()).step(checked)
+    again = Alone(stage, 64, Sampling()).step(checked)
     assert again.hidden is not None
     rows = [torch.frombuffer(bytearray(raw), dtype=torch.float32) for raw in (plain.hidden, again.hidden)]
     assert torch.allclose(rows[0], rows[1], atol=1e-4)
-    assert Sequence(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens)).hidden is None
+    assert Alone(stage, 64, Sampling()).step(Step(session="s", epoch=0, position=0, tokens=tokens)).hidden is None
 
 
 def test_checks_that_cant_be_are_refused(model: tuple[Path, dict[str, Any]]) -> None:
-    whole, front = Sequence(built(model), 8, Sampling()), Sequence(built(model, 0, 3), 8, Sampling())
+    whole, front = Alone(built(model), 8, Sampling()), Alone(built(model, 0, 3), 8, Sampling())
     for sequence, check in ((whole, [1]), (whole, [1, 128]), (whole, [1, -2]), (front, [1, 1])):
         with pytest.raises(BadInput):
             sequence.step(Step(session="s", epoch=0, position=0, tokens=[1, 2], check=check))

@@ -1,0 +1,57 @@
+"""What the engine asks of whatever computes: many sequences' shares in one pass, over slots that keep their past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence's share of a pass: `slot` its place in the pool, `position` of its first new token, `count` of new tokens,
+    `tokens` (first stage) or rows of `hidden`; `logits` how many of its last positions need logits (0: none, drafts need more)."""
+
+    slot: int
+    position: int
+    count: int
+    tokens: list[int] | None
+    logits: int
+
+
+class ModelRunner(Protocol):
+    """Runs layers [first, end) for many sequences in one pass. One implementation per engine: lean, transformers (fallback), llama."""
+
+    first: int
+    end: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    dtype: torch.dtype
+    precision: str
+    token_bytes: int
+    """KV bytes of one position over these layers."""
+    fixed_bytes: int
+    """Per sequence."""
+    weight_bytes: int
+    batched: bool
+    """False: rows of a pass are computed one after another (fallback)."""
+
+    keep_tails: bool
+    """Whether a last stage keeps `tails` of its runs: each row's [count, hidden] before norm and head. Set from outside."""
+    tails: list[torch.Tensor]
+    """Empty where they aren't known."""
+
+    def open(self, slots: int, positions: int) -> None:
+        """Makes or grows room: `slots` sequences; length buckets are the runner's own affair."""
+
+    def release(self, slot: int) -> None:
+        """Forgets what a slot holds."""
+
+    def crop(self, slot: int, position: int) -> None:
+        """Drops what lies at and beyond `position`; raises `Conflict` if it can't go back."""
+
+    def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
+        """`hidden` [sum(count), hidden] in row order for stages that don't embed; logits fp32 or bf16 [sum(logits), vocabulary] from the
+        last stage, else hidden [sum(count), hidden]."""
