@@ -68,6 +68,7 @@ class NodeConfig:
     repair_bandwidth: int = 4_000_000
     audits: bool = True
     serve_layers: bool = True
+    ollama: bool = False
     log_format: str = "text"
     json: bool = False
 
@@ -222,6 +223,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
     "serve_layers": _switch,
+    "ollama": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

@@ -177,7 +177,8 @@ class Node:
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
         host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), HttpSettings(host=host, port=port))
+        settings = HttpSettings(host=host, port=port, ollama=config.ollama)
+        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), settings)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from node.gateway import Gateway
-from node.http import api_v1, openai, openapi, page
+from node.http import api_v1, ollama, openai, openapi, page
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
 from node.http.errors import ClientLeft, Handler, error_layer
 from node.http.guard import allowed_origin, cors_headers, guard
@@ -110,6 +110,8 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
     app[METRICS] = metrics or Metrics()
     app[STARTED] = time.monotonic()
     app.add_routes([*api_v1.ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    if settings.ollama:
+        app.add_routes(ollama.ROUTES)
     app.on_response_prepare.append(_finish_headers(settings))
     return app
 

@@ -16,7 +16,12 @@ OPERATIONS = [
         "A chat's next message, in OpenAI's shape",
         replies.ChatCompletion,
         schemas.ChatRequest,
-        example={"model": "", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 64, "stream": True},
+        example={
+            "model": "",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 64,
+            "stream": True,
+        },
         events="ChatChunk in each `data:`, then `data: [DONE]`",
         errors=ASK,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import openai_operations, replies, schemas
-from node.http.context import json_reply
+from node.http import ollama_operations, ollama_replies, openai_operations, replies, schemas
+from node.http.context import SETTINGS, json_reply
 from node.http.openai_replies import OpenAIFailure
 from node.http.operation import ASK, JSON, ONE, Operation
 
@@ -52,9 +53,18 @@ OPERATIONS = [
 _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, *openai_operations.EVENT_TYPES]
 
 
-def _types() -> list[Any]:
-    used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, OpenAIFailure, schemas.Query, schemas.PlanQuery]
+def _types(operations: Sequence[Operation]) -> list[Any]:
+    used = [kind for operation in operations for kind in (operation.reply, operation.body) if kind is not None]
+    return [
+        *used,
+        *_EVENT_TYPES,
+        replies.Success,
+        replies.Failure,
+        OpenAIFailure,
+        ollama_replies.OllamaFailure,
+        schemas.Query,
+        schemas.PlanQuery,
+    ]
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
@@ -70,8 +80,8 @@ def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str,
     if operation.media == JSON:
         content = {JSON: {"schema": _schema_of(schemas_by_type, operation)}}
     if operation.events:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": operation.events}}
-    shape = OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
+        content[operation.streams] = {"schema": {"type": "string", "description": operation.events}}
+    shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
     failure = {"description": "refused or failed", "content": {JSON: {"schema": schemas_by_type[shape]}}}
     return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
 
@@ -96,13 +106,14 @@ def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], oper
 
 
 @cache
-def document() -> dict[str, Any]:
-    """The whole document, as plain values."""
-    types = _types()
+def document(with_ollama: bool = False) -> dict[str, Any]:
+    """The whole document, as plain values; Ollama's paths only where they are answered."""
+    operations = [*OPERATIONS, *(ollama_operations.OPERATIONS if with_ollama else ())]
+    types = _types(operations)
     found, components = msgspec.json.schema_components(types, ref_template=_REF)
     schemas_by_type = dict(zip(types, found, strict=True))
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(schemas_by_type, components, operation)
     info = {
         "title": "ModelFloat node",
@@ -114,7 +125,7 @@ def document() -> dict[str, Any]:
 
 
 async def serve(request: web.Request) -> web.StreamResponse:
-    return json_reply(document())
+    return json_reply(document(request.app[SETTINGS].ollama))
 
 
 ROUTES = [web.get("/openapi.json", serve)]

@@ -23,6 +23,9 @@ class Operation:
     query: Any = None
     media: str = JSON
     events: str | None = None
+    streams: str = "text/event-stream"
+    failure: Any = None
+    """The body of a failure, where it isn't the API's usual one."""
     wrapped: bool = False
     example: dict[str, Any] | None = None
     """A body to begin with, but for the model's name."""

@@ -26,3 +26,5 @@ class HttpSettings:
     generation_timeout: float = 600.0
     grace: float = 5.0
     shutdown_timeout: float = 1.0
+    ollama: bool = False
+    """Whether Ollama's paths are answered too."""

@@ -126,7 +126,21 @@ def test_a_forced_call_is_all_arguments() -> None:
     assert gathered([*reader.feed('{"a"'), *reader.feed(": 1}"), *reader.finish()]) == ("", [("add", '{"a": 1}')])
 
 
-PARTS = ["<tool_call>", "</tool_call>", '{"name": "add"', ', "arguments": {', "}", "[", "]", '"', "add", "(", ")", "<function=add>", "</function>"]
+PARTS = [
+    "<tool_call>",
+    "</tool_call>",
+    '{"name": "add"',
+    ', "arguments": {',
+    "}",
+    "[",
+    "]",
+    '"',
+    "add",
+    "(",
+    ")",
+    "<function=add>",
+    "</function>",
+]
 ANY_PARTS = st.lists(st.sampled_from([*PARTS, "[TOOL_CALLS]", "[ARGS]", "\\", " ", "x", "```json", "<arg_key>", "a=1"]), max_size=14)
 
 
