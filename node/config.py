@@ -81,6 +81,7 @@ class NodeConfig:
     behind_proxy: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    ollama: bool = False
     log_format: str = "text"
     json: bool = False
 
@@ -242,6 +243,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "behind_proxy": _switch,
     "hosts": _many,
     "origins": _many,
+    "ollama": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

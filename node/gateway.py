@@ -12,10 +12,11 @@ from protocol.messages import Sampling
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One reply to make. Give `messages` (chat, through the model's template) or `text`.
+    """One reply to make. Give `messages` (chat, through the model's template), `text` or `tokens` (the prompt's own ids).
 
     `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
-    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply.
+    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply. With `echo` the prompt
+    comes first, as a `Piece` with `tokens` 0, its tokens' logarithms in it where they are asked for.
     """
 
     model: str
@@ -24,6 +25,8 @@ class GenerationRequest:
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
+    tokens: list[int] | None = None
+    echo: bool = False
     stop: tuple[str, ...] = ()
     continue_final: bool = False
     timeout: float = 600.0
@@ -62,11 +65,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class TextLogprob:
-    """A token of the reply as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm)."""
+    """A token as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm).
+
+    The first token of an echoed prompt follows nothing: it has no logarithm.
+    """
 
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, bytes, float], ...] = ()
 
 

@@ -48,7 +48,14 @@ def http_settings(config: NodeConfig) -> HttpSettings:
     own = local and not config.behind_proxy
     opened = config.http_access == "open" or (config.http_access == "auto" and own)
     return HttpSettings(
-        host=host, port=port, hosts=config.hosts, origins=config.origins, open=opened, local=own, behind_proxy=config.behind_proxy
+        host=host,
+        port=port,
+        hosts=config.hosts,
+        origins=config.origins,
+        open=opened,
+        local=own,
+        behind_proxy=config.behind_proxy,
+        ollama=config.ollama,
     )
 
 

@@ -24,6 +24,7 @@ from protocol.messages import TokenLogprob
 from runtime.grammar import Deadlines, Grammars
 from runtime.interface import SpelledToken, TextLoaded
 from runtime.model_config import context_of, read_config
+from runtime.tool_prompt import in_words, knows_tools
 
 RENDER_SECONDS = 0.25
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -97,6 +98,8 @@ class ModelText:
     def _render(self, messages: list[dict[str, Any]], continue_final: bool, tools: list[dict[str, Any]] | None) -> str:
         if not self._tokenizer.chat_template:
             raise BadInput("this model has no chat template", hint="ask it with a plain text instead of messages")
+        if not knows_tools(self._tokenizer.chat_template):
+            messages, tools = in_words(messages, tools), None
         try:
             with time_limit(RENDER_SECONDS):
                 rendered = self._tokenizer.apply_chat_template(

@@ -31,6 +31,7 @@ from node.cli.session import Session, common
 @click.option("--gone-after", metavar="TIME", help="How long a node may be away before its shards are made anew. [default: 12h]")
 @click.option("--repair-bandwidth", metavar="SIZE", help="Bytes a second for making shards anew. [default: 4MB]")
 @click.option("--round-trip-budget", metavar="TIME", help="Most time per token that a route spends on the network. [default: 0.4s]")
+@click.option("--ollama", is_flag=True, default=None, help="Answer Ollama's paths too: /api/chat, /api/generate, /api/tags and so on.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs on standard error. [default: text]")
 @common
 def run(session: Session, **flags: Any) -> None:

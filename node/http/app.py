@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from node.gateway import Gateway
-from node.http import api_v1, api_v1_auth, api_v1_jobs, api_v1_models, api_v1_users, openai, openapi, page
+from node.http import api_v1, api_v1_auth, api_v1_jobs, api_v1_models, api_v1_users, ollama, openai, openapi, page
 from node.http.access import ACCESS, Access, access_layer, rate_headers
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
 from node.http.doorman import DOORMAN, Doorman, GuardedRunner
@@ -141,6 +141,8 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
     app[METRICS] = metrics or Metrics()
     app[STARTED] = time.monotonic()
     app.add_routes([*_API_ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    if settings.ollama:
+        app.add_routes(ollama.ROUTES)
     app.on_response_prepare.append(_finish_headers(settings))
     return app
 

@@ -84,8 +84,18 @@ def openai_shape(error: MfError) -> dict[str, Any]:
     }
 
 
+def is_ollama(request: web.BaseRequest) -> bool:
+    return request.path.startswith("/api/") and not request.path.startswith("/api/v1/")
+
+
 def error_body(request: web.BaseRequest, error: MfError) -> bytes:
-    shape = openai_shape(error) if is_openai(request) else api_shape(error, request[REQUEST_ID])
+    shape = (
+        openai_shape(error)
+        if is_openai(request)
+        else {"error": str(error)}
+        if is_ollama(request)
+        else api_shape(error, request[REQUEST_ID])
+    )
     return msgspec.json.encode(shape, enc_hook=str)
 
 

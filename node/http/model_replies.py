@@ -37,8 +37,9 @@ class Performance(msgspec.Struct, kw_only=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """`popularity_score`: how many nodes hold some of it. `storage`: groups, shards, k, n, holders, redundancy_factor, survives_losses,
-    stored_bytes. `category` and `framework` are read from the model's own configuration.
+    """`popularity_score`: how many nodes hold some of it. `storage`: groups, shards, k, n, holders, redundancy_factor, survives_losses (and
+    weakest_group, the group that bears least; group_survives_losses, all by name), stored_bytes. `category` and `framework` are read from
+    the model's own configuration.
     """
 
     id: str

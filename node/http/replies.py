@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from node.gateway import Finished, ModelInfo, Planned
+from node.gateway import Finished, Planned
 from node.http.generation import timings_ms
 
 
@@ -96,101 +96,6 @@ class Failure(msgspec.Struct, kw_only=True):
 
     error: ErrorDetail
     status: Literal["error"] = "error"
-
-
-class OpenAIErrorDetail(msgspec.Struct, kw_only=True):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class OpenAIFailure(msgspec.Struct, kw_only=True):
-    error: OpenAIErrorDetail
-
-
-class OpenAIModel(msgspec.Struct, kw_only=True):
-    id: str
-    created: int
-    owned_by: str
-    object: Literal["model"] = "model"
-
-
-class OpenAIModels(msgspec.Struct, kw_only=True):
-    data: list[OpenAIModel]
-    object: Literal["list"] = "list"
-
-
-class Embedding(msgspec.Struct, kw_only=True):
-    """`embedding` numbers, or base64 of little-endian fp32."""
-
-    index: int
-    embedding: list[float] | str
-    object: Literal["embedding"] = "embedding"
-
-
-class EmbeddingsUsage(msgspec.Struct, kw_only=True):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(msgspec.Struct, kw_only=True):
-    model: str
-    data: list[Embedding]
-    usage: EmbeddingsUsage
-    object: Literal["list"] = "list"
-
-
-class AssistantMessage(msgspec.Struct, kw_only=True):
-    content: str
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-
-
-class Choice(msgspec.Struct, kw_only=True):
-    message: AssistantMessage
-    finish_reason: str
-    index: int = 0
-    logprobs: None = None
-
-
-class ChatCompletion(msgspec.Struct, kw_only=True):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[Choice]
-    usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
-
-
-class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(msgspec.Struct, kw_only=True):
-    delta: Delta
-    finish_reason: str | None = None
-    index: int = 0
-    logprobs: None = None
-
-
-class ChatChunk(msgspec.Struct, kw_only=True):
-    """`usage` is on every chunk, null but on the last, where the client asked for it; `mf` is on the last."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChunkChoice]
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    usage: Usage | UnsetType | None = UNSET
-    mf: Trace | UnsetType = UNSET
-
-
-def openai_model(info: ModelInfo) -> OpenAIModel:
-    return OpenAIModel(id=info.name or info.model_id, created=int(info.created_at or 0), owned_by=info.publisher or "unknown")
 
 
 def usage_of(finished: Finished) -> Usage:

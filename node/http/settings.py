@@ -31,3 +31,5 @@ class HttpSettings:
     open: bool = True
     local: bool = True
     behind_proxy: bool = False
+    ollama: bool = False
+    """Whether Ollama's paths are answered too."""
