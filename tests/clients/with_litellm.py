@@ -29,13 +29,15 @@ shape = {"type": "json_schema", "json_schema": {"name": "answer", "schema": PARA
 shaped = litellm.completion(**WHERE, messages=TALK, response_format=shape, max_tokens=60)
 assert json.loads(shaped.choices[0].message.content)["city"] in ("Paris", "Rome")
 
-text = litellm.text_completion(**(WHERE | {"model": f"text-completion-openai/{sys.argv[2]}"}), prompt="The capital of France is", max_tokens=4)
+text = litellm.text_completion(
+    **(WHERE | {"model": f"text-completion-openai/{sys.argv[2]}"}), prompt="The capital of France is", max_tokens=4
+)
 assert text.choices[0].text
 
 try:
     litellm.completion(**(WHERE | {"model": "openai/nobody"}), messages=TALK)
 except litellm.NotFoundError as error:
-    assert "nobody" in str(error)
+    assert "nobody" in str(error)  # noqa: PT017
 else:
     raise AssertionError("an unknown model was taken")
 print("all held")

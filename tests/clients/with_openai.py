@@ -18,7 +18,9 @@ PARAMETERS = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
-TOOLS: Any = [{"type": "function", "function": {"name": "weather", "description": "Tells the weather", "parameters": PARAMETERS, "strict": True}}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "description": "Tells the weather", "parameters": PARAMETERS, "strict": True}}
+]
 
 
 class Answer(BaseModel):
@@ -52,7 +54,15 @@ assert b"".join(bytes(one.bytes or b"") for one in likely).decode().strip().star
 
 first = client.chat.completions.create(model=MODEL, messages=TALK, max_tokens=1, logprobs=True, top_logprobs=1).choices[0]
 banned = client.chat.completions.create(
-    model=MODEL, messages=TALK, max_tokens=1, frequency_penalty=1, presence_penalty=1, logit_bias={"504": -100}, temperature=1, top_p=0.5, seed=3
+    model=MODEL,
+    messages=TALK,
+    max_tokens=1,
+    frequency_penalty=1,
+    presence_penalty=1,
+    logit_bias={"504": -100},
+    temperature=1,
+    top_p=0.5,
+    seed=3,
 )
 assert first.finish_reason == banned.choices[0].finish_reason == "length"
 
@@ -70,7 +80,9 @@ assert "tool_calls.function.arguments.delta" in kinds, kinds
 assert made.finish_reason == "tool_calls"
 assert json.loads(made.message.tool_calls[0].function.arguments)["city"] in ("Paris", "Rome")
 
-parsed = client.chat.completions.parse(model=MODEL, messages=TALK, response_format=Answer, max_completion_tokens=80).choices[0].message.parsed
+parsed = (
+    client.chat.completions.parse(model=MODEL, messages=TALK, response_format=Answer, max_completion_tokens=80).choices[0].message.parsed
+)
 assert isinstance(parsed, Answer)
 
 completion = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=4, logprobs=2, echo=True)
@@ -79,7 +91,9 @@ assert choice.text.startswith("The capital of France is"), choice.text
 assert choice.logprobs.token_logprobs[0] is None
 assert all(one < 0 for one in choice.logprobs.token_logprobs[1:-4])
 assert "".join(choice.logprobs.tokens) == choice.text
-assert "".join(part.choices[0].text for part in client.completions.create(model=MODEL, prompt="One, two,", max_tokens=4, stream=True) if part.choices)
+assert "".join(
+    part.choices[0].text for part in client.completions.create(model=MODEL, prompt="One, two,", max_tokens=4, stream=True) if part.choices
+)
 
 response = client.responses.create(model=MODEL, input="What is the capital of France?", max_output_tokens=12)
 assert "Paris" in response.output_text
@@ -102,7 +116,7 @@ for wrong, kind, param in [
     try:
         client.chat.completions.create(**({"model": MODEL, "messages": TALK} | wrong))
     except kind as error:
-        assert error.param == param, error
+        assert error.param == param, error  # noqa: PT017
     else:
         raise AssertionError(f"{wrong} was taken")
 print("all held")

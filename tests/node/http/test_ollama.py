@@ -15,7 +15,6 @@ from tests.node.http.test_api_v1 import shaped
 from tests.node.http.test_openai_chat import CALL, TOOL
 from tests.support.fake_gateway import MODEL, FakeGateway, refusal
 
-
 CHAT: dict[str, Any] = {"model": "ann/demo@1:latest", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -42,7 +41,12 @@ async def test_without_the_flag_they_are_not_there(start: Start) -> None:
 async def test_lists(site: Site) -> None:
     assert shaped((await site.get("/api/version"))[1], replies.Version).version
     [listed] = shaped((await site.get("/api/tags"))[1], replies.Tags).models
-    assert (listed.name, listed.digest, listed.size, listed.details.parameter_size) == (MODEL.name, MODEL.model_id, MODEL.size_bytes, "135.00M")
+    assert (listed.name, listed.digest, listed.size, listed.details.parameter_size) == (
+        MODEL.name,
+        MODEL.model_id,
+        MODEL.size_bytes,
+        "135.00M",
+    )
     assert shaped((await site.get("/api/ps"))[1], replies.Running).models == []
     _, body = await site.post("/api/show", {"model": "ann/demo@1:latest"})
     assert shaped(body, replies.Shown).model_info["general.context_length"] == MODEL.context
