@@ -174,7 +174,7 @@ class Crowd:
         began = time.perf_counter()
         for _ in range(steps):
             rows = [self._row(slot, length, 1, [self._words[slot]], 1) for slot, length in enumerate(self._lengths)]
-            self._words = self._runner.run(rows, None).argmax(-1).tolist()
+            self._words = self._runner.run(rows, None).float().argmax(-1).tolist()
             self._lengths = [length + 1 for length in self._lengths]
         return (time.perf_counter() - began) / steps
 

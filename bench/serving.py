@@ -76,10 +76,14 @@ async def over_http(url: str, chats: int, tokens: int) -> dict[str, Any]:
         await chat(0, 4)
         begun = time.perf_counter()
         done = await asyncio.gather(*(chat(number, tokens) for number in range(chats)), return_exceptions=True)
+        await asyncio.sleep(6.0)  # the node asks its worker every five seconds
+        async with client.get(f"{url}/metrics") as response:
+            figures = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line.startswith("mf_engine_"))
     good = [one for one in done if not isinstance(one, BaseException)]
     for fault in {str(one) for one in done if isinstance(one, BaseException)}:
         print(fault, file=sys.stderr)
-    return summary(begun, [end for end, _made in good], [made for _end, made in good], len(done) - len(good))
+    passes = {"passes": int(float(figures["mf_engine_passes"])), "pass_seconds": round(float(figures["mf_engine_pass_seconds"]), 2)}
+    return summary(begun, [end for end, _made in good], [made for _end, made in good], len(done) - len(good)) | passes
 
 
 async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from erasure.candidates import Candidate, Weights, domain_of, merged_domains
-from erasure.rendezvous import Floats, mix, rendezvous, uniform, word
+from erasure.node_table import NodeTable
+from erasure.rendezvous import Floats, rendezvous, word
 from protocol.errors import BadInput
 from protocol.limits import MAX_SHARDS
 
@@ -57,64 +58,28 @@ class Placement:
     """
 
     def __init__(self, candidates: Iterable[Candidate], weights: Weights | None = None) -> None:
-        self._weights = weights or Weights()
-        self._rows: dict[str, int] = {}
-        self._free: list[int] = []
-        self._peers: list[Candidate | None] = []
-        self._keys = np.zeros(0, np.uint64)
-        self._worth = np.zeros(0, np.float64)
-        self._new = np.zeros(0, np.bool_)
-        self._relayed = np.zeros(0, np.bool_)
-        self._domains = np.zeros(0, np.int64)
-        self._regions = np.zeros(0, np.int64)
-        self._domain_ids: dict[str, int] = {}
-        self._region_ids: dict[str, int] = {"": 0}
-        self._region_worth: dict[str, float] | None = None
-        self._alias: dict[str, str] = {}
-        """Domains whose name operators' labels have changed."""
-        self._merged = True
+        self._table = NodeTable(weights or Weights())
         for candidate in candidates:
             self.join(candidate)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table.rows)
 
     def __contains__(self, peer: object) -> bool:
-        return peer in self._rows
+        return peer in self._table.rows
 
     def join(self, candidate: Candidate) -> None:
         """A new candidate, or what is known of one now."""
-        row = self._rows.get(candidate.peer)
-        before = None if row is None else self._peers[row]
-        if row is None:
-            row = self._rows[candidate.peer] = self._row()
-            self._keys[row] = word(b"mf/place/node/1", candidate.peer.encode())
-        self._peers[row] = candidate
-        self._worth[row] = self._weights.worth(candidate)
-        self._new[row], self._relayed[row] = candidate.new, candidate.relayed
-        self._regions[row] = self._region_ids.setdefault(candidate.region or "", len(self._region_ids))
-        domain = self._alias.get(candidate.domain, f"domain {candidate.domain}")
-        self._domains[row] = self._domain_ids.setdefault(domain, len(self._domain_ids))
-        self._region_worth = None
-        if candidate.operator or (before is not None and before.operator):
-            self._merged = False
-
-    def candidate(self, peer: str) -> Candidate | None:
-        """As it joined last."""
-        row = self._rows.get(peer)
-        return None if row is None else self._peers[row]
+        self._table.join(candidate)
 
     def leave(self, peer: str) -> None:
         """Nothing where it isn't one."""
-        row = self._rows.pop(peer, None)
-        if row is None:
-            return
-        gone, self._peers[row] = self._peers[row], None
-        self._worth[row] = 0.0
-        self._region_worth = None
-        self._free.append(row)
-        if gone is not None and gone.operator:
-            self._merged = False
+        self._table.leave(peer)
+
+    def candidate(self, peer: str) -> Candidate | None:
+        """As it joined last."""
+        row = self._table.rows.get(peer)
+        return None if row is None else self._table.node(row)
 
     def choose(
         self,
@@ -125,96 +90,66 @@ class Placement:
         salt: bytes = b"",
         model: bytes | None = None,
         held: Mapping[int, str] | None = None,
+        beside: Collection[str] = (),
         without: Collection[str] = (),
         shards: Sequence[int] | None = None,
     ) -> list[tuple[int, str]]:
         """(shard, peer) for those of the shards 0 .. n-1 that aren't `held`, in order; fewer where too few nodes are allowed.
 
         `k` makes the rules about relays and regions apply; `model` draws the region, by default the group does. `without` are never
-        chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted.
+        chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted; `beside` hold a shard
+        of the group too, or may come back with one: a holder more of a number that is `held`, or of one that is to be placed again.
         """
         if not 1 <= n <= MAX_SHARDS or (k is not None and not 1 <= k <= n):
             raise BadInput(f"a group has 1 to {MAX_SHARDS} shards and 1 <= k <= n, not n={n}, k={k}")
         held = held or {}
         missing = [shard for shard in (range(n) if shards is None else shards) if shard not in held]
-        self._merge()
-        scores = self._scores(group_id, salt)
-        for peer in (*held.values(), *without):
-            if peer in self._rows:
-                scores[self._rows[peer]] = 0.0
-        choosing = self._begun(len(missing), n, k, held)
+        table = self._table
+        table.merge()
+        scores = table.scores(group_id, salt)
+        holding = table.of({*held.values(), *beside})
+        scores[[*holding, *table.of(without)]] = 0.0
+        choosing = self._begun(len(missing), n, k, holding)
         self._fill(choosing, scores)
-        if k is not None and len(self._region_ids) > 1:
-            self._top_up(choosing, scores, n, k, model or group_id, held)
+        if k is not None and len(table.region_ids) > 1:
+            self._top_up(choosing, scores, n, k, model or group_id, holding)
         return self._numbered(group_id, salt, missing, choosing.chosen)
 
     def score(self, group_id: bytes, peer: str, salt: bytes = b"") -> float:
         """What this candidate draws for the group: higher keeps it rather. 0 for who isn't one."""
-        row = self._rows.get(peer)
-        return 0.0 if row is None else float(self._scores(group_id, salt)[row])
+        row = self._table.rows.get(peer)
+        return 0.0 if row is None else float(self._table.scores(group_id, salt)[row])
 
     def worth(self, peer: str) -> float:
         """What shares are in proportion to (`Weights.worth`)."""
-        row = self._rows.get(peer)
-        return 0.0 if row is None else float(self._worth[row])
+        row = self._table.rows.get(peer)
+        return 0.0 if row is None else float(self._table.worth[row])
 
     def domain(self, peer: str) -> str | None:
         """A name for the failure domain this candidate is in, operators' labels merged."""
-        self._merge()
-        row = self._rows.get(peer)
-        return None if row is None else str(self._domains[row])
+        self._table.merge()
+        row = self._table.rows.get(peer)
+        return None if row is None else str(self._table.domains[row])
 
     def fits(self, peer: str, others: Iterable[str], n: int, k: int) -> bool:
         """Whether the rules on new and on relayed nodes let this candidate hold a shard beside these others."""
-        if peer not in self._rows:
+        if peer not in self._table.rows:
             return False
-        rows = [self._rows[name] for name in (peer, *others) if name in self._rows]
-        new, relayed = int(self._new[rows].sum()), int(self._relayed[rows].sum())
-        row = self._rows[peer]
-        return (new <= NEW_TOGETHER or not self._new[row]) and (relayed <= n - k or not self._relayed[row])
-
-    # The rows.
-
-    def _row(self) -> int:
-        if self._free:
-            return self._free.pop()
-        row = len(self._peers)
-        self._peers.append(None)
-        if row == len(self._keys):
-            size = max(64, 2 * row)
-            for name in ("_keys", "_worth", "_new", "_relayed", "_domains", "_regions"):
-                old = getattr(self, name)
-                grown = np.zeros(size, old.dtype)
-                grown[:row] = old
-                setattr(self, name, grown)
-        return row
-
-    def _merge(self) -> None:
-        """Domains anew after a node with an operator's label came or went: then labels merge others, or don't any more."""
-        if self._merged:
-            return
-        present = [candidate for candidate in self._peers if candidate is not None]
-        merged = merged_domains(present)
-        self._alias = {candidate.domain: merged[candidate.peer] for candidate in present}
-        for peer, domain in merged.items():
-            self._domains[self._rows[peer]] = self._domain_ids.setdefault(domain, len(self._domain_ids))
-        self._merged = True
-
-    def _scores(self, group_id: bytes, salt: bytes) -> Floats:
-        """Weighted rendezvous (Schindelhauer and Schomaker 2005): worth / -ln(draw). One per row, 0 for rows that can't be chosen."""
-        drawn = mix(self._keys[: len(self._peers)] ^ word(b"mf/place/group/1", salt, group_id))
-        return -self._worth[: len(self._peers)] / np.log(uniform(drawn))
+        rows = self._table.of((peer, *others))
+        new, relayed = int(self._table.new[rows].sum()), int(self._table.relayed[rows].sum())
+        row = self._table.rows[peer]
+        return (new <= NEW_TOGETHER or not self._table.new[row]) and (relayed <= n - k or not self._table.relayed[row])
 
     # The choice.
 
-    def _begun(self, wanted: int, n: int, k: int | None, held: Mapping[int, str]) -> _Choosing:
-        choosing = _Choosing(wanted, np.zeros(len(self._domain_ids) or 1, np.int64))
+    def _begun(self, wanted: int, n: int, k: int | None, holding: Iterable[int]) -> _Choosing:
+        choosing = _Choosing(wanted, np.zeros(self._table.domain_count(), np.int64))
         if k is not None:
             choosing.relayed_left = n - k
-        for row in (self._rows[peer] for peer in held.values() if peer in self._rows):
-            choosing.used[self._domains[row]] += 1
-            choosing.new_left -= int(self._new[row])
-            choosing.relayed_left -= int(self._relayed[row])
+        for row in holding:
+            choosing.used[self._table.domains[row]] += 1
+            choosing.new_left -= int(self._table.new[row])
+            choosing.relayed_left -= int(self._table.relayed[row])
         return choosing
 
     def _fill(self, choosing: _Choosing, scores: Floats) -> None:
@@ -234,68 +169,66 @@ class Placement:
         rows = rows[np.argsort(scores[rows])[::-1]]
         while len(choosing.chosen) < choosing.wanted and len(rows):
             if choosing.new_left <= 0:
-                rows = rows[~self._new[rows]]
+                rows = rows[~self._table.new[rows]]
             if choosing.relayed_left <= 0:
-                rows = rows[~self._relayed[rows]]
-            fewest = int(choosing.used[self._domains[rows]].min(initial=MAX_SHARDS + 1))
+                rows = rows[~self._table.relayed[rows]]
+            fewest = int(choosing.used[self._table.domains[rows]].min(initial=MAX_SHARDS + 1))
             if fewest > most:
                 return
-            for row in rows[choosing.used[self._domains[rows]] == fewest].tolist():
+            for row in rows[choosing.used[self._table.domains[rows]] == fewest].tolist():
                 if len(choosing.chosen) == choosing.wanted:
                     return
-                if choosing.used[self._domains[row]] == fewest:
+                if choosing.used[self._table.domains[row]] == fewest:
                     self._take(choosing, row)
             rows = rows[~np.isin(rows, choosing.chosen)]
 
     def _take(self, choosing: _Choosing, row: int) -> bool:
-        if (self._new[row] and choosing.new_left <= 0) or (self._relayed[row] and choosing.relayed_left <= 0):
+        if (self._table.new[row] and choosing.new_left <= 0) or (self._table.relayed[row] and choosing.relayed_left <= 0):
             return False
         choosing.chosen.append(row)
         self._count(choosing, row, 1)
         return True
 
     def _count(self, choosing: _Choosing, row: int, by: int) -> None:
-        choosing.used[self._domains[row]] += by
-        choosing.new_left -= by * int(self._new[row])
-        choosing.relayed_left -= by * int(self._relayed[row])
+        choosing.used[self._table.domains[row]] += by
+        choosing.new_left -= by * int(self._table.new[row])
+        choosing.relayed_left -= by * int(self._table.relayed[row])
 
     # Regions.
 
-    def _top_up(self, choosing: _Choosing, scores: Floats, n: int, k: int, model: bytes, held: Mapping[int, str]) -> None:
+    def _top_up(self, choosing: _Choosing, scores: Floats, n: int, k: int, model: bytes, holding: Sequence[int]) -> None:
+        regions = self._table.regions
         homes = self._homes(n, k, model)
-        there = [*choosing.chosen, *(self._rows[peer] for peer in held.values() if peer in self._rows)]
-        lying = Counter(int(self._regions[row]) for row in there)
+        lying = Counter(int(regions[row]) for row in (*choosing.chosen, *holding))
         for home in homes:
             for row in self._others_of(home, scores, choosing, k - lying[home]):
-                spare = [out for out in choosing.chosen if lying[int(self._regions[out])] > k * (int(self._regions[out]) in homes)]
+                spare = [out for out in choosing.chosen if lying[int(regions[out])] > k * (int(regions[out]) in homes)]
                 if not spare:
                     break
                 out = min(spare, key=lambda other: scores[other])
                 self._swap(choosing, out, row)
-                lying[int(self._regions[out])] -= 1
+                lying[int(regions[out])] -= 1
                 lying[home] += 1
 
     def _homes(self, n: int, k: int, model: bytes) -> list[int]:
         """Regions whose fair share is k or more; without one, the region drawn. Nodes without a label draw too, for nobody."""
-        if self._region_worth is None:
-            sums = np.bincount(self._regions, self._worth, len(self._region_ids))
-            self._region_worth = {name: float(sums[number]) for name, number in self._region_ids.items() if sums[number] > 0}
-        whole = sum(self._region_worth.values())
-        fair = [name for name, worth in self._region_worth.items() if name and worth * n >= k * whole]
-        if not fair and self._region_worth:
-            drawn = {name: rendezvous(worth, b"mf/place/region/1", model, name.encode()) for name, worth in self._region_worth.items()}
+        worths = self._table.region_worth()
+        whole = sum(worths.values())
+        fair = [name for name, worth in worths.items() if name and worth * n >= k * whole]
+        if not fair and worths:
+            drawn = {name: rendezvous(worth, b"mf/place/region/1", model, name.encode()) for name, worth in worths.items()}
             fair = [name for name in (max(drawn, key=lambda name: (drawn[name], name)),) if name]
-        return [self._region_ids[name] for name in sorted(fair)]
+        return [self._table.region_ids[name] for name in sorted(fair)]
 
     def _others_of(self, home: int, scores: Floats, choosing: _Choosing, count: int) -> list[int]:
         """The region's best in domains that hold nothing yet: all `count` of them, or none where it can't reach k."""
         if count <= 0:
             return []
-        rows = np.flatnonzero((scores > 0) & (self._regions[: len(scores)] == home))
-        rows = rows[(choosing.used[self._domains[rows]] == 0) & ~self._new[rows] & ~self._relayed[rows]]
+        rows = np.flatnonzero((scores > 0) & (self._table.regions[: len(scores)] == home))
+        rows = rows[(choosing.used[self._table.domains[rows]] == 0) & ~self._table.new[rows] & ~self._table.relayed[rows]]
         found: dict[int, int] = {}
         for row in rows[np.argsort(scores[rows])[::-1]].tolist():
-            found.setdefault(int(self._domains[row]), row)
+            found.setdefault(int(self._table.domains[row]), row)
             if len(found) == count:
                 return list(found.values())
         return []
@@ -312,14 +245,13 @@ class Placement:
         """Each shard goes to the one of the chosen that draws highest for it, so that a change of one moves few numbers."""
         if not chosen:
             return []
-        keys = self._keys[np.array(chosen)]
         shards = np.array([word(b"mf/place/shard/1", salt, group_id, bytes([shard])) for shard in missing[: len(chosen)]], np.uint64)
-        drawn = mix(keys[None, :] ^ shards[:, None]).astype(np.float64)
+        drawn = self._table.drawn(chosen, shards)
         places: list[tuple[int, str]] = []
         for index, shard in enumerate(missing[: len(chosen)]):
             at = int(drawn[index].argmax())
             drawn[:, at] = -1.0
-            candidate = self._peers[chosen[at]]
+            candidate = self._table.node(chosen[at])
             assert candidate is not None  # rows of who left have no worth
             places.append((shard, candidate.peer))
         return places

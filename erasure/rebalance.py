@@ -101,7 +101,7 @@ class Pace:
         self._saved = most if self._at is None else min(most, self._saved + (now - self._at) * self.rate)
         self._at = now
         lacking = min(size, most) - self._saved
-        if lacking > 0:
+        if lacking >= 1:  # a part of a byte is what clocks round off
             return lacking / self.rate
         self._saved -= size
         return 0.0

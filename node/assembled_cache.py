@@ -56,16 +56,19 @@ class AssembledCache:
         self._predictor = Predictor()
         self.cache = ByteCache(limit, self._predictor)
         self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._opened = False
 
     async def open(self) -> None:
         """Finds what an earlier run kept."""
         await self._in_files(self._scan)
+        self._opened = True
 
     async def close(self) -> None:
         for task in self._keeping.values():
             task.cancel()
         await asyncio.gather(*self._keeping.values(), return_exceptions=True)
-        await self._save()
+        if self._opened:
+            await self._save()
 
     async def group(self, located: Located, group: int) -> GroupBytes:
         """As `Assembler.group`: verified bytes whose descriptor is the caller's."""

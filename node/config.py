@@ -27,6 +27,8 @@ PRIVACY = ("local", "trusted", "swarm")
 ENDS = ("remote", "local")
 LOG_FORMATS = ("text", "json")
 COMPRESSIONS = ("auto", "raw", "fast")
+HTTP_ACCESS = ("auto", "open", "keyed")
+TLS = ("none", "auto")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
@@ -47,6 +49,10 @@ class NodeConfig:
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
+    `reuse`: whether what was computed for a prompt may serve the next one that begins alike.
+
+    `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
+    `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
     """
 
     data_dir: Path
@@ -68,6 +74,13 @@ class NodeConfig:
     repair_bandwidth: int = 4_000_000
     audits: bool = True
     serve_layers: bool = True
+    reuse: bool = True
+    http_access: str = "auto"
+    tls: str = "none"
+    insecure_http: bool = False
+    behind_proxy: bool = False
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     ollama: bool = False
     log_format: str = "text"
     json: bool = False
@@ -223,6 +236,13 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
     "serve_layers": _switch,
+    "reuse": _switch,
+    "http_access": _one_of(*HTTP_ACCESS),
+    "tls": _one_of(*TLS),
+    "insecure_http": _switch,
+    "behind_proxy": _switch,
+    "hosts": _many,
+    "origins": _many,
     "ollama": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.grant_desk import GrantDesk
 from node.hand_over import HandOver
 from node.locate import KnownEncoding
 from node.owner import Notify
 from node.placement_view import PlacementView
+from node.put_desk import PutDesk
 from node.store.interface import ShardInfo
 from node.transfer.remote import Transfer
 from protocol.errors import Conflict, MfError, StorageFull
@@ -49,24 +49,24 @@ class Account:
 class Drainer:
     """`tell_space` spreads what this node lends now: nothing while it leaves."""
 
-    def __init__(self, view: PlacementView, transfer: Transfer, desk: GrantDesk, hands: HandOver, tell_space: Tell) -> None:
+    def __init__(self, view: PlacementView, transfer: Transfer, puts: PutDesk, hands: HandOver, tell_space: Tell) -> None:
         self._view = view
         self._transfer = transfer
-        self._desk = desk
+        self._puts = puts
         self._hands = hands
         self._tell_space = tell_space
 
     async def drain(self, notify: Notify) -> dict[str, Any]:
         """The command's result, see docs/CLI.md; nothing lies here then. `StorageFull` where something found no home."""
-        if self._desk.leaving:
+        if self._puts.leaving:
             raise Conflict("this node is being drained already")
         started, me = time.monotonic(), self._view.me
-        self._desk.leaving, self._view.me = True, replace(me, weight=0.0)
+        self._puts.leaving, self._view.me = True, replace(me, weight=0.0)
         try:
             await self._tell_space()
             account = await self._empty(notify)
         except BaseException:
-            self._desk.leaving, self._view.me = False, me
+            self._puts.leaving, self._view.me = False, me
             await self._tell_space()
             raise
         return {

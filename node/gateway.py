@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from node.model_index import ModelQuery
 from protocol.messages import Sampling
 
 
@@ -116,10 +117,18 @@ class ModelInfo:
     description: str | None
     created_at: float | None
     storage: dict[str, Any] = field(default_factory=dict)
-    """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes"""
+    """groups, shards, k, n, holders, redundancy_factor, survives_losses, weakest_group, group_survives_losses, stored_bytes"""
+    category: str | None = None
+    framework: str | None = None
+    updated_at: float | None = None
+    popularity: int = 0
+    tags: tuple[str, ...] = ()
 
 
 class Gateway(Protocol):
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        """One page of the models that match, and how many match in all."""
+
     async def models(self, query: str | None = None) -> list[ModelInfo]: ...
 
     async def model(self, name: str) -> ModelInfo:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from erasure.audit import HeldShard
+from node.also_for import tell_other_models
 from node.grant_book import GrantBook
 from node.keep_holdings import HoldingKeeper
 from node.locate import KnownEncoding
@@ -50,7 +52,7 @@ class HandOver:
     async def lies_at(self, peer: PeerId, key: ShardKey) -> bool:
         """The holder itself is asked: an announcement may be older than a loss."""
         try:
-            return key.shard in ((await self._grants.to_get(peer, key.encoding, [key.shard])).held or ())
+            return key.shard in await self._grants.held(peer, key.encoding, [key.shard])
         except MfError as error:
             log.info("%s doesn't confirm %s: %s", peer, shard_text(key.encoding, key.shard), error)
             return False
@@ -60,6 +62,8 @@ class HandOver:
         reply = await self._grants.to_put(to, known.id, known.envelope, info.key.shard, info.model)
         push = PushShard(encoding=known.id, shard=info.key.shard, peer=to, urls=reply.urls, tls=reply.tls, grant=reply.grant, held=True)
         await self._transfer.push_shard(push)
+        self._swarm.vouch(HeldShard(to, known.id, info.key.shard))
+        await tell_other_models(self._transfer, self._grants, to, info.key, info.model)
         await self.drop(info, f"handed over to {to}")
 
     async def drop(self, info: ShardInfo, reason: str) -> None:

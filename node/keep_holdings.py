@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from node.locate import Locator
 from node.store.interface import ShardInfo
@@ -24,7 +25,7 @@ from protocol.ids import ModelId, model_text
 from protocol.records import Held, Repairing, Serving
 
 log = logging.getLogger(__name__)
-GATHER = 0.25
+GATHER = 0.2
 GATHER_AT_MOST = 2.0
 AGAIN = 2.0
 """Seconds before what couldn't be told is tried again."""
@@ -82,9 +83,11 @@ class HoldingKeeper:
         """Until nothing changed for `GATHER` seconds, at most `GATHER_AT_MOST` in all."""
         loop = asyncio.get_running_loop()
         end = loop.time() + GATHER_AT_MOST
-        while self._wake.is_set() and loop.time() < end:
-            self._wake.clear()
-            await asyncio.sleep(GATHER)
+        with suppress(TimeoutError):
+            while loop.time() < end:
+                self._wake.clear()
+                async with asyncio.timeout(GATHER):
+                    await self._wake.wait()
         self._wake.clear()
 
     async def tell(self, models: Iterable[ModelId]) -> list[ModelId]:

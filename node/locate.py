@@ -21,9 +21,10 @@ from protocol.manifest import Manifest, model_id, parse_manifest
 
 log = logging.getLogger(__name__)
 FIND_TIMEOUT = 3.0
-_KEPT = 64
-SETTLE_WITHIN = 3.0
+SETTLE_WITHIN = 4.0
+"""Seconds that groups of a fresh publish are waited for."""
 _LOOK_AGAIN = 0.2
+_KEPT = 64
 """Located models remembered: manifests are small beside the models."""
 
 
@@ -94,7 +95,7 @@ class Locator:
     async def _settle(self, located: Located) -> None:
         """A model just published is announced group by group: what some groups still lack comes in a moment."""
         until = time.monotonic() + SETTLE_WITHIN
-        while len(located.encodings) < len(located.manifest.groups) and self._holders(located.model) and time.monotonic() < until:
+        while len(located.encodings) < len(located.manifest.groups) and time.monotonic() < until:
             await asyncio.sleep(_LOOK_AGAIN)
             await self.refresh(located)
 

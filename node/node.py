@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from erasure.placement import Candidate, domain_of
+from node.account_methods import AccountMethods
+from node.accounts_setup import announced_urls, make_access
 from node.assemble import Assembler
 from node.assembled_cache import AssembledCache
 from node.audit import Auditor
@@ -35,11 +37,12 @@ from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
 from node.hand_over import HandOver
 from node.http.app import HttpServer
-from node.http.settings import HttpSettings
+from node.http_setup import http_settings, tls_context
 from node.identity import Identity
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.machine import VERSION, advertised_hosts, default_memory, machine_name
+from node.model_list import ModelList
 from node.network.certificate import make_certificate
 from node.network.directory import Directory
 from node.network.host import LibP2PNetwork
@@ -52,6 +55,7 @@ from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.put_desk import PutDesk
 from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
 from node.repair import Repairs, settings_for
@@ -125,14 +129,17 @@ class Node:
             ),
             self._callbacks,
         )
-        self._worker = Worker(data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory())
+        self._worker = Worker(
+            data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory(), reuse=config.reuse
+        )
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
-        self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
+        self._desk_config = DeskConfig(urls=[], tls=self._tls)
         self._blocks = BlockList(self._data.path)
-        self._desk = desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._blocks)
+        self._puts = PutDesk(network, swarm, transfer, config.lend in ("storage", "both"), self._blocks)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._puts)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
@@ -165,28 +172,30 @@ class Node:
         converter = GgufConverter(self._data.path)
         publisher = Publisher(swarm, transfer, self._locator, placer, reuser, converter, self._unfinished, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
-        self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
-        self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
         sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
         settings = settings_for(config.gone_after, config.repair_bandwidth)
         self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
+        self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
+        self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
-        host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        settings = HttpSettings(host=host, port=port, ollama=config.ollama)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe, explainer), settings)
+        listed = ModelList(swarm, reporter)
+        swarm.on_change(listed.changed)
+        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
+        self._access = make_access(self._data.path, identity.key, swarm)
+        self._http = HttpServer(gateway, http_settings(config), self._access)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
         )
-        drainer = Drainer(self._view, transfer, desk, self._hands, self._tell_space)
+        drainer = Drainer(self._view, transfer, self._puts, self._hands, self._tell_space)
         space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
-        self._owner = OwnerServer(self._data.path, methods.table() | space.table())
+        self._owner = OwnerServer(self._data.path, methods.table() | space.table() | AccountMethods(self._access).table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
         network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
@@ -228,7 +237,7 @@ class Node:
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
-        await self._http.start()
+        await self._open_http(hosts)
         outcome = await self._probe.once()
         if not outcome.passed:
             raise MfError(f"the node isn't ready: {outcome.fault}")
@@ -242,6 +251,7 @@ class Node:
         await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._access.close()
         await self._standbys.close()
         await self._unfinished.close()
         await self._supervisor.stop()
@@ -253,6 +263,17 @@ class Node:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()
         log.info("stopped", extra={"event": "stopped"})
+
+    async def _open_http(self, hosts: list[str]) -> None:
+        """Accounts, then the listener; other nodes are told where it answers, if they could reach it."""
+        await self._access.journal.open()
+        await self._access.accounts.open()
+        self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
+        context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
+        await self._http.start(context)
+        scheme, host = self._http.scheme, split_address(self._config.http)[0]
+        self._swarm.set_http(announced_urls(scheme, host, self._http.port, hosts))
+        await self._tell_space()
 
     @property
     def http_url(self) -> str:
@@ -292,11 +313,10 @@ class Node:
     async def _tell_space(self) -> None:
         space = await self._transfer.space()
         self._view.tell_room(space.used, space.quota)
-        lends_storage = self._config.lend in ("storage", "both") and not self._desk.leaving
         lends_compute = self._config.lend in ("compute", "both")
-        free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
+        free = max(0, min(space.quota - space.used, space.free)) if self._puts.takes else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None
-        await self._swarm.put_node(free, memory, space.quota if lends_storage else None)
+        await self._swarm.put_node(free, memory, space.quota if self._puts.takes else None)
 
     async def _renew(self) -> None:
         while True:

@@ -10,6 +10,8 @@ from node.embed import Embedder
 from node.explain import Explainer
 from node.gateway import EmbeddingRequest, Embeddings, Event, GenerationRequest, ModelInfo
 from node.generate import Generator
+from node.model_index import ModelQuery
+from node.model_list import ModelList
 from node.probe import Probe
 from node.report import Reporter
 
@@ -17,8 +19,11 @@ from node.report import Reporter
 class NodeGateway:
     """Implements `node.gateway.Gateway`."""
 
-    def __init__(self, reporter: Reporter, generator: Generator, embedder: Embedder, probe: Probe, explainer: Explainer) -> None:
+    def __init__(
+        self, reporter: Reporter, models: ModelList, generator: Generator, embedder: Embedder, probe: Probe, explainer: Explainer
+    ) -> None:
         self._reporter = reporter
+        self._models = models
         self._generator = generator
         self._embedder = embedder
         self._probe = probe
@@ -26,6 +31,9 @@ class NodeGateway:
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
         return await self._reporter.models(query)
+
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        return await self._models.page(query)
 
     async def model(self, name: str) -> ModelInfo:
         return await self._reporter.model(name)

@@ -78,6 +78,7 @@ class OwnerMethods:
             version=optional(params, "version") or "1",
             k=whole(params, "k"),
             n=whole(params, "n"),
+            n_max=whole(params, "n_max"),
             compression=optional(params, "compression") or self._compression,
             gguf=gguf_choice(params),
         )

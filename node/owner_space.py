@@ -67,10 +67,14 @@ class SpaceMethods:
         except (BadInput, NotFound) as not_a_publisher:
             try:
                 return self._swarm.resolve(what)
-            except NotFound:
+            except NotFound as not_a_model:
                 if isinstance(not_a_publisher, NotFound):
                     raise not_a_publisher from None
-                raise
+                raise NotFound(
+                    f"{what[:96]!r} is neither a model nor a publisher known here",
+                    hint="give a model by its name or id (mf-node models), a publisher by its PeerID or as label~fingerprint",
+                    details=not_a_model.details,
+                ) from None
 
     async def _clear(self, what: ModelId | PeerId) -> int:
         """Nothing of it stays here; bytes freed."""

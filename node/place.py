@@ -24,6 +24,8 @@ from protocol.ids import EncodingId, PeerId, encoding_text
 
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
+_SWEEP_AFTER = (0.5, 1.0, 2.0)
+"""Seconds after work was stopped, one after the other."""
 
 
 class Source(Protocol):
@@ -47,6 +49,8 @@ class Placer:
         self._grants = grants
         self._reuser = reuser
         self._placing = 0
+        self._sweeping: set[asyncio.Task[None]] = set()
+        self._again: asyncio.Task[None] | None = None
 
     @property
     def me(self) -> PeerId:
@@ -89,9 +93,26 @@ class Placer:
             assert fresh is not None
             await self._push_all(located, group, fresh, tally, on_shard)
             await self._transfer.drop_staged(fresh.id)
+        except asyncio.CancelledError:
+            self._sweep_again()
+            raise
         finally:
             self._placing -= 1
-            await self._sweep()
+            await self._swept()
+
+    def _sweep_again(self) -> None:
+        """Coding that is stopped ends a moment later in its own process, and may have staged its last shards then."""
+
+        async def again() -> None:
+            for pause in _SWEEP_AFTER:
+                await asyncio.sleep(pause)
+                try:
+                    await self._sweep()
+                except MfError as error:  # the process has ended: it sweeps as it starts
+                    log.debug("what is staged wasn't swept: %s", error)
+
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(again(), name="sweep what is staged again")
 
     async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
         await self._transfer.put_blob(known.envelope)
@@ -122,7 +143,7 @@ class Placer:
             n=tally.n,
             compression=compression if known is None else known.record.compression,
             element=source.element(group),
-            n_max=0 if known is None else len(known.record.roots),
+            n_max=tally.n_max if known is None else len(known.record.roots),
             like=None if known is None else known.envelope,
         )
         encoded = await self._transfer.encode_group(job, fds)
@@ -137,6 +158,13 @@ class Placer:
             yield
         finally:
             self._placing -= 1
+
+    async def _swept(self) -> None:
+        """To its end whatever comes: who is stopped twice (its client leaves, its command ends) would leave what is staged lying."""
+        sweeping = asyncio.create_task(self._sweep(), name="sweep of the staging folder")
+        self._sweeping.add(sweeping)
+        sweeping.add_done_callback(self._sweeping.discard)
+        await asyncio.shield(sweeping)
 
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""

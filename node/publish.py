@@ -52,14 +52,16 @@ BEYOND = 16
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto, raw or fast; `gguf` says
-    what becomes of GGUF files: "dequantise" (to bf16, so that they run) or "keep" (stored as they are); None where there are none."""
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `n_max` is how many shards an encoding commits
+    to, None: n; `compression` auto, raw or fast; `gguf` says what becomes of GGUF files: "dequantise" (to bf16, so that they run) or
+    "keep" (stored as they are); None where there are none."""
 
     path: Path
     name: str | None = None
     version: str = "1"
     k: int | None = None
     n: int | None = None
+    n_max: int | None = None
     compression: str = "auto"
     gguf: str | None = None
 
@@ -95,7 +97,7 @@ class Publisher:
         k, n, words = self._choose(request)
         async with AsyncExitStack() as opened:
             folder = await opened.enter_async_context(self._folder(request, notify))
-            return await self._publish(opened, folder, request, name, Tally(k, n), words, started, notify)
+            return await self._publish(opened, folder, request, name, Tally(k, n, self._committed(request, n)), words, started, notify)
 
     @asynccontextmanager
     async def _folder(self, request: PublishRequest, notify: Notify) -> AsyncIterator[ModelFolder]:
@@ -174,6 +176,15 @@ class Publisher:
             unknown = f"; of the {new} known for less than a day only one counts: `mf-node trust` those you know" if new > 1 else ""
             raise StorageFull(said, hint=f"let more peers join, or lower --n{unknown}", details={"refusals": {}})
         return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
+
+    @staticmethod
+    def _committed(request: PublishRequest, n: int) -> int:
+        """Shards that each encoding commits to, so that they can be made later."""
+        if request.n_max is None:
+            return n
+        if not n <= request.n_max <= min(2 * n, limits.MAX_SHARDS):
+            raise BadInput(f"n_max must keep n <= n_max <= 2n, at most {limits.MAX_SHARDS}, not n={n}, n_max={request.n_max}")
+        return request.n_max
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)

@@ -138,9 +138,9 @@ class Rebalancer:
 
     async def _paced(self, pace: Pace, size: int) -> None:
         wait = pace.wait(size, self._clock())
-        if wait > 0:
+        while wait > 0:
             await asyncio.sleep(wait)
-            await self._paced(pace, size)
+            wait = pace.wait(size, self._clock())
 
     async def _move(self, one: _Planned, moved: Moved) -> None:
         to = PeerId(one.move.to)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from erasure.audit import HeldShard
+from node.also_for import tell_other_models
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
+from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.jobs import KeepShard, PushShard, RebuildShards, Source
 from node.transfer.remote import Transfer
@@ -31,6 +33,8 @@ class Restored:
 
 
 class RepairWork:
+    """Homes are chosen by the rules of erasure/placement.py, as a publish chooses them."""
+
     def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer) -> None:
         self._swarm = swarm
         self._transfer = transfer
@@ -46,11 +50,11 @@ class RepairWork:
         """
         done = Restored()
         with self._placer.staging():
-            homes = self._homes(located, known, make, holders, set())
+            homes = self._homes(located, known, make, holders, set(), done)
             if not homes:
                 raise Unavailable("no node that has no shard of the group can take one", hint="let more peers lend storage")
-            made = sorted(shard for shard, _ in homes)
-            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=made)
+            makes = sorted(shard for shard, _ in homes)
+            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=makes)
             done.read = (await self._transfer.rebuild_shards(job)).bytes
             try:
                 await self._push_all(located, group, known, job.make, holders, done)
@@ -71,20 +75,20 @@ class RepairWork:
         return sorted(found, key=lambda source: (source.peer != self._placer.me, source.shard, source.peer))
 
     def _homes(
-        self, located: Located, known: KnownEncoding, make: Sequence[int], holders: Mapping[int, Sequence[str]], refused: set[str]
+        self,
+        located: Located,
+        known: KnownEncoding,
+        make: Sequence[int],
+        holders: Mapping[int, Sequence[str]],
+        refused: Collection[str],
+        done: Restored,
     ) -> list[tuple[int, str]]:
-        """Who may take which of these shards, by the rules that hold for a publish too."""
-        held = {shard: peers[0] for shard, peers in holders.items() if peers and shard not in make}
-        # Nor does one get a shard that may come back with one: of a number that is made anew, or beside another holder.
-        others = {peer for shard, peers in holders.items() for peer in peers if held.get(shard) != peer}
+        """(shard, peer) for those of `make` that aren't placed yet; fewer where too few nodes may take one."""
+        record = known.record
+        beside = {peer for peers in holders.values() for peer in peers} | set(done.placed.values())
+        left = [shard for shard in make if shard not in done.placed]
         return self._placer.placement().choose(
-            known.record.group,
-            len(known.record.roots),
-            k=known.record.k,
-            model=located.model,
-            held=held,
-            without=others | refused,
-            shards=list(make),
+            record.group, record.n, k=record.k, model=located.model, beside=beside, without=refused, shards=left
         )
 
     async def _push_all(
@@ -92,11 +96,7 @@ class RepairWork:
     ) -> None:
         """Whoever refuses is passed over, until all have a home or nobody is left."""
         refused: set[str] = set()
-        while left := [shard for shard in make if shard not in done.placed]:
-            placed = {shard: [str(peer)] for shard, peer in done.placed.items()}
-            jobs = [(shard, PeerId(peer)) for shard, peer in self._homes(located, known, left, {**holders, **placed}, refused)]
-            if not jobs:
-                return
+        while jobs := [(shard, PeerId(peer)) for shard, peer in self._homes(located, known, make, holders, refused, done)]:
             took = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
             for (shard, peer), taken in zip(jobs, took, strict=True):
                 if taken:
@@ -119,4 +119,11 @@ class RepairWork:
         except MfError as error:
             log.info("%s took no shard of %s: %s", peer, encoding_text(known.id), error)
             return False
+        await self._also_for(located, known, shard, peer)
         return True
+
+    async def _also_for(self, located: Located, known: KnownEncoding, shard: int, peer: PeerId) -> None:
+        try:
+            await tell_other_models(self._transfer, self._grants, peer, ShardKey(known.id, shard), located.model)
+        except MfError as error:
+            log.warning("%s doesn't keep a shard of %s for every model it is of: %s", peer, encoding_text(known.id), error)

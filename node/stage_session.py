@@ -76,8 +76,9 @@ class StageSession:
         self._queue: deque[Incoming] = deque()
         self._history: list[int] = []
         self._drafter: Drafter | None = None
-        self._guessed: list[int] = []
+        self._guessed = 0
         self._sent_guesses = 0
+        self._ids: dict[int, list[int]] = {}
         self._goes_back = False
         self._log = StepLog(parts.logs)
         self._due = 0
@@ -138,7 +139,8 @@ class StageSession:
             raise Conflict(f"the stage stands at position {self.position}, the route begins again at {change.position}")
         self._stages, self._index, self._epoch, self._resume = change.stages, change.index, change.epoch, change.resume
         self._queue.clear()
-        self._guessed, self._drafter = [], None
+        self._guessed, self._drafter = 0, None
+        self._ids.clear()
         self._due = self.position = change.position
         self._log.truncate(change.position)
         self._warm()
@@ -166,9 +168,12 @@ class StageSession:
         if head.stage != self._index or head.epoch < self._epoch or head.kind in ("cut", "scores") or head.finish is not None:
             return  # for the entry, for another stage of the session on this node, or left over from before a replacement
         expected = {"tokens": self._request.entry, "token": self._stages[-1].peer, "hidden": self._stages[self._index - 1].peer}
+        if head.kind == "guess":
+            self._take_ids(sender, head, raw)
+            return
         if sender != expected.get(head.kind) or (self._index == 0) == (head.kind == "hidden"):
             raise PeerFault(f"{sender} may not send {head.kind} to stage {self._index}")
-        if self._guessed and self._due - len(self._guessed) <= head.position < self._due:
+        if self._guessed and self._due - self._guessed <= head.position < self._due:
             self._due = self.position = head.position  # no more of the guesses were right
         if head.position < self._due:
             return  # sent twice
@@ -177,7 +182,7 @@ class StageSession:
         except MfError as error:
             self._fail(error, blames=sender)
             raise
-        self._guessed = head.drafted or []
+        self._guessed = head.guessed
         if self._index == 0:
             incoming = self._guess(incoming)
         self._due = incoming.head.position + incoming.count
@@ -198,8 +203,8 @@ class StageSession:
                 raise PeerFault(f"hidden states of width {head.shape[1]}, the model's is {self._hidden}")
             if not all_finite(raw, head.dtype):
                 raise PeerFault("hidden states that aren't numbers")
-        if head.drafted is not None and len(head.drafted) >= count:
-            raise PeerFault(f"{len(head.drafted)} guessed tokens among {count} positions")
+        if head.guessed and (head.kind != "hidden" or head.guessed >= count):
+            raise PeerFault(f"{head.guessed} guessed tokens among {count} positions")
         if count < 1 or head.position != self._due or head.position + count > self._request.tokens_max:
             raise PeerFault(f"a step at position {head.position} of {count}, {self._due} comes next of {self._request.tokens_max}")
         return Incoming(head, raw, count)
@@ -214,22 +219,39 @@ class StageSession:
             self._history[head.position :] = tokens
             self._drafter = Drafter(self._history)
             return incoming
+        self._history[head.position :] = tokens
         self._drafter.learn(self._sent_guesses, len(tokens) - 1)
         self._drafter.extend(tokens)
         # What came before the newest is in the caches here already: those were the right guesses.
         position = head.position + len(tokens) - 1
-        self._guessed = self._drafter.draft(self._request.tokens_max - position - 2)
-        self._sent_guesses = len(self._guessed)
-        given = [tokens[-1], *self._guessed]
+        guesses = self._drafter.draft(self._request.tokens_max - position - 2)
+        self._guessed = self._sent_guesses = len(guesses)
+        given = [tokens[-1], *guesses]
         # The entry reads the same head.
-        head = msgspec.structs.replace(head, position=position, drafted=self._guessed or None)
+        head = msgspec.structs.replace(head, position=position, guessed=len(guesses))
+        if guesses and not self._last:
+            ids = self._head("guess", position, len(self._stages) - 1)
+            self._post(self._stages[-1].peer, ids, struct.pack(f"<{len(guesses)}i", *guesses))
         return Incoming(head, memoryview(struct.pack(f"<{len(given)}i", *given)), len(given))
 
+    def _take_ids(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        """What was guessed, for the last stage alone: those between need only know how many."""
+        if not self._last or self._index == 0 or sender != self._stages[0].peer:
+            raise PeerFault(f"{sender} may not send guesses to stage {self._index}")
+        if head.epoch != self._epoch or head.position < self.position:
+            return
+        self._ids = {head.position: list(memoryview(raw).cast("i"))}
+        if self._queue and self._begun is None:
+            self._next()
+
     def _next(self) -> None:
+        head = self._queue[0].head
+        ids = self._ids.get(head.position) if self._last and head.kind == "hidden" and head.guessed else None
+        if ids is None and self._last and head.kind == "hidden" and head.guessed:
+            return  # they come another way, and not always first
         incoming = self._queue.popleft()
-        head = incoming.head
         step = Step(session=self._name, epoch=head.epoch, position=head.position, count=incoming.count, sample=self._last and not head.more)
-        step.drafted = head.drafted
+        step.guessed, step.drafted = head.guessed, ids
         if head.kind == "hidden":
             step.hidden = bytes(incoming.raw)
         else:
@@ -276,7 +298,7 @@ class StageSession:
         return PeerId(self._stages[-1 if head.kind == "token" else self._index - 1].peer)
 
     def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
-        after = head.position + count - (len(head.drafted or ()) if self._last else 0)
+        after = head.position + count - (head.guessed if self._last else 0)
         self.position = after + len(done.more or ())
         if done.scored:
             self._send_scores(head.position + 1, done.scored)
@@ -286,7 +308,7 @@ class StageSession:
                 return
             self._log.add(head.position, count, done.hidden)
             if after > self._resume:
-                self._send_on(head.position, count, done.hidden, head.more, head.drafted)
+                self._send_on(head.position, count, done.hidden, head.more, head.guessed)
             elif head.more:
                 self._tell_cut(after)
         elif head.more:
@@ -302,9 +324,9 @@ class StageSession:
         pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
         self.pace = pace
 
-    def _send_on(self, position: int, count: int, raw: bytes, more: bool, drafted: list[int] | None = None) -> None:
+    def _send_on(self, position: int, count: int, raw: bytes, more: bool, guessed: int = 0) -> None:
         head = self._head("hidden", position, self._index + 1)
-        head.drafted = drafted
+        head.guessed = guessed
         dtype = TRAVELS[self._request.precision]
         head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
         self._post(self._stages[self._index + 1].peer, head, raw)

@@ -44,11 +44,12 @@ MAX_GROUPS_PER_STAGE = 250
 class Worker:
     """One worker process. Errors of every method: the worker's own, `Unavailable` when it ended, `DeadlineExceeded`."""
 
-    def __init__(self, scratch: Path, *, threads: int, memory: int) -> None:
+    def __init__(self, scratch: Path, *, threads: int, memory: int, reuse: bool = True) -> None:
         """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations."""
         self._parent = scratch
         self._threads = threads
         self._memory = memory
+        self._reuse = reuse
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
@@ -316,7 +317,7 @@ class Worker:
         self._channel, self._answered = channel, time.monotonic()
 
     async def _configure(self, channel: Channel, scratch: Path) -> None:
-        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory)
+        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory, reuse=self._reuse)
         try:
             answer = await channel.call("configure", config, dict[str, dict[str, str]], timeout=START_SECONDS)
         except (ChannelClosed, DeadlineExceeded):

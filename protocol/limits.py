@@ -101,6 +101,16 @@ MAX_AUDIT_STEPS = 64
 """Leaves that one audit makes a peer read."""
 MAX_AUDIT_SHOWN = 16
 """Leaves that one audit makes a peer send."""
+MAX_TOKEN_TEXT = 6 * KIB
+"""Characters of a bearer token, and of a signed request's header."""
+MAX_TOKEN_LINKS = 4
+MAX_TOKEN_MODELS = 16
+TOKEN_LIFETIME = 3_600
+KEY_LINK_LIFETIME = 86_400
+"""Of a home's word for a key, from which the key's holder makes tokens."""
+SWARM_KEY_LIFETIME = 30 * 86_400
+MAX_REVOCATIONS = 4_096
+REVOCATIONS_LIFETIME = 30 * 86_400
 MAX_PRINT_ROWS = 256
 """Rows in one signed statement of prints."""
 MAX_PRINTS = 64 * KIB

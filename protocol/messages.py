@@ -264,9 +264,10 @@ class StepHead(Record):
     of each `shape` [tokens, width] pairs of an int32 token and its fp32 logarithm, its own first). `stage` is the index of the stage it
     is for, None for the entry alone; an entry
     that is the first stage too gets a token once, as stage 0. `more`: another cut of the same prompt follows, nothing is sampled.
-    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest. `drafted`: the last positions of hidden
-    states are of these guessed tokens; as many as the last stage would have chosen itself come back as tokens of one frame, `position` that
-    of the first, and the next step begins behind them: what lies beyond is dropped on the way.
+    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest. `guessed`: so many of the last
+    positions of hidden states are of guessed tokens, whose ids (kind "guess", raw int32, at the `position` of their step) the first stage
+    sends to the last one alone. As many of them as the last stage would have chosen itself come back as tokens of one frame, `position`
+    that of the first, and the next step begins behind them: what lies beyond is dropped on the way.
     """
 
     session: bytes
@@ -279,7 +280,7 @@ class StepHead(Record):
     stage: int | None = None
     more: bool = False
     logprobs: list[TokenLogprob] | None = None
-    drafted: list[int] | None = None
+    guessed: int = 0
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
@@ -295,8 +296,8 @@ def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
     view = memoryview(frame)
     head = unpack(view[2 : 2 + size], StepHead, "step")
     raw = view[2 + size :]
-    if len(head.session) != 16 or head.epoch < 0 or not 0 <= head.position < 1 << 31:
-        raise BadInput("step: session, epoch or position out of range")
+    if len(head.session) != 16 or head.epoch < 0 or not 0 <= head.position < 1 << 31 or not 0 <= head.guessed <= limits.MAX_DRAFTED:
+        raise BadInput("step: session, epoch, position or guessed out of range")
     if head.kind == "hidden":
         _check_hidden(head, len(raw))
     elif head.kind == "scores":
@@ -306,7 +307,12 @@ def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
     return head, raw
 
 
-_RAW = {"tokens": range(limits.MAX_ACTIVATION_FRAME), "token": range(4, 4 * limits.MAX_DRAFTED + 5, 4), "cut": (0,)}
+_RAW = {
+    "tokens": range(limits.MAX_ACTIVATION_FRAME),
+    "token": range(4, 4 * limits.MAX_DRAFTED + 5, 4),
+    "guess": range(4, 4 * limits.MAX_DRAFTED + 1, 4),
+    "cut": (0,),
+}
 """Raw bytes by kind."""
 
 

@@ -24,6 +24,7 @@ from protocol.signing import open_sealed, seal
 NODE_DOMAIN = "mf/node/1"
 HOLDING_DOMAIN = "mf/holding/1"
 CARD_DOMAIN = "mf/card/1"
+REVOCATIONS_DOMAIN = "mf/revocations/1"
 
 LEND = ("none", "storage", "compute", "both")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
@@ -35,7 +36,8 @@ class NodeRecord(Record):
 
     `addresses` are libp2p multiaddrs without /p2p; `transfer` is host:port of its HTTPS data plane, whose
     certificate has SHA-256 `tls`; `memory` and `storage` are bytes lent, None where not lent, `storage_free` what is left of them;
-    `coordinate` is the node's place among others (erasure/coordinates.py), in microseconds.
+    `coordinate` is the node's place among others (erasure/coordinates.py), in microseconds;
+    `http` are the URLs its API answers at, where others reach them.
     """
 
     sequence: int
@@ -50,6 +52,7 @@ class NodeRecord(Record):
     memory: int | None = None
     machine: str | None = None
     operator: str | None = None
+    http: list[str] | None = None
     region: str | None = None
     storage: int | None = None
     coordinate: list[int] | None = None
@@ -115,11 +118,42 @@ class Card(Record):
         return f"{self.label}/{self.name}@{self.version}"
 
 
-R = TypeVar("R", NodeRecord, Holding, Card)
-_DOMAINS: dict[type, str] = {NodeRecord: NODE_DOMAIN, Holding: HOLDING_DOMAIN, Card: CARD_DOMAIN}
+class Revoked(msgspec.Struct, array_like=True, frozen=True):
+    """A token's link of the signer's that is refused from now on; the entry is kept `until` the link would have expired."""
+
+    id: bytes
+    until: int
 
 
-def seal_record(key: Ed25519PrivateKey, record: NodeRecord | Holding | Card) -> bytes:
+class Revocations(Record):
+    """What the signer has revoked, of keys and tokens whose home it is. Subject: the signer.
+
+    `before`: every link it issued before that time is refused too; set when there are more than a record holds.
+    """
+
+    sequence: int
+    expires: int
+    revoked: list[Revoked]
+    before: int | None = None
+
+
+AnyRecord = NodeRecord | Holding | Card | Revocations
+R = TypeVar("R", NodeRecord, Holding, Card, Revocations)
+_DOMAINS: dict[type, str] = {
+    NodeRecord: NODE_DOMAIN,
+    Holding: HOLDING_DOMAIN,
+    Card: CARD_DOMAIN,
+    Revocations: REVOCATIONS_DOMAIN,
+}
+_LIFETIMES: dict[type, int] = {
+    NodeRecord: limits.NODE_RECORD_LIFETIME,
+    Holding: limits.HOLDING_LIFETIME,
+    Card: limits.CARD_LIFETIME,
+    Revocations: limits.REVOCATIONS_LIFETIME,
+}
+
+
+def seal_record(key: Ed25519PrivateKey, record: AnyRecord) -> bytes:
     """The signed envelope; `BadInput` for a card over its 8 KiB."""
     data = seal(key, _DOMAINS[type(record)], record)
     if isinstance(record, Card) and len(data) > limits.MAX_CARD:
@@ -137,14 +171,13 @@ def open_record(data: bytes, kind: type[R], now: float) -> tuple[PeerId, R]:
     return signer, record
 
 
-def _check_times(record: NodeRecord | Holding | Card, now: float) -> None:
-    longest = {NodeRecord: limits.NODE_RECORD_LIFETIME, Holding: limits.HOLDING_LIFETIME, Card: limits.CARD_LIFETIME}
+def _check_times(record: AnyRecord, now: float) -> None:
     name = type(record).__name__
     if record.sequence < 0 or record.sequence >= 1 << 63:
         raise BadInput(f"{name}: sequence out of range")
     if record.expires < now - limits.CLOCK_TOLERANCE:
         raise BadInput(f"{name}: expired")
-    if record.expires > now + longest[type(record)] + limits.CLOCK_TOLERANCE:
+    if record.expires > now + _LIFETIMES[type(record)] + limits.CLOCK_TOLERANCE:
         raise BadInput(f"{name}: expires later than its lifetime allows")
 
 
@@ -156,7 +189,7 @@ def _check_node(record: NodeRecord) -> None:
     for text in (record.version, record.machine or "", record.operator or "", record.region or ""):
         if len(text) > limits.MAX_LABEL:
             raise BadInput(f"NodeRecord: version, machine, operator and region have at most {limits.MAX_LABEL} characters")
-    for field in (record.addresses, record.transfer):
+    for field in (record.addresses, record.transfer, record.http or []):
         if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
             raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
     if record.coordinate is not None:
@@ -212,4 +245,18 @@ def _check_card(record: Card) -> None:
     check_summary(record.summary)
 
 
-_CHECKS: dict[type, Callable[..., None]] = {NodeRecord: _check_node, Holding: _check_holding, Card: _check_card}
+def _check_revocations(record: Revocations) -> None:
+    if len(record.revoked) > limits.MAX_REVOCATIONS:
+        raise BadInput(f"Revocations: {len(record.revoked)} ids, at most {limits.MAX_REVOCATIONS}")
+    if not all(len(entry.id) == 16 and 0 <= entry.until < 1 << 53 for entry in record.revoked):
+        raise BadInput("Revocations: an id has 16 bytes and a time")
+    if record.before is not None and not 0 <= record.before < 1 << 53:
+        raise BadInput("Revocations: before is a time")
+
+
+_CHECKS: dict[type, Callable[..., None]] = {
+    NodeRecord: _check_node,
+    Holding: _check_holding,
+    Card: _check_card,
+    Revocations: _check_revocations,
+}

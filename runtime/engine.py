@@ -60,6 +60,7 @@ class Engine:
         self._reuse = config.reuse
         self._tell = tell or (lambda _notes: None)
         self._notes: list[api.Made] = []
+        self._ended: list[tuple[Answer, Any]] = []
         self._stages: dict[str, Loaded] = {}
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Session] = {}
@@ -91,6 +92,7 @@ class Engine:
     def unload(self, params: api.Unload) -> None:
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
             self._close(session, NotFound("this stage is unloaded"))
+        self._say()
         self._pool.forget_stage(params.stage)
         self._stages.pop(params.stage, None)
         self._opened.pop(params.stage, None)
@@ -139,7 +141,7 @@ class Engine:
 
         def ended(result: Any) -> None:
             self._close(params.session)
-            answer(result)
+            self._ended.append((answer, result))
 
         made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
         self._replies[params.session] = made, params.account
@@ -169,9 +171,16 @@ class Engine:
         for group in [parts] if runner.batched else [[part] for part in parts]:
             self._compute(runner, group)
             self._answer(group)
+        self._say()
+
+    def _say(self) -> None:
+        """What replies made, and only then that some are at their end."""
         if self._notes:
             notes, self._notes[:] = list(self._notes), []
             self._tell(notes)
+        ended, self._ended[:] = list(self._ended), []
+        for answer, result in ended:
+            answer(result)
 
     def _compute(self, runner: ModelRunner, parts: list[Part]) -> None:
         """What a pass raises fails the sequences in it, and nothing else."""

@@ -139,8 +139,8 @@ class Step(Record):
 
     Give `tokens` (first stage) or `hidden` (raw bytes, [count, hidden] in the stage's precision). Idempotent: a (session, epoch,
     position) seen before is answered again; a gap is `Conflict`; a new epoch drops what lies at and beyond `position`.
-    `drafted`: the last tokens of the step are these guesses (every stage is told); the step after it says by its position how many
-    were right.
+    `guessed`: so many of the last positions are of guessed tokens, their ids in `drafted` for a last stage that takes hidden states;
+    the step after it says by its position how many were right.
     `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
     the head too. `score`, to the last stage: for each row the prompt's next token, or -1.
     """
@@ -152,6 +152,7 @@ class Step(Record):
     hidden: bytes | None = None
     count: int = 0
     sample: bool = True
+    guessed: int = 0
     drafted: list[int] | None = None
     check: list[int] | None = None
     tail: bool = False

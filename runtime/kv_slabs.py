@@ -2,8 +2,7 @@
 
 A slab holds up to 32 sequences of similar length, all layers: [2, layers, places, kv_heads, room, head_dim]. A sequence
 begins in the slab with the least room that takes it and moves on when it outgrows it (rooms grow by about a third, so a
-position moves a few times in all). A step multiplies over the places of a slab that are taken, up to the longest
-length among them.
+position moves a few times in all). A step multiplies over the places of a slab that are taken.
 
 On a CPU a slab is an anonymous mapping: what no position was written to takes no memory, whatever the room, and what a
 sequence leaves is given back to the kernel at once (which also forgets it). So memory is by the formula `token_bytes`
@@ -24,8 +23,8 @@ import torch
 from protocol.errors import Busy
 
 ROOMS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-FIRST, MOST = 4, 32
-"""Places of the first slab of a room, and of those after it."""
+PLACES = 32
+"""Of a slab, where its bytes allow: many small slabs would be many small multiplications."""
 SLAB = 256 * 1024 * 1024
 """Bytes that a slab of several places may reserve."""
 
@@ -54,11 +53,12 @@ class Slab:
         self.free = list(range(places))
         size = (2, shape.layers, places, shape.kv_heads, room, shape.head_dim)
         self._mapping: mmap.mmap | None = None
-        if shape.device.type == "cpu":
-            self._mapping = mmap.mmap(-1, prod(size) * shape.dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self.kv = torch.frombuffer(self._mapping, dtype=shape.dtype).view(size)
-        else:
-            self.kv = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        with torch.inference_mode(False):  # else it could be written in inference mode only, and a release comes from anywhere
+            if shape.device.type == "cpu":
+                self._mapping = mmap.mmap(-1, prod(size) * shape.dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self.kv = torch.frombuffer(self._mapping, dtype=shape.dtype).view(size)
+            else:
+                self.kv = torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
     @property
     def top(self) -> int:
@@ -126,7 +126,7 @@ class Slabs:
         for slab in slabs:
             if slab.free:
                 return slab
-        places = max(1, min(MOST if slabs else FIRST, SLAB // (room * self.shape.token_bytes)))
+        places = max(1, min(PLACES, SLAB // (room * self.shape.token_bytes)))
         slabs.append(self._make(places, room))
         return slabs[-1]
 

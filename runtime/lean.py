@@ -123,7 +123,7 @@ class Layer:
         """[rows, heads * head_dim]."""
         if len(heads) == 1:
             return groups[0].single(self._number, heads)
-        new, q = heads[:, self._queries :], heads[:, : self._queries]
+        q, new = heads[:, : self._queries].contiguous(), heads[:, self._queries :].contiguous()
         for group in groups:
             group.write(self._number, new)
         found = [group.attend(self._number, q) for group in groups]

@@ -1,10 +1,10 @@
 """One pass laid out: which rows stand where, and the attention of each group of them.
 
 Rows of one new token whose sequences lie in the same slab attend together: two batched multiplications over the places of
-the slab, padded to the longest. All others (prefills, drafts, a sequence by itself) attend alone through torch's fused
-attention. Microseconds a layer for 64 sequences of 300 positions, SmolLM2's heads: fused attention 1855, `q @ k.T` as it
-stands 1383 + 310, the multiplication turned round (`k @ q.T`, which reads keys as they lie) 536 + 310: the last. For one
-sequence fused attention is the fastest (20 against 52 at 100 positions).
+the slab, over its whole room (oneDNN copies a matrix whose rows don't fill their batch, all of it, every time: 1383 against
+533 microseconds a layer for 64 sequences of SmolLM2's heads, where the memory's speed would allow 470; fused attention 2647).
+All others (prefills, drafts, a sequence by itself) attend alone through fused attention, the fastest for one (20 against 52 at
+100 positions).
 
 The past's views are made once for all layers and taken from lists inside the loop.
 """
@@ -105,22 +105,22 @@ class Together:
     def __init__(self, heads: Heads, slab: Slab, places: list[int], at: int, lengths: list[int]) -> None:
         """`lengths` after this token."""
         self._heads, self._at, self._count = heads, at, len(places)
-        kv, self._top, longest = slab.kv, places[-1] + 1, max(lengths)
+        kv, self._top = slab.kv, places[-1] + 1
         layers = kv.shape[1]
-        self._longest, self._device = longest, kv.device
+        self._room = slab.room
         self._holes = None if self._top == len(places) else torch.tensor(places, device=kv.device)
         self._flat = kv.view(-1, heads.head_dim)
         self._lines = _lines(slab, heads.kv_heads, layers, torch.tensor(places), torch.tensor(lengths) - 1).to(kv.device)
-        self._keys, self._values = (kv[side, :, : self._top, :, :longest].flatten(1, 2).unbind(0) for side in (0, 1))
+        self._keys, self._values = (kv[side, :, : self._top].flatten(1, 2).unbind(0) for side in (0, 1))
         all_lengths = torch.ones(self._top, dtype=torch.long)
         all_lengths[torch.tensor(places)] = torch.tensor(lengths)
         self._masks = {window: self._mask(kv, all_lengths, window) for window in set(heads.windows)}
 
     def _mask(self, kv: torch.Tensor, lengths: torch.Tensor, window: int | None) -> torch.Tensor | None:
-        """[places, 1, positions] to add, None when all are as long and nothing is out of sight."""
-        if int(lengths.min()) == self._longest and (not window or self._longest <= window):
+        """[places, 1, room] to add, None when all are full and nothing is out of sight."""
+        if int(lengths.min()) == self._room and (not window or self._room <= window):
             return None
-        seen = torch.arange(self._longest)
+        seen = torch.arange(self._room)
         hidden = seen >= lengths.unsqueeze(1)
         if window:
             hidden |= seen < lengths.unsqueeze(1) - window
@@ -128,7 +128,7 @@ class Together:
 
     def write(self, layer: int, new: torch.Tensor) -> None:
         mine = new[self._at : self._at + self._count]
-        self._flat.index_copy_(0, self._lines[layer], mine.reshape(-1, self._heads.head_dim))
+        self._flat.index_copy_(0, self._lines[layer], mine.view(-1, self._heads.head_dim))
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         heads, window = self._heads, self._heads.windows[layer]
@@ -137,13 +137,13 @@ class Together:
             spread = mine.new_zeros(self._top, heads.queries, heads.head_dim)
             mine = spread.index_copy_(0, self._holes, mine)
         asked = mine.reshape(self._top * heads.kv_heads, heads.group, heads.head_dim)
-        scores = torch.bmm(self._keys[layer], asked.transpose(1, 2)).transpose(1, 2).contiguous()
+        scores = torch.bmm(asked, self._keys[layer].transpose(1, 2))
         if heads.softcap is None:
             scores.mul_(heads.scale)
         else:
             scores.mul_(heads.scale / heads.softcap).tanh_().mul_(heads.softcap)
         if (mask := self._masks[window]) is not None:
-            scores.view(self._top, heads.queries, self._longest).add_(mask)
+            scores.view(self._top, heads.queries, self._room).add_(mask)
         found = torch.bmm(torch.softmax(scores, -1), self._values[layer]).view(self._top, heads.queries, heads.head_dim)
         return found if self._holes is None else found.index_select(0, self._holes)
 

@@ -7,6 +7,7 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
            packed by oneDNN                        124 / 241 /  679   the same numbers in another order of bytes
     int8   `_weight_int8pack_mm`                    97 / 757 / 1852   one scale a row of the matrix; up to three rows
            `_int_mm`, activations as two int8 rows  45 / 213 /  627   8 + 8 bits of each activation; from four rows on
+           cast to bf16 on the way                 314 / 456 /  722   from 32 rows on
            FBGEMM, the same in its own order        43 / 200 /  686   the head
     int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16
 
@@ -35,6 +36,8 @@ _INT4_ROWS = 16
 """The packed kernel takes matrices of a multiple of this many rows."""
 _FEW = 3
 """Rows up to which int8 goes through torch's own kernel."""
+_MANY = 32
+"""Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
 _PACK_FOR = 64
 """Rows of activations that oneDNN is told to expect; the order of bytes that this gives is good from 1 on."""
 
@@ -97,21 +100,21 @@ def round_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Int8:
-    """One scale a row. Few rows go through torch's own kernel, more through an 8-bit multiplication where that is exact here."""
+    """One scale a row. Few rows go through torch's own kernel, some through an 8-bit multiplication where exact, many through bf16."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._wide_scale = round_int8(weight)
         self._scale = self._wide_scale.to(weight.dtype)
         self._bias = bias
         cpu = weight.device.type == "cpu"
-        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
         self._exact = cpu and whole_products_are_exact()
+        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
         self.nbytes = self._weight.nbytes + self._wide_scale.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= self._few:
             out = torch._weight_int8pack_mm(x, self._weight, self._scale)
-        elif self._exact:
+        elif self._exact and len(x) < _MANY:
             both, greatest = in_two(x)
             products = torch._int_mm(both.to(torch.int8), self._weight.t())
             out = _joined(products, greatest).mul_(self._wide_scale).to(x.dtype)

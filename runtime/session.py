@@ -109,18 +109,19 @@ class Session:
     def _job(self, step: Step) -> Job:
         if (step.tokens is None) == (step.hidden is None):
             raise BadInput("step: give either tokens or hidden")
-        drafted = step.drafted or []
-        if len(drafted) > MOST or len(drafted) >= max(step.count, 1):
-            raise BadInput(f"step: {len(drafted)} drafted tokens of {step.count}, at most {MOST} and fewer than all are right")
-        self._check_tokens(drafted)
+        guessed = step.guessed
+        if not 0 <= guessed <= MOST or guessed >= max(step.count, 1):
+            raise BadInput(f"step: {guessed} guessed tokens of {step.count}, at most {MOST} and fewer than all are right")
         if step.tokens is not None:
             if self.sequence.runner.first:
                 raise BadInput("step: tokens go to the first stage, this one takes hidden states")
-            self._check_tokens(step.tokens, least=1)
-            if drafted and step.tokens[-len(drafted) :] != drafted:
-                raise BadInput("step: the drafted tokens aren't the last ones")
+            self._check_tokens(step.tokens)
+            drafted = step.tokens[len(step.tokens) - guessed :]
             job = Job(step.position, len(step.tokens), tokens=step.tokens, sample=step.sample, drafted=drafted)
         else:
+            drafted = step.drafted or [UNCHECKED] * guessed
+            if len(drafted) != guessed:
+                raise BadInput(f"step: {len(drafted)} ids of {guessed} guessed tokens")
             job = Job(step.position, step.count, hidden=self._hidden(step), sample=step.sample, drafted=drafted)
         job.check, job.tail = self._check(step.check, job.count), step.tail
         job.score = self._check(step.score, job.count)
@@ -136,9 +137,9 @@ class Session:
             raise BadInput(f"step: {count} rows to check against {len(check)} tokens, each in 0..{runner.vocabulary - 1}")
         return check
 
-    def _check_tokens(self, tokens: list[int], least: int = 0) -> None:
+    def _check_tokens(self, tokens: list[int]) -> None:
         top = self.sequence.runner.vocabulary
-        if len(tokens) < least or (tokens and (min(tokens) < 0 or max(tokens) >= top)):
+        if not tokens or min(tokens) < 0 or max(tokens) >= top:
             raise BadInput(f"step: token ids must lie in 0..{top - 1}, at least one")
 
     def _hidden(self, step: Step) -> torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from node.cli.account_commands import account, audit, key
 from node.cli.chat import chat
 from node.cli.doctor import doctor
 from node.cli.model_commands import explain, fetch, forget, models, pin, publish
@@ -35,7 +36,8 @@ def cli(_: object) -> None:
 
 
 _KEEPING = (holdings, forget, pin, block, rebalance, drain)
-for _command in (run, publish, models, fetch, chat, ticket, join, trust, *_KEEPING, status, explain, stop, doctor, demo):
+_ACCOUNTS = (key, account, audit)
+for _command in (run, publish, models, fetch, chat, ticket, join, trust, *_KEEPING, *_ACCOUNTS, status, explain, stop, doctor, demo):
     cli.add_command(_command)
 
 

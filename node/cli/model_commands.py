@@ -18,6 +18,7 @@ from runtime.memory import WIDTHS
 @click.option("--version", "edition", help="The version of that name. [default: 1]")
 @click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
 @click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
+@click.option("--n-max", type=click.IntRange(1, 256), help="Shards a group can grow to where nodes turn out to be up less. [default: n]")
 @click.option("--compression", type=click.Choice(["auto", "raw", "fast"]), help="[default: auto]")
 @click.option("--gguf", type=click.Choice(["dequantise", "keep"]), help="What becomes of a GGUF file. [default: dequantise]")
 @common

@@ -13,6 +13,10 @@ from node.cli.session import Session, common
 
 @click.command()
 @click.option("--http", metavar="HOST:PORT", help="Where the HTTP API listens. [default: 127.0.0.1:8640]")
+@click.option("--http-access", type=click.Choice(["auto", "open", "keyed"]), help="Whether asking needs a key. [default: beyond loopback]")
+@click.option("--tls", type=click.Choice(["none", "auto"]), help="auto: HTTPS with a certificate of this node's own.")
+@click.option("--insecure-http", is_flag=True, default=None, help="Listen beyond loopback without TLS.")
+@click.option("--behind-proxy", is_flag=True, default=None, help="A proxy in front does TLS and says who calls (X-Forwarded-For).")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where peers reach this node. [default: /ip4/0.0.0.0/tcp/4840]")
 @click.option("--transfer", metavar="HOST:PORT", help="Where shards are served. [default: 0.0.0.0:4841]")
 @click.option("--join", multiple=True, metavar="TICKET", help="Join by a member's ticket; may be repeated.")

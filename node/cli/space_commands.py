@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from node.cli.session import Session, common
+from protocol.errors import Cancelled
 
 
 @click.command()
@@ -38,13 +39,19 @@ def drain(session: Session) -> None:
     from node.cli.progress import Progress
     from node.cli.tables import size
 
-    with Progress() as progress:
-        done = session.call("drain", {}, progress)
+    try:
+        with Progress() as progress:
+            done = session.call("drain", {}, progress)
+    except Cancelled:
+        raise Cancelled(
+            "draining was stopped; this node goes on with what it still holds", hint="the same command hands over the rest"
+        ) from None
 
     def show() -> None:
-        said = f"handed over {done['handed_over']} shards ({size(done['bytes'])}) to {done['peers']} nodes"
-        others = f", {done['held_elsewhere']} more lie elsewhere too" if done["held_elsewhere"] else ""
-        click.echo(f"{said}{others}; stopping")
+        said = f"handed over {_count(done['handed_over'], 'shard')} ({size(done['bytes'])}) to {_count(done['peers'], 'node')}"
+        others = f", left {done['held_elsewhere']} that another node has as well" if done["held_elsewhere"] else ""
+        nothing = not done["handed_over"] and not done["held_elsewhere"]
+        click.echo("nothing lies here; stopping" if nothing else f"{said}{others}; stopping")
 
     session.answer(done, show)
 
@@ -58,11 +65,23 @@ def rebalance(session: Session, rate: str | None) -> None:
     from node.cli.tables import size
     from node.config import parse_size
 
-    with Progress() as progress:
-        done = session.call("rebalance", {} if rate is None else {"rate": parse_size(rate, "--rate")}, progress)
+    params = {} if rate is None else {"rate": parse_size(rate, "--rate")}
+    try:
+        with Progress() as progress:
+            done = session.call("rebalance", params, progress)
+    except Cancelled:
+        raise Cancelled("moving was stopped; what was moved lies at its new home", hint="the same command goes on") from None
 
     def show() -> None:
+        if not done["planned"]:
+            click.echo("nothing to move: no node that is emptier than this one should hold any shard that lies here")
+            return
         refused = "".join(f"\n  {peer}: {reason}" for peer, reason in done["refusals"].items())
-        click.echo(f"moved {done['moved']} of {done['planned']} shards ({size(done['bytes'])}) to {done['peers']} nodes{refused}")
+        nodes = _count(done["peers"], "node")
+        click.echo(f"moved {done['moved']} of {_count(done['planned'], 'shard')} ({size(done['bytes'])}) to {nodes}{refused}")
 
     session.answer(done, show)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

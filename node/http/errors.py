@@ -103,6 +103,8 @@ def error_response(request: web.BaseRequest, error: MfError) -> web.Response:
     response = web.Response(status=error.status, body=error_body(request, error), content_type="application/json")
     if isinstance(error, Busy) or "retry_after" in error.details:
         response.headers["Retry-After"] = str(int(error.details.get("retry_after", 1)))
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="modelfloat"'
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -10,7 +11,16 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import ollama_operations, ollama_replies, openai_operations, replies, schemas
+from node.http import (
+    api_v1_models,
+    api_v1_operations,
+    model_replies,
+    ollama_operations,
+    ollama_replies,
+    openai_operations,
+    replies,
+    schemas,
+)
 from node.http.context import SETTINGS, json_reply
 from node.http.openai_replies import OpenAIFailure
 from node.http.operation import ASK, JSON, ONE, Operation
@@ -20,8 +30,9 @@ _REF = "#/components/schemas/{name}"
 
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
-    Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
-    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=ONE),
+    *api_v1_operations.OPERATIONS,
+    Operation("get", "/api/v1/models", "Models the swarm knows", model_replies.ModelPage, query=api_v1_models.Query, wrapped=True),
+    Operation("get", "/api/v1/models/{id}", "One model", model_replies.ModelDetail, wrapped=True, errors=ONE),
     Operation(
         "get",
         "/api/v1/models/{id}/plan",
@@ -55,16 +66,9 @@ _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, 
 
 def _types(operations: Sequence[Operation]) -> list[Any]:
     used = [kind for operation in operations for kind in (operation.reply, operation.body) if kind is not None]
-    return [
-        *used,
-        *_EVENT_TYPES,
-        replies.Success,
-        replies.Failure,
-        OpenAIFailure,
-        ollama_replies.OllamaFailure,
-        schemas.Query,
-        schemas.PlanQuery,
-    ]
+    queries = [operation.query for operation in operations if operation.query is not None]
+    failures = [replies.Failure, OpenAIFailure, ollama_replies.OllamaFailure]
+    return list(dict.fromkeys([*used, *_EVENT_TYPES, replies.Success, *failures, *queries]))
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
@@ -83,11 +87,12 @@ def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str,
         content[operation.streams] = {"schema": {"type": "string", "description": operation.events}}
     shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
     failure = {"description": "refused or failed", "content": {JSON: {"schema": schemas_by_type[shape]}}}
-    return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
+    return {str(operation.status): {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
 
 
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
-    named = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] if "{id}" in operation.path else []
+    names = re.findall(r"\{(\w+)\}", operation.path)
+    named: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.query is None:
         return named
     fields = components[operation.query.__name__]["properties"]

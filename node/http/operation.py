@@ -13,7 +13,8 @@ ONE = (400, 403, 404, 500, 503)
 
 @dataclass(frozen=True)
 class Operation:
-    """`reply` None: not JSON (`media` then says what). `events` says what a stream of this operation carries."""
+    """`reply` None: not JSON (`media` then says what), or no fields worth naming. `wrapped`: inside /api/v1's success. `events` says what a
+    stream of this operation carries."""
 
     method: str
     path: str
@@ -30,3 +31,4 @@ class Operation:
     example: dict[str, Any] | None = None
     """A body to begin with, but for the model's name."""
     errors: tuple[int, ...] = (400, 403, 500, 503)
+    status: int = 200

@@ -19,14 +19,6 @@ StopList = Annotated[list[StopText], Meta(max_length=4)]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
-class Query(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Parameters of GET /api/v1/models."""
-
-    page: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
-    limit: Annotated[int, Meta(ge=1, le=100)] = 20
-    search: Annotated[str, Meta(max_length=256)] | None = None
-
-
 class PlanQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Parameters of GET /api/v1/models/{id}/plan: `tokens` of question and answer together; `force` plans beyond the round-trip budget."""
 
@@ -75,6 +67,7 @@ class InferenceInput(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 class InferenceParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     stream: bool = False
     include_metadata: bool = True
+    run_async: bool = msgspec.field(default=False, name="async")
     timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     force: bool = False
 

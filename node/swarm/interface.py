@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord, Repairing, Serving
+from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class Swarm(Protocol):
         self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
     ) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
+
+    async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
+        """Signs, keeps and spreads all that this node has revoked of its own tokens and that could still be alive."""
+
+    def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
+        """Whether `home` has said that it revoked any of these links, or all it issued before a time later than `issued`."""
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; bans follow design §5."""

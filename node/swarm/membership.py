@@ -19,7 +19,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from erasure.audit import AuditBook, HeldShard
-from erasure.coordinates import WORST_ERROR, Coordinate, coordinate_from, moved
 from node.network.interface import Network
 from node.swarm.announce import Announcer
 from node.swarm.archive import AnyKept, Archive
@@ -33,6 +32,7 @@ from node.swarm.holdings import view_of
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
+from node.swarm.measures import Measures
 from node.swarm.own import Facts, OwnRecords, SwarmConfig
 from node.swarm.reputation import Reputation
 from node.swarm.spread import Spread
@@ -44,13 +44,12 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing, Serving
+from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
 
 COMPARE = 20.0
-LOOK = 60.0
 _ROUND = 1.0
 _REACH = 8.0
 _MESH_WAIT = 1.0
@@ -89,13 +88,13 @@ class Membership:
         self._archive = Archive()
         self._archive.peers.meet(self._own.peer)
         self._supervisor = Supervisor()
-        self._history = History.restored(state.began, state.known or (), now())
-        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, self._history, save_on)
+        history = History.restored(state.began, state.known or (), now())
+        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, history, save_on)
         self._listeners: list[Listener] = []
-        self._looked: float | None = None
         self._reputation = Reputation()
         self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
+        self._measures = Measures(self._archive, self._liveness, history, self._own.facts, self._rng, now, monotonic)
         self._exchange = Exchange(self._archive, self._ours(), self._supervisor)
         self._connections = Connections(network, self._archive.peers, self._liveness, self._hooks(), self._supervisor, monotonic, self._rng)
         self._heartbeat = Heartbeat(self._liveness, self._connections.link, self._routable_changed, self._supervisor, monotonic, self._rng)
@@ -281,6 +280,16 @@ class Membership:
         facts.storage_free, facts.memory, facts.storage = storage_free, memory, storage
         await self._publish(self._own.node(self._archive))
 
+    async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
+        await self._publish(self._own.revocations(self._archive, revoked, before))
+
+    def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
+        return self._archive.revocations.revoked(home, ids, issued)
+
+    def set_http(self, urls: list[str]) -> None:
+        """Where this node's API answers, as others reach it; before `put_node`."""
+        self._own.facts.http = list(urls)
+
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; `shard` is `reputation.shard_text`."""
         banned = self._reputation.blame(peer, shard, reason, self._now())
@@ -316,9 +325,9 @@ class Membership:
             member=self._trust.member(peer),
             rtt=pulse.rtt if pulse else None,
             last_seen=None if silence is None else self._now() - silence,
-            availability=self._history.availability(peer),
-            distance=self._distance(peer, pulse.rtt if pulse else None),
-            new=self._history.new(peer, self._now()),
+            availability=self._measures.availability(peer),
+            distance=self._measures.distance(peer, pulse.rtt if pulse else None),
+            new=self._measures.new(peer),
         )
 
     async def _publish(self, envelope: bytes) -> None:
@@ -368,21 +377,7 @@ class Membership:
 
     def _heard(self, peer: PeerId, asked: float, took: float) -> None:
         self._heartbeat.heard(peer, asked, took)
-        pulse, there = self._liveness.pulse(peer), self._coordinate(peer)
-        if pulse is not None and pulse.rtt is not None and there is not None:
-            self._own.facts.coordinate = moved(self._own.facts.coordinate, there, pulse.rtt, self._rng)
-
-    def _coordinate(self, peer: PeerId) -> Coordinate | None:
-        """Where the peer says it is; one that doesn't know yet stands in the middle, unsure."""
-        kept = self._archive.peers.get(peer)
-        return None if kept is None else coordinate_from(kept.record.coordinate) if kept.record.coordinate else Coordinate()
-
-    def _distance(self, peer: PeerId, rtt: float | None) -> float | None:
-        there = self._coordinate(peer)
-        if rtt is not None or there is None:
-            return rtt
-        unsure = max(there.error, self._own.facts.coordinate.error) >= WORST_ERROR
-        return None if unsure else self._own.facts.coordinate.distance(there)
+        self._measures.heard(peer)
 
     def _left(self, peer: PeerId, was_routable: bool, reason: str) -> None:
         if was_routable:
@@ -419,18 +414,11 @@ class Membership:
         while True:
             await asyncio.sleep(_ROUND)
             self._archive.expire(self._now())
-            self._look()
+            self._measures.look()
             for envelope in self._own.renewals(self._archive):
                 await self._publish(envelope)
             self._supervisor.spawn(self._connections.mesh(), "mesh")
             await self._keeper.save_if_touched()
-
-    def _look(self) -> None:
-        """Once a minute: who answers, for the history."""
-        if self._looked is None or self._monotonic() - self._looked >= LOOK:
-            self._looked = self._monotonic()
-            known = (kept.signer for kept in self._archive.peers.all())
-            self._history.look([peer for peer in known if self._liveness.routable(peer)], self._now())
 
     async def _compare(self) -> None:
         while True:

@@ -186,9 +186,9 @@ def test_a_decision_among_ten_thousand_takes_a_millisecond() -> None:
     view.choose(GROUP, 20, k=10)
     spent = []
     for group in groups(30):
-        started = time.perf_counter()
+        started = time.thread_time()
         view.choose(group, 20, k=10)
-        spent.append(time.perf_counter() - started)
+        spent.append(time.thread_time() - started)
     assert sorted(spent)[len(spent) // 2] <= 0.003
 
 

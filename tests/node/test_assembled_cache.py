@@ -67,6 +67,13 @@ async def cached(tmp_path: Path) -> AsyncIterator[Cached]:
         yield made
 
 
+async def test_a_node_that_ended_before_it_stood_saves_no_habits(cached: Cached, caplog: pytest.LogCaptureFixture) -> None:
+    cached.folder /= "nothing here yet"
+    await cached.made().close()
+    assert not cached.folder.exists()
+    assert caplog.messages == []
+
+
 async def test_a_group_is_fetched_once_also_over_a_restart(cached: Cached) -> None:
     first = await cached.read(1)
     assert cached.fetches == 1

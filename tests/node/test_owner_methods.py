@@ -207,12 +207,12 @@ def test_a_long_burst_is_told_now_and_then() -> None:
     shelf = Shelf()
 
     async def test(keeper: HoldingKeeper, board: Board) -> None:
-        for group in range(40):
+        for group in range(60):
             shelf.add(group, 1)
             keeper.changed(MODEL)
             await asyncio.sleep(GATHER / 2)
-        assert 2 <= len(board.told) <= 1 + 20 * GATHER / GATHER_AT_MOST
-        await until(lambda: len(board.holdings[PeerId("me"), MODEL].held) == 40, 3 * GATHER, "the last too")
+        assert 2 <= len(board.told) <= 1 + 30 * GATHER / GATHER_AT_MOST
+        await until(lambda: len(board.holdings[PeerId("me"), MODEL].held) == 60, 3 * GATHER, "the last too")
 
     keeping(shelf, test)
 

@@ -13,7 +13,7 @@ import pytest
 from node import publish
 from node.publish import PublishRequest
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import model_from
+from protocol.ids import EncodingId, model_from
 from tests.node.verb_fakes import VerbSwarm, full, merged_model, quiet, small_model, verb_swarm
 from tests.support.wait import until
 
@@ -87,6 +87,30 @@ async def test_when_enough_is_durable_the_rest_goes_on_without_the_command(
     assert lying(six) == 6 * groups
     assert not node.transfer.staged
     assert (await node.reporter.status())["publishing"] == []
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_stopped_twice_nothing_stays_staged(six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    """A client that leaves ends what it asked for, and so does the end of its connection."""
+    node, slow = six.nodes[0], six.nodes[5]
+    slow.transfer.takes.clear()
+    real = node.transfer.list_staged
+
+    async def in_its_time() -> dict[EncodingId, list[int]]:
+        await asyncio.sleep(0.01)
+        return await real()
+
+    monkeypatch.setattr(node.transfer, "list_staged", in_its_time)
+    publishing = asyncio.create_task(node.publish(model, k=2, n=6))
+    await until(lambda: lying(six) >= 15, 5, "it is in the middle")
+    assert node.transfer.staged
+    publishing.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    await until(lambda: not node.transfer.staged, 5, "nothing staged")
 
 
 @pytest.mark.parametrize("how", ["published again", "the node stops"])
@@ -303,3 +327,23 @@ async def test_nodes_known_for_less_than_a_day_get_one_shard_of_a_group_together
     done = await publisher.publish(model)
     assert (done["shards"], done["durable"]) == (2 * done["groups"], 2 * done["groups"])
     assert len(publisher.transfer.store.list_shards()) == done["groups"]
+
+
+async def test_an_encoding_commits_to_more_shards_than_are_made(six: VerbSwarm, model: Path, tmp_path: Path) -> None:
+    done = await six.nodes[0].publish(model, k=2, n=3, n_max=6)
+    assert done["shards"] == done["durable"] == 3 * done["groups"]
+    await six.tell()
+    told = await six.nodes[0].reporter.holders(model_from(done["model_id"]))
+    assert {(group["k"], group["n"], group["n_max"]) for group in told["groups"]} == {(2, 3, 6)}
+    coded = len(six.nodes[0].transfer.encoded)
+    await six.nodes[0].publish(model, k=2, n=3)
+    assert len(six.nodes[0].transfer.encoded) == coded, "what commits to more serves who asks for less"
+    await six.nodes[0].publish(model, k=2, n=3, n_max=5)
+    assert len(six.nodes[0].transfer.encoded) == coded
+    assert (await six.nodes[5].fetcher.fetch(done["model_id"], tmp_path / "back", quiet))["bytes"] == done["bytes"]
+
+
+@pytest.mark.parametrize("n_max", [0, 2, 7])
+async def test_committing_to_fewer_than_n_or_more_than_twice_n_is_refused(six: VerbSwarm, model: Path, n_max: int) -> None:
+    with pytest.raises(BadInput, match="n_max"):
+        await six.nodes[0].publish(model, k=2, n=3, n_max=n_max)

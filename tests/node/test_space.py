@@ -30,11 +30,11 @@ class Owner:
         self.node, self.stopped, self.told = node, False, 0
         known: Any = node.transfer
         self.hands = HandOver(node.peer, node.swarm, known, node.book, node.keeper)
-        self.drainer = Drainer(node.view, known, node.desk, self.hands, self._tell_space)
+        self.drainer = Drainer(node.view, known, node.puts, self.hands, self._tell_space)
         self.rebalancer = Rebalancer(node.view, node.swarm, known, self.hands)
         node.blocks = BlockList(node.blocks._path.parent)
         node.blocks._path.parent.mkdir(exist_ok=True)
-        node.desk._blocks = node.blocks
+        node.puts._blocks = node.blocks
         methods = SpaceMethods(node.swarm, known, node.locator, node.blocks, self.hands, self.drainer, self.rebalancer, self._stop)
         self.table = methods.table()
 
@@ -105,7 +105,7 @@ async def test_a_drain_that_finds_no_home_says_why_and_the_node_stays(tmp_path: 
         assert "the disk is full" in caught.value.details["refusals"].values()
         assert leaver.transfer.store.list_shards() == held
         assert not owner.stopped
-        assert not leaver.desk.leaving
+        assert not leaver.puts.leaving
         assert leaver.view.me.weight > 0
         assert owner.told == 2
 
@@ -199,7 +199,7 @@ async def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: Any) -> None
 def test_moving_takes_as_long_as_its_rate_allows_and_waits_until_a_node_has_stayed(tmp_path: Path) -> None:
     async def main() -> None:
         async with verb_swarm(3, tmp_path) as swarm:
-            await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=8), k=1, n=3)
+            await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=40), k=1, n=3)
             loop, node = asyncio.get_running_loop(), swarm.nodes[0]
             owner = Owner(node)
             known: Any = node.transfer
@@ -266,8 +266,9 @@ async def test_a_blocked_publishers_shards_leave_whoever_brought_them(tmp_path: 
 @pytest.mark.parametrize(("what", "error"), [("nobody's", NotFound), ("", BadInput), (5, BadInput)])
 async def test_what_means_nothing_cant_be_blocked(tmp_path: Path, what: Any, error: type[Exception]) -> None:
     async with verb_swarm(1, tmp_path) as swarm:
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             await Owner(swarm.nodes[0]).call("block", what=what)
+        assert error is BadInput or "neither a model nor a publisher" in str(caught.value)
 
 
 def test_a_block_list_that_cant_be_read_isnt_forgotten_silently(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from node.network.memory import MemoryHub, MemoryNetwork
 from node.place import Placer
 from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
+from node.put_desk import PutDesk
 from node.report import Reporter
 from node.reuse import Reuser
 from node.store.interface import ShardInfo, ShardKey, Space
@@ -444,9 +445,10 @@ class VerbNode:
         executor = InlineExecutor()
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
-        config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
+        config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32))
         self.blocks = BlockList(scratch / self.peer)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.blocks)
+        self.puts = PutDesk(self.network, self.swarm, known, lend in ("storage", "both"), self.blocks)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.puts)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)

@@ -303,6 +303,19 @@ def test_roots_pin_length_and_leaves(shard: bytes) -> None:
     assert root != encoding.shard_root(len(shard) + 1, leaves)
 
 
+def test_tokens_of_one_frame_are_few() -> None:
+    most = limits.MAX_DRAFTED
+    for kind, fits in (("token", most + 1), ("guess", most)):
+        head = messages.StepHead(session=bytes(16), epoch=0, position=5, kind=kind)
+        assert len(messages.parse_step(messages.step_frame(head, bytes(4 * fits)))[1]) == 4 * fits
+        for count in (0, fits + 1):
+            with pytest.raises(BadInput):
+                messages.parse_step(messages.step_frame(head, bytes(4 * count)))
+    for guessed in (-1, most + 1):
+        with pytest.raises(BadInput):
+            messages.parse_step(messages.step_frame(msgspec.structs.replace(cases.HIDDEN, guessed=guessed), bytes(16)))
+
+
 def test_steps_with_wrong_shapes_are_refused() -> None:
     def parsed(raw: int, **changes: Any) -> None:
         messages.parse_step(messages.step_frame(msgspec.structs.replace(cases.HIDDEN, **changes), bytes(raw)))

@@ -15,11 +15,11 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
-from protocol import audits, encoding, grants, messages, prints, records, ticket
+from protocol import audits, encoding, grants, messages, prints, records, ticket, tokens
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
-from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public
+from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public, public_from_peer
 from protocol.manifest import Summary, model_id
 from protocol.signing import peer_of, sign_bytes
 
@@ -50,6 +50,13 @@ CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
 )  # fmt: skip
+REVOCATIONS = records.Revocations(sequence=10, expires=NOW + 86_400, revoked=[records.Revoked(NONCE, NOW + 3600)], before=NOW - 60)
+HOLDER = Ed25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
+KEY_LINK = tokens.Link(
+    id=NONCE, account=ID, scopes=["inference", "models:read"], issued=NOW, expires=NOW + 86_400,
+    holder=public_from_peer(peer_of(HOLDER)), name="ann", tier="free",
+)  # fmt: skip
+TOKEN_LINK = tokens.Link(id=NONCE[::-1], account=ID, scopes=["inference"], issued=NOW, expires=NOW + 3600, audience=PEER)
 GRANT = grants.Grant(verb="get", client=PEER, server=PEER, encoding=ID, shards=[0, 255], max_bytes=1 << 20, nonce=NONCE, issued=NOW)
 TICKET = ticket.Ticket(
     peers=[ticket.TicketPeer(peer=PEER, addresses=["/ip4/127.0.0.1/tcp/4840"])], trusts=[PEER], expires=NOW + 86_400, swarm=ID
@@ -115,6 +122,17 @@ def records_vectors() -> dict[str, Any]:
         "root of 70,000 zeros": encoding.shard_root(70_000, leaves).hex(),
         "window signature": sign_bytes(KEY, "mf/window/1", window).hex(),
         "peer of key zero": peer_from_public(bytes(32)),
+    }
+
+
+def token_vectors() -> dict[str, Any]:
+    first = tokens.seal_link(KEY, KEY_LINK)
+    return {
+        "Revocations": records.seal_record(KEY, REVOCATIONS).hex(),
+        "Link": first.hex(),
+        "token": tokens.token_text([first, tokens.narrow(HOLDER, first, TOKEN_LINK)]),
+        "signed request": tokens.sign_request(HOLDER, PEER, "post", "/v1/chat/completions?x=1", b"{}", NOW, NONCE),
+        "signed request abroad": tokens.sign_request(HOLDER, PEER, "GET", "/v1/models", b"", NOW, NONCE, [first]),
     }
 
 
@@ -258,6 +276,7 @@ ALL = {
     "grouping.json": grouping_vectors,
     "manifest.json": manifest_vectors,
     "audit.json": audit_vectors,
+    "tokens.json": token_vectors,
 }
 
 if __name__ == "__main__":

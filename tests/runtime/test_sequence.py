@@ -126,7 +126,7 @@ def test_a_long_step_is_answered_once_whatever_its_cuts(reference: Stage, middle
 
 
 def drafting(position: int, tokens: list[int], drafted: list[int]) -> api.Step:
-    return step(position, [*tokens, *drafted], drafted=drafted)
+    return step(position, [*tokens, *drafted], guessed=len(drafted))
 
 
 def greedy(stage: Stage, prompt: list[int], count: int) -> list[int]:
@@ -153,16 +153,16 @@ def test_right_drafts_are_answered_at_once_and_wrong_ones_leave_no_trace(referen
 
 
 def test_a_stage_in_the_middle_goes_back_where_the_next_step_says(reference_middle: Stage) -> None:
-    def given(position: int, rows: torch.Tensor, drafted: list[int] | None = None) -> api.Step:
+    def given(position: int, rows: torch.Tensor, guessed: int = 0) -> api.Step:
         raw = rows.view(torch.uint8).numpy().tobytes()
-        return api.Step(session="s", epoch=0, position=position, hidden=raw, count=len(rows), drafted=drafted)
+        return api.Step(session="s", epoch=0, position=position, hidden=raw, count=len(rows), guessed=guessed)
 
     rows = torch.randn(9, 64)
     straight, guessed = Alone(reference_middle, 64, Sampling()), Alone(reference_middle, 64, Sampling())
     straight.step(given(0, rows[:4]))
     wanted = straight.step(given(4, rows[8:9])).hidden
     guessed.step(given(0, rows[:3]))
-    guessed.step(given(3, rows[3:8], [1, 2, 3, 4]))
+    guessed.step(given(3, rows[3:8], 4))
     answer = guessed.step(given(4, rows[8:9])).hidden
     assert torch.allclose(floats(answer), floats(wanted), atol=1e-5)
     with pytest.raises(Conflict):
@@ -173,7 +173,7 @@ def floats(raw: bytes | None) -> torch.Tensor:
     return torch.frombuffer(bytearray(raw or b""), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("drafted", [[9], [1, 2, 3, 4], [1] * 40])
-def test_drafts_that_make_no_sense_are_refused(drafted: list[int], whole: Stage) -> None:
-    with pytest.raises(BadInput, match="drafted"):
-        Alone(whole, 64, Sampling()).step(step(0, [1, 2, 3], drafted=drafted))
+@pytest.mark.parametrize("more", [{"guessed": 3}, {"guessed": -1}, {"guessed": 40}])
+def test_guesses_that_make_no_sense_are_refused(more: dict[str, int], whole: Stage) -> None:
+    with pytest.raises(BadInput, match="guessed"):
+        Alone(whole, 64, Sampling()).step(step(0, [1, 2, 3], **more))

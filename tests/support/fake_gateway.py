@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, ModelInfo, Piece, Planned, TextLogprob
+from node.model_index import ModelQuery
 from protocol.errors import MfError, NotFound
 
 PEERS = ["12D3KooWAlpha", "12D3KooWBeta", "12D3KooWGamma"]
@@ -54,6 +55,11 @@ class FakeGateway:
     async def models(self, query: str | None = None) -> list[ModelInfo]:
         self.queries.append(query)
         return [info for info in self.listed if query is None or query in (info.name or "")]
+
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        self.queries.append(query.search)
+        found = [info for info in self.listed if not query.search or query.search in (info.name or "")]
+        return found[query.offset : query.offset + query.limit], len(found)
 
     async def model(self, name: str) -> ModelInfo:
         for info in self.listed:

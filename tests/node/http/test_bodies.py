@@ -70,7 +70,7 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"input": {"text": ""}}, "input.text"),
     ({"input": {"text": "a"}, "extra": 1}, "extra"),
     ({"input": {"text": "a"}, "parameters": {"timeout_seconds": 0}}, "parameters.timeout_seconds"),
-    ({"input": {"text": "a"}, "parameters": {"async": True}}, "parameters.async"),
+    ({"input": {"text": "a"}, "parameters": {"asink": True}}, "parameters.asink"),
 ]
 
 
