@@ -9,9 +9,10 @@ activations  a prefill of up to 256 rows through one layer (about ten hidden wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from runtime.interface import TensorPlace
+if TYPE_CHECKING:  # the command line asks for the precisions' names alone, and loads nothing for them
+    from runtime.interface import TensorPlace
 
 ROWS = 256
 _WIDTHS = 10
