@@ -16,6 +16,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from node.echo import Echo, known_tokens
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
 from node.heard import Heard
@@ -34,7 +36,8 @@ from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
 from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
@@ -142,6 +145,7 @@ class Generator:
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
         check_sampling(request.sampling)
+        _check_size(request)
         located = await self._locator.locate(self._swarm.resolve(request.model))
         text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
@@ -345,6 +349,13 @@ class Generator:
             timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
             replaced=reply.replaced,
         )
+
+
+def _check_size(request: GenerationRequest) -> None:
+    """Before anything is made of it: a tokenizer takes many times what it is given, in the worker that makes all replies."""
+    size = len(msgspec.msgpack.encode([request.messages, request.tools, request.text]))
+    if size > limits.MAX_PROMPT:
+        raise TooLarge(f"the prompt has {size} bytes, {limits.MAX_PROMPT} are allowed", details={"bytes": limits.MAX_PROMPT})
 
 
 async def _shown(text: ReplyText, sampled: Sampled) -> tuple[str, tuple[TextLogprob, ...]]:

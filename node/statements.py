@@ -15,6 +15,7 @@ from protocol.messages import Checked, OpenSession, StageSpec
 from protocol.prints import PRINT_KEY, Prints, token_print
 from runtime.fingerprint import Printer
 from runtime.interface import UNCHECKED, Step, Stepped
+from runtime.memory import TRAVELS, WIDTHS
 
 Seal = Callable[[Prints], bytes]
 
@@ -121,10 +122,10 @@ class Statements:
 
     def _print(self, raw: bytes, count: int) -> bytes:
         assert self._key is not None
-        width = {"bf16": 2, "fp16": 2, "fp32": 4}[self._request.precision]
+        precision = self._request.precision
         if self._printer is None:
-            self._printer = Printer(self._key, len(raw) // count // width)
-        return self._printer.of(raw, self._request.precision)
+            self._printer = Printer(self._key, len(raw) // count // WIDTHS[precision].dtype)
+        return self._printer.of(raw, TRAVELS[precision])
 
 
 def _cut(done: _Done) -> list[_Done]:
