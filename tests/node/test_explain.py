@@ -11,7 +11,8 @@ import pytest
 from node.explain import Explainer
 from node.locate import Located
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.route import Router
 from protocol.errors import BadInput
 from protocol.ids import PeerId

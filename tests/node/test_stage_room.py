@@ -13,7 +13,8 @@ import pytest
 from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.stage_room import StageRoom, tensor_places
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import ModelId

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from tests.support.processes import Node, Swarm
 from tests.support.synthetic import SPECIAL, llama_config, llama_shapes, write_safetensors, write_tokenizer
 from tests.support.wait import wait_until

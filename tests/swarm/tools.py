@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from node.cli.owner_client import call
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.store.shard_file import key_of, read_info
 from protocol.errors import MfError
 from protocol.ids import encoding_text
