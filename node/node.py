@@ -189,9 +189,20 @@ class Node:
         gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
         self._access = make_access(self._data.path, identity.key, swarm)
         self._publishing = make_publishing(
-            self._data.path, config.storage, config.compression, self._access.accounts, swarm, publisher, self._unfinished, self._locator,
-            self._assembled, room, generator, self._executor,
-        )  # fmt: skip
+            self._data.path,
+            config.storage,
+            config.compression,
+            config.webhook_targets,
+            self._access.accounts,
+            swarm,
+            publisher,
+            self._unfinished,
+            self._locator,
+            self._assembled,
+            room,
+            generator,
+            self._executor,
+        )
         self._http = HttpServer(gateway, http_settings(config), self._access, self._publishing)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
@@ -278,6 +289,7 @@ class Node:
         await self._publishing.uploads.open()
         self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
         self._supervisor.spawn(self._publishing.uploads.run(), "old uploads")
+        self._supervisor.spawn(self._publishing.webhooks.run(), "webhooks")
         context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
         await self._http.start(context)
         scheme, host = self._http.scheme, split_address(self._config.http)[0]

@@ -49,6 +49,11 @@ create table models (
 create table webhooks (
   id text primary key, who text not null, url text not null, events text not null, secret text not null, created real not null
 );
+create table notices (
+  id text primary key, webhook text not null references webhooks(id) on delete cascade, event text not null, body blob not null,
+  due real not null, tries integer not null
+);
+create index notices_by_due on notices (due);
 create table teams (name text primary key collate nocase, owner text not null, created real not null) without rowid;
 create table members (
   team text not null references teams(name) on delete cascade, identity blob not null, role text not null, primary key (team, identity)

@@ -51,5 +51,8 @@ OPERATIONS = [
     _account("delete", "/models/upload/{upload}", "End an upload and forget it", _PLAIN, errors=_SENT),
     _account("patch", "/models/{id}", "Say something else of an own model", uploads.ChangedModel, uploads.ModelChange, errors=_ASKED),
     _account("delete", "/models/{id}", "Take back an own model", uploads.Withdrawn, errors=_ASKED),
+    _account("post", "/webhooks", "Be told of uploads and batches that end", uploads.MadeWebhook, uploads.WebhookRequest, status=201),
+    _account("get", "/webhooks", "The caller's webhooks", uploads.WebhookList),
+    _account("delete", "/webhooks/{webhook}", "Be told no more", _PLAIN, errors=(*_OWN, 404)),
     _account("get", "/audit", "The audit log, newest first", _PLAIN, query=accounts.AuditQuery),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from node.owned_models import OwnedModels
 from node.uploads.uploads import Uploads
+from node.webhooks.deliver import Webhooks
 from protocol.errors import MfError
 
 
@@ -15,6 +16,7 @@ from protocol.errors import MfError
 class Publishing:
     uploads: Uploads
     owned: OwnedModels
+    webhooks: Webhooks
 
 
 PUBLISHING: web.AppKey[Publishing] = web.AppKey("publishing", Publishing)

@@ -96,3 +96,27 @@ class Withdrawn(msgspec.Struct, kw_only=True):
     model_id: str
     names: list[str]
     shards_dropped: bool
+
+
+class WebhookRequest(Taken):
+    """`url` public, http or https; `events` all where none are given."""
+
+    url: Annotated[str, Meta(min_length=8, max_length=2_048)]
+    events: Annotated[list[Literal["upload.finished", "upload.failed", "batch.finished"]], Meta(min_length=1, max_length=3)] | None = None
+
+
+class WebhookShown(msgspec.Struct, kw_only=True):
+    id: str
+    url: str
+    events: list[str]
+    created_at: str | None
+
+
+class MadeWebhook(WebhookShown, kw_only=True):
+    """`secret` is shown this once: deliveries are signed with it."""
+
+    secret: str
+
+
+class WebhookList(msgspec.Struct, kw_only=True):
+    webhooks: list[WebhookShown]

@@ -20,6 +20,8 @@ from node.http.settings import HttpSettings
 from node.owned_models import OwnedModels
 from node.swarm.interface import CardView
 from node.uploads.uploads import Uploads
+from node.webhooks.book import WebhookBook
+from node.webhooks.deliver import Webhooks
 from protocol.ids import ModelId, PeerId, model_text
 from protocol.manifest import Summary
 from protocol.records import Card
@@ -90,9 +92,10 @@ async def taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     owned, finisher = OwnedModels(home.peer, home.accounts.database, cards, take_back), FakeFinisher()  # type: ignore[arg-type]
     uploads = Uploads(tmp_path, 1 << 20, finisher, executor)
     await uploads.open()
+    webhooks = Webhooks(WebhookBook(home.accounts.database))
     access = Access(home.accounts, home.journal, lambda who: {"peer_id": who, "http": ["https://home.example"]})
     settings = HttpSettings(port=0, open=False, local=False, body_timeout=2.0)
-    server = HttpServer(FakeGateway(), settings, access, Publishing(uploads, owned))
+    server = HttpServer(FakeGateway(), settings, access, Publishing(uploads, owned, webhooks))
     await server.start()
     site = Taking(server._gateway, server, aiohttp.ClientSession())  # type: ignore[arg-type]
     site.home, site.cards, site.finisher, site.uploads, site.dropped, site.folder = home, cards, finisher, uploads, dropped, tmp_path
