@@ -53,6 +53,7 @@ class NodeConfig:
 
     `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
     `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
+    `webhook_targets`: hosts (`host` or `host:port`) that webhooks may call though they aren't public.
     """
 
     data_dir: Path
@@ -82,6 +83,7 @@ class NodeConfig:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     ollama: bool = False
+    webhook_targets: tuple[str, ...] = ()
     log_format: str = "text"
     json: bool = False
 
@@ -244,6 +246,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "hosts": _many,
     "origins": _many,
     "ollama": _switch,
+    "webhook_targets": _many,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

@@ -55,6 +55,7 @@ from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.publishing_setup import make_publishing
 from node.put_desk import PutDesk
 from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
@@ -187,7 +188,22 @@ class Node:
         swarm.on_change(listed.changed)
         gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
         self._access = make_access(self._data.path, identity.key, swarm)
-        self._http = HttpServer(gateway, http_settings(config), self._access)
+        self._publishing = make_publishing(
+            self._data.path,
+            config.storage,
+            config.compression,
+            config.webhook_targets,
+            self._access.accounts,
+            swarm,
+            publisher,
+            self._unfinished,
+            self._locator,
+            self._assembled,
+            room,
+            generator,
+            self._executor,
+        )
+        self._http = HttpServer(gateway, http_settings(config), self._access, self._publishing)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
@@ -251,6 +267,7 @@ class Node:
         await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._publishing.uploads.close()
         await self._access.close()
         await self._standbys.close()
         await self._unfinished.close()
@@ -268,7 +285,11 @@ class Node:
         """Accounts, then the listener; other nodes are told where it answers, if they could reach it."""
         await self._access.journal.open()
         await self._access.accounts.open()
+        await self._publishing.owned.load()
+        await self._publishing.uploads.open()
         self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
+        self._supervisor.spawn(self._publishing.uploads.run(), "old uploads")
+        self._supervisor.spawn(self._publishing.webhooks.run(), "webhooks")
         context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
         await self._http.start(context)
         scheme, host = self._http.scheme, split_address(self._config.http)[0]

@@ -33,7 +33,7 @@ AT_ONCE = 4
 @dataclass
 class LoadedStage:
     """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
-    `timings` of its making, seconds."""
+    `timings` of its making, seconds; `checked` what its self-test says that it did."""
 
     key: str
     bytes: int
@@ -41,6 +41,7 @@ class LoadedStage:
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
+    checked: str = ""
 
 
 class Groups(Protocol):
@@ -214,7 +215,7 @@ class StageRoom:
             for group in groups:
                 group.close()
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings)
+        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings, checked=loaded.self_test)
         fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
         return self._stages[key]
