@@ -26,8 +26,8 @@ class Row:
 class ModelRunner(Protocol):
     """Runs layers [first, end) for many sequences in one pass. One implementation per engine: lean, transformers (fallback), llama.
 
-    `token_bytes` of KV for one position over these layers, `fixed_bytes` for each sequence; `batched` False: the rows of a pass are computed
-    one after another.
+    `token_bytes` of KV for one position over these layers, `fixed_bytes` for each sequence; `batched` False: the rows of a pass are
+    computed one after another.
     """
 
     first: int

@@ -1,8 +1,9 @@
 """A llama.cpp runner out of a stage that torch has loaded, tried against it before it is used.
 
-torch stays the reference: its own forward of the same layers gives what a few tokens must come to, at once and in steps. How near a
-precision has to come was measured on the demo model, whole and cut (root mean square of the difference over the row's spread:
-bf16 0.10, q8_0 0.19, q4_1 0.17 at most) and is asked with room to spare; a wrong rotary, a turned head or a lost layer is off by more than 1.
+torch stays the reference: its own forward of the same layers gives what a few tokens must come to, at once and in steps. How
+near a precision has to come was measured on the demo model, whole and cut (root mean square of the difference over the row's
+spread: bf16 0.10, q8_0 0.19, q4_1 0.17 at most) and is asked with room to spare; a wrong rotary, a turned head or a lost
+layer is off by more than 1.
 """
 
 from __future__ import annotations
