@@ -1,50 +1,61 @@
-"""`python -m bench`: what is measured against others, and a small report. Figures drift with the machine; ratios of one run count."""
+"""`python -m bench [NAME]...`: what is measured against others, each bench's figures as JSON, then one table of all.
+
+Figures drift with the machine; ratios of one run count. What can't be run here (a program that isn't installed, no network to have it
+from) is a line of the table and ends nothing else. Names are the modules of this folder.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
+import sys
+import traceback
 from typing import Any
 
-from bench import get_vs_nginx, library
+from bench.bars import Bar, table
+from bench.environments import Missing
+
+RUNS: dict[str, list[dict[str, Any]]] = {
+    "library": [{}],
+    "compression": [{}],
+    "index_rebuild": [{}],
+    "get_vs_nginx": [{"hidden": 1024}, {"hidden": 1024, "lost": 2}, {"hidden": 512}],
+    "get_vs_peers": [{}],
+    "publish_vs_nginx": [{}],
+    "trickle": [{}],
+    "memory": [{}],
+}
+"""The arguments of each run of a bench. A module has `run(**arguments)`, which gives what it found, and `bars(found)`."""
 
 
-def report(found: dict[str, Any]) -> str:
-    """One bench as lines for people."""
-    seconds, cpu = found["seconds"], found["cpu_seconds"]
-    lines = [
-        f"get of {found['mib']} MiB (hidden {found['hidden']}) by a seventh node, k 4 of n 6,"
-        f" holders lost: {found['holders_lost']} (medians of {found['rounds']})",
-        f"  nginx -> curl {seconds['curl']:.3f} s, node {seconds['fetch']:.3f} s, whole command {seconds['command']:.3f} s",
-        f"  ratio {found['ratio']:.2f}, with the command's start {found['ratio_with_command_start']:.2f}",
-        f"  published in {found['publish_seconds']} s",
-        "  CPU seconds: " + ", ".join(f"{kind} {spent:.2f}" for kind, spent in cpu.items()) + f", together {sum(cpu.values()):.2f}",
-    ]
-    return "\n".join(lines)
+def attempt(name: str, arguments: dict[str, Any]) -> list[Bar]:
+    what = " ".join([name, *(f"{key} {value}" for key, value in arguments.items())])
+    print(f"\n{what} ...", flush=True)
+    try:
+        module = importlib.import_module(f"bench.{name}")
+        found = module.run(**arguments)
+        print(json.dumps(found), flush=True)
+        bars: list[Bar] = module.bars(found)
+    except Missing as missing:
+        return [Bar(what, "", f"not run: {missing}")]
+    except Exception as error:  # boundary: the other benches go on, the table says it, the exit code too
+        traceback.print_exc()
+        return [Bar(what, "", f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")]
+    return bars
 
 
-def library_report(found: dict[str, Any]) -> str:
-    lines = [f"parity (10, 15) of 256 KiB pieces: {found['parity']['times']} times zfec"]
-    for place, measured in found["files"].items():
-        ratios = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}" for name, ratio in measured["ratio_to_cp"].items())
-        lines.append(f"files of {found['mib']} MiB in {place}, ratio to cp: {ratios}")
-    return "\n".join(lines)
-
-
-def show(text: str, found: dict[str, Any]) -> None:
-    print(text)
-    print(json.dumps(found), flush=True)
-
-
-def main() -> None:
-    print(f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}", flush=True)
-    found = library.run()
-    show(library_report(found), found)
-    for hidden, lost in ((1024, 0), (1024, 2), (512, 0)):
-        found = get_vs_nginx.run(lost=lost, hidden=hidden)
-        show(report(found), found)
+def main() -> int:
+    names = sys.argv[1:] or list(RUNS)
+    if unknown := [name for name in names if name not in RUNS]:
+        print(f"there is no bench {unknown[0]}: {', '.join(RUNS)}", file=sys.stderr)
+        return 2
+    bars = [bar for name in names for arguments in RUNS[name] for bar in attempt(name, arguments)]
+    print(f"\n{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}\n")
+    print(table(bars))
+    return int(any(bar.measured.startswith("failed") for bar in bars))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

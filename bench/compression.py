@@ -5,12 +5,15 @@ Normal numbers of every width, and 8 MiB out of the middle of each file given (`
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from bench.bars import Bar
 from erasure import compression
 from protocol import limits
 from protocol.encoding import COMPRESSIONS, segment_plain
@@ -52,16 +55,29 @@ def measure(name: str, data: bytes) -> tuple[float, float, float]:
     return sum(map(len, packed)) / len(data), len(data) / spent[0], len(data) / spent[1]
 
 
-def main() -> None:
-    for what, element, data in samples(sys.argv[1:]):
+def run(*files: str) -> dict[str, Any]:
+    """For each sample what "auto" and "fast" take, and each compression's share of the size and MB/s in and out."""
+    found: dict[str, Any] = {"bench": "compression", "samples": {}}
+    for what, element, data in samples(list(files)):
         auto, fast = (compression.choose(data[: 1 << 20], element, fast) for fast in (False, True))
-        print(f"{what}: auto takes {auto}, fast takes {fast}")
+        tried: dict[str, list[float]] = {}
         for name in COMPRESSIONS:
-            if name == "raw" or (name.startswith("planes") and name[6] != str(element)):
-                continue
-            share, inward, outward = measure(name, data)
-            print(f"  {name:13} {share:.3f} of the size, {inward / 1e6:6.0f} MB/s in, {outward / 1e6:6.0f} MB/s out", flush=True)
+            if name != "raw" and not (name.startswith("planes") and name[6] != str(element)):
+                share, inward, outward = measure(name, data)
+                tried[name] = [round(share, 3), round(inward / 1e6), round(outward / 1e6)]
+        found["samples"][what] = {"auto": auto, "fast": fast, "tried": tried}
+    return found
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    lines = []
+    for what, sample in found["samples"].items():
+        for how in ("auto", "fast"):
+            share, inward, outward = sample["tried"].get(sample[how], (1.0, 0, 0))
+            speeds = f", {inward:.0f} MB/s in, {outward:.0f} out" if inward else ""
+            lines.append(Bar(f"compression {how} of {what}: {sample[how]}", "", f"{share:.3f} of the size{speeds}"))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(run(*sys.argv[1:]), indent=2))

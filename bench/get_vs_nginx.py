@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
 from bench.cpu import children, cpu_seconds
 from bench.nginx import Nginx
 from tests.support.processes import Node, Swarm
@@ -122,6 +123,16 @@ def run(mebibytes: int = 256, rounds: int = 5, lost: int = 0, hidden: int = 1024
         return measure(root, mebibytes, rounds, lost, hidden)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+ASKED = {0: "≥ 0.80", 2: "≥ 0.60"}
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    lost = f", {found['holders_lost']} data shards lost" if found["holders_lost"] else ""
+    what = f"get of {found['mib']} MiB from six nodes by a seventh (layers of hidden {found['hidden']}{lost}), nginx -> curl's time by its"
+    spent = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in found["cpu_seconds"].items())
+    return [Bar(what, ASKED.get(found["holders_lost"], ""), f"{found['ratio']:.2f}"), Bar("its CPU seconds", "", spent)]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
 from bench.environments import Missing
 from bench.get_vs_nginx import curl, fetch, wait_for_holders
 from bench.nginx import Nginx
@@ -97,6 +98,16 @@ def run(mebibytes: int = 256, rounds: int = 5, hidden: int = 1024) -> dict[str, 
         return measure(root, mebibytes, rounds, hidden)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+ASKED = {"libtorrent": "≥ 3 ×", "tahoe": "≥ 10 ×", "nginx_curl": ""}
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    what = f"get of {found['mib']} MiB from six nodes, by the time of"
+    measured = {**{name: f"{times:.2f} ×" for name, times in found["times_faster"].items()}}
+    left_out = {name: f"not run: {reason}" for name, reason in found["left_out"].items()}
+    return [Bar(f"{what} {name}", ASKED.get(name, ""), text) for name, text in (measured | left_out).items()]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.bars import Bar
 from bench.cpu import children
 from bench.get_vs_nginx import fetch, wait_for_holders
 from tests.support.processes import Swarm
@@ -91,6 +92,12 @@ def run(mebibytes: int = 4096) -> dict[str, Any]:
         return measure(root, mebibytes)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    what = f"peak PSS of node and transfer process, {found['mib']} MiB"
+    sides = {"published": "publisher", "fetched": "fetcher"}
+    return [Bar(f"{what} {done}", "≤ 512 MiB", f"{found[side]['peak_mib']} MiB") for done, side in sides.items()]
 
 
 if __name__ == "__main__":

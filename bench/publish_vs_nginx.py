@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
 from bench.get_vs_nginx import Cpu
 from bench.nginx import Nginx
 from tests.support.processes import Swarm
@@ -92,6 +93,11 @@ def run(mebibytes: int = 256, rounds: int = 5, hidden: int = 1024) -> dict[str, 
         return measure(root, mebibytes, rounds, hidden)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    what = f"publish of {found['mib']} MiB until durable at {N} nodes, time of {N} curl PUTs to nginx and sync by its"
+    return [Bar(what, "≥ 0.35", f"{found['ratio']:.2f}")]
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ FIRST_WITHIN = 2.0
 PERIOD = 86_400.0
 SECOND_AFTER = 600.0
 GROWTH = 6.0
-RETRY = 30.0
+RETRY = 5.0
 RETRY_MOST = 3_600.0
 AUDITORS = 8
 """Audits a period that a shard needs; more members of a group share them."""
@@ -185,6 +185,8 @@ class AuditBook:
             standing.passed_at, standing.good_for = now, period * FRESH
             standing.passes, standing.failures = standing.passes + 1, 0
             wait = min(period, SECOND_AFTER * GROWTH ** min(standing.passes - 1, 8))
+            if not standing.kept:  # in time now, late before: the next one decides
+                wait = RETRY
         else:
             if verdict is Verdict.LATE:
                 standing.shown(False)

@@ -255,6 +255,10 @@ class Assembler:
             extra={"event": "encoding_blamed", "fields": {"peer": known.signer, "encoding": encoding_text(known.id)}},
         )
 
+    def speed_of(self, peer: PeerId) -> float | None:
+        """Bytes a second read from this peer lately; None where nothing was."""
+        return self._speeds.get(peer)
+
     def _learn(self, fetched: Fetched) -> None:
         self._silent.update(dict.fromkeys(set(fetched.asked) - set(fetched.speeds), time.monotonic()))
         for peer, speed in fetched.speeds.items():

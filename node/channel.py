@@ -27,12 +27,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from protocol import limits
-from protocol.errors import DeadlineExceeded, MfError, Unavailable, error_from_wire
-from protocol.framing import pack, unpack_plain
+from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable, error_from_wire
+from protocol.framing import unpack_plain
 
 T = TypeVar("T")
 Method = Callable[[Any, list[int]], Awaitable[Any]]
 """(params as plain values, descriptors, now the method's to close) -> a Record, plain values or None."""
+
+Answered = Callable[[Any, MfError | None], None]
+"""(result of the kind asked for, None) or (None, error)."""
 
 MAX_MESSAGE = 128 * limits.MIB
 _MAX_FDS = 64
@@ -46,8 +49,20 @@ class ChannelClosed(Unavailable):
     code = "process_gone"
 
 
+class _Message(msgspec.Struct):
+    """A message of the other end, its contents still raw: who waits for them knows their kind."""
+
+    id: int = 0
+    method: str | None = None
+    params: msgspec.Raw = msgspec.Raw(b"\xc0")
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    error: msgspec.Raw = msgspec.Raw(b"")
+    cancel: bool = False
+    fds: int = 0
+
+
 def _frame(message: dict[str, Any]) -> bytes:
-    payload = pack(message)
+    payload = msgspec.msgpack.encode(message)
     return len(payload).to_bytes(4, "big") + payload
 
 
@@ -79,6 +94,7 @@ class Channel:
         self._methods = methods
         self._name = name
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._callbacks: dict[int, tuple[Any, Answered]] = {}
         self._next = 1
         self._fds: list[int] = []
         self._buffer = bytearray()
@@ -118,6 +134,22 @@ class Channel:
         if "error" in message:
             raise error_from_wire(message["error"])
         return msgspec.convert(message.get("result"), kind, builtin_types=(bytes,))
+
+    def ask(self, method: str, params: Any, kind: Any, answered: Answered) -> None:
+        """As `call`, for what can't wait two turns of the loop: `answered` is called in the callback that read the answer, once.
+
+        There is no deadline: whoever asks so looks after it.
+        """
+        number, self._next = self._next, self._next + 1
+        self._callbacks[number] = kind, answered
+        self._post({"id": number, "method": method, "params": params, "fds": 0}, ())
+        if self.closed.is_set() and self._callbacks.pop(number, None) is not None:
+            answered(None, ChannelClosed(f"the {self._name} is gone"))
+
+    @property
+    def waiting(self) -> int:
+        """Calls that the other end hasn't answered."""
+        return len(self._waiting) + len(self._callbacks)
 
     def _tell_cancelled(self, number: int) -> None:
         """Nobody waits for this answer any more: the other end stops the work, in its own time."""
@@ -208,42 +240,66 @@ class Channel:
             del buffer[: 4 + size]
             self._dispatch(payload)
 
+    def _plain(self, raw: msgspec.Raw) -> Any:
+        return unpack_plain(memoryview(raw), f"message of the {self._name}", MAX_MESSAGE)
+
     def _dispatch(self, payload: bytes) -> None:
-        message = unpack_plain(payload, f"message of the {self._name}", MAX_MESSAGE)
-        count = int(message.get("fds", 0))
+        try:
+            message = msgspec.msgpack.decode(payload, type=_Message)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadInput(f"message of the {self._name}: {error}") from error
+        count = max(0, message.fds)
         fds, self._fds = self._fds[:count], self._fds[count:]
-        if "method" in message:
-            self._begin(message, fds)
+        if message.method is not None:
+            self._begin(message.id, message.method, self._plain(message.params), fds)
             return
-        if message.get("cancel"):
-            if (task := self._serving.get(int(message["id"]))) is not None:
+        if message.cancel:
+            if (task := self._serving.get(message.id)) is not None:
                 task.cancel()
             return
-        future = self._waiting.get(int(message.get("id", 0)))
+        if message.id in self._callbacks:
+            self._answer_callback(message, fds)
+            return
+        future = self._waiting.get(message.id)
         if future is not None and not future.done():
-            future.set_result((message, fds))
+            if bytes(message.error):
+                future.set_result(({"error": self._plain(message.error)}, fds))
+            else:
+                future.set_result(({"result": self._plain(message.result)}, fds))
         else:
             for fd in fds:
                 os.close(fd)
 
-    def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
-        number = int(message["id"])
-        task = asyncio.create_task(self._serve(message, fds))
+    def _answer_callback(self, message: _Message, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        kind, answered = self._callbacks.pop(message.id)
+        if bytes(message.error):
+            answered(None, error_from_wire(self._plain(message.error)))
+            return
+        try:
+            result = msgspec.msgpack.decode(message.result, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            answered(None, BadInput(f"message of the {self._name}: {error}"))
+            return
+        answered(result, None)
+
+    def _begin(self, number: int, name: str, params: Any, fds: list[int]) -> None:
+        task = asyncio.create_task(self._serve(number, name, params, fds))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if number:
             self._serving[number] = task
             task.add_done_callback(lambda _: self._serving.pop(number, None))
 
-    async def _serve(self, message: dict[str, Any], fds: list[int]) -> None:
-        number, name = int(message["id"]), str(message["method"])
+    async def _serve(self, number: int, name: str, params: Any, fds: list[int]) -> None:
         try:
             method = self._methods.get(name)
             if method is None:
                 for fd in fds:
                     os.close(fd)
                 raise MfError(f"the {self._name} was asked for {name!r}, which this end doesn't serve")
-            reply = {"id": number, "result": await method(message.get("params"), fds)}
+            reply = {"id": number, "result": await method(params, fds)}
         except MfError as error:
             reply = {"id": number, "error": error.to_wire()}
         except Exception as error:  # boundary: a call's fault goes to the caller, the process lives on
@@ -270,6 +326,9 @@ class Channel:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        callbacks, self._callbacks = self._callbacks, {}
+        for _kind, answered in callbacks.values():
+            answered(None, gone)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ChannelClosed(f"the {self._name} is gone"))

@@ -27,6 +27,8 @@ PRIVACY = ("local", "trusted", "swarm")
 ENDS = ("remote", "local")
 LOG_FORMATS = ("text", "json")
 COMPRESSIONS = ("auto", "raw", "fast")
+HTTP_ACCESS = ("auto", "open", "keyed")
+TLS = ("none", "auto")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
@@ -43,9 +45,14 @@ class NodeConfig:
     `listen` are libp2p multiaddrs. They and `transfer` default to every interface: a node that only loopback can
     reach stores nothing for anyone. `http` defaults to loopback: it answers its owner's programs. `storage` bounds the
     shards kept here; `max_memory` weights + KV + activations (None: what the machine has).
-    `operator` merges nodes of one owner into one failure domain. `gone_after` is how long a node may be away before its shards are
-    made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that. `audits`: whether it looks
-    that others hold what they announce.
+    `operator` merges nodes of one owner into one failure domain; `region` says where the node is. `gone_after` is how long a node may be
+    away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
+    `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
+    network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
+    `reuse`: whether what was computed for a prompt may serve the next one that begins alike.
+
+    `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
+    `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
     """
 
     data_dir: Path
@@ -60,10 +67,21 @@ class NodeConfig:
     ends: str = "remote"
     label: str = "node"
     operator: str | None = None
+    region: str | None = None
     compression: str = "auto"
     gone_after: float = 43_200.0
+    round_trip_budget: float = 0.4
     repair_bandwidth: int = 4_000_000
     audits: bool = True
+    serve_layers: bool = True
+    reuse: bool = True
+    http_access: str = "auto"
+    tls: str = "none"
+    insecure_http: bool = False
+    behind_proxy: bool = False
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    ollama: bool = False
     log_format: str = "text"
     json: bool = False
 
@@ -211,10 +229,21 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "ends": _one_of(*ENDS),
     "label": _label,
     "operator": _label,
+    "region": _label,
     "compression": _one_of(*COMPRESSIONS),
     "gone_after": _gone_after,
+    "round_trip_budget": parse_duration,
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
+    "serve_layers": _switch,
+    "reuse": _switch,
+    "http_access": _one_of(*HTTP_ACCESS),
+    "tls": _one_of(*TLS),
+    "insecure_http": _switch,
+    "behind_proxy": _switch,
+    "hosts": _many,
+    "origins": _many,
+    "ollama": _switch,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from node.model_index import ModelQuery
 from protocol.messages import Sampling
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One reply to make. Give `messages` (chat, through the model's template) or `text`.
+    """One reply to make. Give `messages` (chat, through the model's template), `text` or `tokens` (the prompt's own ids).
 
     `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
-    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply.
+    opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply. With `echo` the prompt
+    comes first, as a `Piece` with `tokens` 0, its tokens' logarithms in it where they are asked for.
     """
 
     model: str
@@ -23,10 +25,14 @@ class GenerationRequest:
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
+    tokens: list[int] | None = None
+    echo: bool = False
     stop: tuple[str, ...] = ()
     continue_final: bool = False
     timeout: float = 600.0
     precision: str = "bf16"
+    force: bool = False
+    """Also over a route that takes more round trips than the owner's budget allows."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class TextLogprob:
-    """A token of the reply as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm)."""
+    """A token as text and bytes with its natural logarithm, and the likeliest at its place as (text, bytes, logarithm).
+
+    The first token of an echoed prompt follows nothing: it has no logarithm.
+    """
 
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, bytes, float], ...] = ()
 
 
@@ -108,10 +117,18 @@ class ModelInfo:
     description: str | None
     created_at: float | None
     storage: dict[str, Any] = field(default_factory=dict)
-    """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes"""
+    """groups, shards, k, n, holders, redundancy_factor, survives_losses, weakest_group, group_survives_losses, stored_bytes"""
+    category: str | None = None
+    framework: str | None = None
+    updated_at: float | None = None
+    popularity: int = 0
+    tags: tuple[str, ...] = ()
 
 
 class Gateway(Protocol):
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        """One page of the models that match, and how many match in all."""
+
     async def models(self, query: str | None = None) -> list[ModelInfo]: ...
 
     async def model(self, name: str) -> ModelInfo:
@@ -119,6 +136,9 @@ class Gateway(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        """Where a session of so many tokens would run, and why, as `mf-node explain --json`."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Vectors by the whole model on this node; errors as for `generate`."""

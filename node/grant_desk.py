@@ -1,8 +1,7 @@
 """Gives leave for transfers (`/mf/grant/1`): who may read here, who may store here and how much.
 
-Reading is open to whoever found us: shards are public and sealed where the model isn't. Putting needs the owner's leave: trusted peers
-may fill the quota, strangers together a quarter of it; `--lend none` and `--lend compute` take nothing from others. A put is
-admitted only when its encoding, its model's manifest and its group agree, so that nothing lands here that couldn't be read back.
+Reading is open to whoever found us: shards are public and sealed where the model isn't. What takes space here, and who may say that
+it is still wanted, is node/put_desk.py's.
 """
 
 from __future__ import annotations
@@ -10,51 +9,45 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.blobs import fetch_blobs_from_any
 from node.network.interface import Network, Stream, StreamClosed
+from node.put_desk import PutDesk
 from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from protocol import limits
-from protocol.encoding import Encoding, encoding_id, leaf_count, parse_encoding
-from protocol.errors import BadInput, Conflict, Forbidden, MfError, NotFound, StorageFull
+from protocol.errors import BadInput, MfError, NotFound
 from protocol.framing import unpack
 from protocol.grants import Grant, seal_grant
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.manifest import parse_manifest
 from protocol.messages import GRANT_PROTOCOL, GrantAsk, GrantReply, GrantRequest, refusal_frame, reply_frame
 
 log = logging.getLogger(__name__)
-STRANGERS_SHARE = 0.25
-MAX_SHARED = 64
-"""Models that one shard here may belong to."""
-_MODELS_KEPT = 16
 _SLACK = 4 * limits.MIB
 """Bytes a grant allows beyond the shard itself: leaf lists, signatures, one repeated window."""
 
 
 @dataclass(frozen=True)
 class DeskConfig:
-    """`urls` where the own data plane is reached, `tls` its certificate's SHA-256, `lend` the owner's choice."""
+    """`urls` where the own data plane is reached, `tls` its certificate's SHA-256."""
 
     urls: list[str]
     tls: bytes
-    lend: str
 
 
 class GrantDesk:
-    def __init__(self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig) -> None:
+    def __init__(
+        self, key: Ed25519PrivateKey, network: Network, swarm: Swarm, transfer: Transfer, config: DeskConfig, puts: PutDesk
+    ) -> None:
         self._key = key
         self._network = network
         self._swarm = swarm
         self._transfer = transfer
         self._config = config
-        self._groups: dict[ModelId, dict[tuple[bytes, int], int]] = {}
+        self._puts = puts
 
     async def handle(self, stream: Stream) -> None:
         """Serves one peer's requests, one after another."""
@@ -83,13 +76,16 @@ class GrantDesk:
         if request.verb == "get":
             return await self._get(request, client)
         if request.verb == "put":
-            return await self._put(request, client)
+            encoding = await self._puts.put(request, client)
+            return self._reply("put", client, request.encoding, request.shards, encoding.shard_length() + _SLACK)
         if request.verb == "drop":
-            return await self._drop(request, client)
+            dropped = await self._puts.drop(request, client)
+            return self._reply("get", client, request.encoding, dropped or request.shards, 0)
         if request.verb == "renew":
             return await self._renew(asks, client)
         if request.verb == "share":
-            return await self._share(request, asks, client)
+            await self._puts.share(request, asks, client)
+            return self._reply("get", client, request.encoding, request.shards, 0)
         raise BadInput(f"grant request: verb {request.verb[:16]!r}, get, put, drop, renew and share are known")
 
     async def _get(self, request: GrantRequest, client: PeerId) -> GrantReply:
@@ -115,27 +111,6 @@ class GrantDesk:
     def _get_grant(self, client: PeerId, encoding: bytes, held: dict[int, int]) -> bytes:
         return self._grant("get", client, encoding, sorted(held), 2 * sum(length + _SLACK for length in held.values()))
 
-    async def _put(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        if self._config.lend not in ("storage", "both"):
-            raise Forbidden("this node lends no storage")
-        if request.envelope is None or request.model is None or len(request.model) != 32:
-            raise BadInput("grant request: a put carries the encoding's envelope and the model's id")
-        if encoding_id(request.envelope) != request.encoding:
-            raise BadInput("grant request: the envelope isn't the encoding it claims to be")
-        _signer, encoding = parse_encoding(request.envelope)
-        await self._admit(request, encoding, client)
-        group = await self._group_of(ModelId(request.model), encoding, client)
-        await self._transfer.put_blob(request.envelope)
-        for shard in request.shards:
-            await self._transfer.expect_put(ShardKey(EncodingId(request.encoding), shard), ModelId(request.model), group, client)
-        return self._reply("put", client, request.encoding, request.shards, (encoding.shard_length() + _SLACK) * len(request.shards))
-
-    async def _drop(self, request: GrantRequest, client: PeerId) -> GrantReply:
-        """Who put a shard here may take it back."""
-        encoding = EncodingId(request.encoding)
-        dropped = [shard for shard in request.shards if await self._transfer.take_back(ShardKey(encoding, shard), client)]
-        return self._reply("get", client, request.encoding, dropped or request.shards, 0)
-
     async def _renew(self, asks: list[GrantAsk], client: PeerId) -> GrantReply:
         """Who put shards here, or published a model they belong to, says that they are still wanted: their leases run again."""
         keys = {ShardKey(EncodingId(ask.encoding), shard) for ask in asks for shard in ask.shards}
@@ -151,86 +126,6 @@ class GrantDesk:
         """Encodings kept here for models that have a card of this peer's."""
         cards = {ModelId(view.card.model) for view in self._swarm.cards() if view.publisher == client}
         return {blob for model, blobs in (await self._transfer.models()).items() if model in cards for blob in blobs} if cards else set()
-
-    async def _share(self, request: GrantRequest, asks: list[GrantAsk], client: PeerId) -> GrantReply:
-        """Shards that lie here for one model belong to another too, which has an equal group: listed for both, kept for both."""
-        if self._config.lend not in ("storage", "both"):
-            raise Forbidden("this node lends no storage")
-        if request.model is None or len(request.model) != 32:
-            raise BadInput("grant request: a share carries the model's id")
-        model = ModelId(request.model)
-        encodings = [EncodingId(ask.encoding) for ask in asks]
-        shards = await self._transfer.list_shards()
-        lying = {(info.key.encoding, info.key.shard) for info in shards}
-        if missing := [ask for ask in asks if not any((ask.encoding, shard) in lying for shard in ask.shards)]:
-            raise NotFound(f"{len(missing)} of these {len(asks)} encodings have no such shard here (any more)")
-        await self._admit_share(model, encodings, shards, client)
-        for encoding in encodings:
-            envelope = await self._transfer.get_blob(encoding)
-            if envelope is None:
-                raise NotFound("an encoding's envelope isn't here any more")
-            await self._group_of(model, parse_encoding(envelope)[1], client)
-        await self._transfer.share(model, encodings)
-        return self._reply("get", client, request.encoding, request.shards, 0)
-
-    async def _admit_share(self, model: ModelId, encodings: list[EncodingId], shards: list[ShardInfo], client: PeerId) -> None:
-        """What a share costs is a manifest and a line in a list: both bounded."""
-        users = Counter(blob for name, blobs in (await self._transfer.models()).items() if name != model for blob in blobs)
-        if any(users[encoding] >= MAX_SHARED for encoding in encodings):
-            raise Conflict(f"a shard here belongs to {MAX_SHARED} models already")
-        if not self._swarm.trusted(client):
-            self._admit_stranger(shards, 0, (await self._transfer.space()).quota)
-
-    async def _group_of(self, model: ModelId, encoding: Encoding, client: PeerId) -> int:
-        """Number of the encoding's group in the model, whose manifest is pulled from the asker when it isn't here."""
-        groups = self._groups.get(model)
-        if groups is None or not await self._transfer.has_blob(model):
-            groups = await self._read_groups(model, encoding, client)
-        index = groups.get((encoding.group, encoding.length))
-        if index is None:
-            raise BadInput("grant request: the encoding codes a group the model doesn't have")
-        return index
-
-    async def _read_groups(self, model: ModelId, encoding: Encoding, client: PeerId) -> dict[tuple[bytes, int], int]:
-        """Numbers by (group id, length). Kept where the encoding fits, since a publish asks for each group and manifests are long."""
-        data = await self._transfer.get_blob(model)
-        pulled = data is None
-        if data is None:
-            data = (await fetch_blobs_from_any(self._network, [client], [model]))[model]
-        groups: dict[tuple[bytes, int], int] = {}
-        for index, group in enumerate(parse_manifest(data).groups):
-            groups.setdefault((group.id, group.length), index)
-        if (encoding.group, encoding.length) not in groups:
-            return groups
-        if pulled:
-            await self._transfer.put_blob(data)
-        if len(self._groups) >= _MODELS_KEPT:
-            self._groups.pop(next(iter(self._groups)))
-        self._groups[model] = groups
-        return groups
-
-    async def _admit(self, request: GrantRequest, encoding: Encoding, client: PeerId) -> None:
-        shards = await self._transfer.list_shards()
-        lying = {shard.key.shard for shard in shards if shard.key.encoding == request.encoding}
-        if len(lying.union(request.shards)) > 1:
-            raise Conflict("at most one shard of a group lies on one node")
-        if any(shard.key.encoding == request.encoding and shard.owner != client for shard in shards):
-            raise Conflict("another node put this shard here already")
-        if max(request.shards) >= len(encoding.roots):
-            raise BadInput(f"grant request: the encoding commits to {len(encoding.roots)} shards")
-        size = encoding.shard_length() + 32 * leaf_count(encoding.shard_length())
-        space = await self._transfer.space()
-        if space.used + size > space.quota:
-            raise StorageFull(f"{size} bytes don't fit: {max(0, space.quota - space.used)} of {space.quota} bytes lent are left")
-        if size > space.free:
-            raise StorageFull(f"{size} bytes don't fit on its disk: {space.free} are free")
-        if not self._swarm.trusted(client):
-            self._admit_stranger(shards, size, space.quota)
-
-    def _admit_stranger(self, shards: list[ShardInfo], size: int, quota: int) -> None:
-        taken = sum(shard.bytes for shard in shards if not self._swarm.trusted(PeerId(shard.owner)))
-        if taken + size > quota * STRANGERS_SHARE:
-            raise StorageFull("what this node lends to strangers is full", hint="ask its owner for trust (mf-node trust)")
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:
         grant = self._grant(verb, client, encoding, shards, most)

@@ -2,7 +2,8 @@
 
 A shard that several models share stands in the Holding of each, under the number its group has there.
 
-Changes come in bursts (a publish puts a shard per group), so they are gathered for a moment and told once.
+Changes come in bursts (a publish puts a shard per group), so they are gathered until none came for a moment, and told once: what is
+told goes from every member to every other, and costs more than taking the shard.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from node.locate import Locator
 from node.store.interface import ShardInfo
@@ -20,10 +22,11 @@ from node.transfer.remote import Transfer
 from protocol import limits
 from protocol.errors import BadInput, MfError
 from protocol.ids import ModelId, model_text
-from protocol.records import Held, Repairing
+from protocol.records import Held, Repairing, Serving
 
 log = logging.getLogger(__name__)
 GATHER = 0.2
+GATHER_AT_MOST = 2.0
 AGAIN = 2.0
 """Seconds before what couldn't be told is tried again."""
 
@@ -36,6 +39,7 @@ class HoldingKeeper:
         self._changed: set[ModelId] = set()
         self._wake = asyncio.Event()
         self._repairs: dict[ModelId, dict[bytes, int]] = {}
+        self._serves: dict[ModelId, list[Serving]] = {}
         self._told: dict[ModelId, list[Held]] = {}
 
     def changed(self, model: ModelId) -> None:
@@ -51,19 +55,40 @@ class HoldingKeeper:
         self._repairs[model] = {name: until for name, until in claims.items() if until > now or name == encoding}
         self.changed(model)
 
+    def serving(self, model: ModelId, serves: list[Serving]) -> None:
+        """Tells which layers of the model this node runs for others, or is about to load; an empty list: none any more."""
+        self._serves.pop(model, None)
+        if serves:
+            self._serves[model] = serves
+        self.changed(model)
+
+    def models(self) -> list[ModelId]:
+        """Those of which shards lie here, as last told."""
+        return [model for model, held in self._told.items() if held]
+
     async def run(self) -> None:
         """Tells what lies here at start, then each change; ends when cancelled."""
         for model in await self._lying():
             self.changed(model)
         while True:
             await self._wake.wait()
-            await asyncio.sleep(GATHER)
-            self._wake.clear()
+            await self._gather()
             models, self._changed = self._changed, set()
             if untold := await self.tell(models):
                 await asyncio.sleep(AGAIN)
                 for model in untold:
                     self.changed(model)
+
+    async def _gather(self) -> None:
+        """Until nothing changed for `GATHER` seconds, at most `GATHER_AT_MOST` in all."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GATHER_AT_MOST
+        with suppress(TimeoutError):
+            while loop.time() < end:
+                self._wake.clear()
+                async with asyncio.timeout(GATHER):
+                    await self._wake.wait()
+        self._wake.clear()
 
     async def tell(self, models: Iterable[ModelId]) -> list[ModelId]:
         """Those it couldn't tell of: the store was away, or the swarm's book is full. Models that share what changed are told too."""
@@ -77,7 +102,7 @@ class HoldingKeeper:
         untold = []
         for model in dict.fromkeys([*asked, *sorted(also)]):
             try:
-                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model))
+                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model), self._serves.get(model, ()))
                 self._told[model] = lying.get(model, [])
             except MfError as error:
                 untold.append(model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -19,6 +21,9 @@ from protocol.manifest import Manifest, model_id, parse_manifest
 
 log = logging.getLogger(__name__)
 FIND_TIMEOUT = 3.0
+SETTLE_WITHIN = 4.0
+"""Seconds that groups of a fresh publish are waited for."""
+_LOOK_AGAIN = 0.2
 _KEPT = 64
 """Located models remembered: manifests are small beside the models."""
 
@@ -73,6 +78,7 @@ class Locator:
         self._transfer = transfer
         self._executor = executor
         self._located: OrderedDict[ModelId, Located] = OrderedDict()
+        self._on_forget: list[Callable[[ModelId], None]] = []
 
     async def locate(self, model: ModelId, keep: bool = True) -> Located:
         """The model with every encoding its holders announce; `NotFound` when nobody has heard of it.
@@ -83,7 +89,15 @@ class Locator:
         if located is None:
             located = self.remember(model, *await self._manifest(model, keep))
         await self.refresh(located)
+        await self._settle(located)
         return located
+
+    async def _settle(self, located: Located) -> None:
+        """A model just published is announced group by group: what some groups still lack comes in a moment."""
+        until = time.monotonic() + SETTLE_WITHIN
+        while len(located.encodings) < len(located.manifest.groups) and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_AGAIN)
+            await self.refresh(located)
 
     def recall(self, model: ModelId) -> Located | None:
         """The model if it was located lately; looks nowhere."""
@@ -107,6 +121,12 @@ class Locator:
 
     def forget(self, model: ModelId) -> None:
         self._located.pop(model, None)
+        for listener in self._on_forget:
+            listener(model)
+
+    def on_forget(self, listener: Callable[[ModelId], None]) -> None:
+        """Told of each model of which nothing shall stay here."""
+        self._on_forget.append(listener)
 
     async def _manifest(self, model: ModelId, keep: bool) -> tuple[Manifest, bytes]:
         data = await self._transfer.get_blob(model)

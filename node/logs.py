@@ -19,7 +19,7 @@ _SECRET = re.compile(
     r"(?:^|_)(?:prompt|prompts|reply|completion|messages|text|content|ticket|tickets|token|token_ids|tokens_text|secret|secrets"
     r"|key|private_key|signing_key|password|authorization|email|hidden|hidden_state|logits|api_key|grant)$"
 )
-_TICKET = re.compile(r"mft1[a-z2-7]{8,}")
+_TICKET = re.compile(r"mft1[a-z2-7]{8,}|mf_(?:live|tok|ref)_[A-Za-z0-9_-]{8,}")
 _ID = re.compile(r"\bmf[me]1[a-z2-7]{40,}|\b[0-9a-f]{64}\b")
 _HIDDEN = "[redacted]"
 _OWN = ("at", "level", "event", "message")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from protocol.layout import layer_bytes
 from protocol.manifest import Manifest
-from runtime.memory import DTYPE_WIDTH, stage_bytes
+from runtime.memory import WIDTHS, stage_bytes, tied_head_bytes
 
 _STORED_WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 
 
 class StageCost:
-    """`precision` bf16|fp32: weights are counted at the width they run in."""
+    """`precision` bf16|fp32|int8|int4: weights are counted at the width they run in."""
 
     def __init__(self, manifest: Manifest, precision: str) -> None:
-        width = DTYPE_WIDTH[precision]
-        scale = width / _stored_width(manifest)
+        widths = WIDTHS[precision]
+        stored = _stored_width(manifest)
         sizes, summary = layer_bytes(manifest), manifest.summary
-        self._layers = [int(size * scale) for size in sizes.layers]
-        self._embed, self._head, self._tied = int(sizes.embed * scale), int(sizes.head * scale), sizes.tied
-        self._width = width
+        self._layers = [int(size * widths.matrix / stored) for size in sizes.layers]
+        self._embed, self._head, self._tied = int(sizes.embed * widths.rest / stored), int(sizes.head * widths.head / stored), sizes.tied
+        self._tied_head = tied_head_bytes(self._embed, precision)
+        self._width = widths.dtype
         self._hidden = summary.hidden or 0
         self._vocabulary = summary.vocabulary or 0
         heads = summary.heads or 1
@@ -41,6 +42,7 @@ class StageCost:
             self._width,
             self._hidden,
             self._vocabulary,
+            self._tied_head,
         )
 
 

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from erasure.placement import Candidate, domain_of
+from node.account_methods import AccountMethods
+from node.accounts_setup import announced_urls, make_access
 from node.assemble import Assembler
+from node.assembled_cache import AssembledCache
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
+from node.drain import Drainer
 from node.embed import Embedder
+from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
 from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
+from node.hand_over import HandOver
 from node.http.app import HttpServer
-from node.http.settings import HttpSettings
+from node.http_setup import http_settings, tls_context
 from node.identity import Identity
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.machine import VERSION, advertised_hosts, default_memory, machine_name
+from node.model_list import ModelList
 from node.network.certificate import make_certificate
 from node.network.directory import Directory
 from node.network.host import LibP2PNetwork
@@ -38,9 +50,13 @@ from node.node_gateway import NodeGateway
 from node.node_metrics import register_gauges
 from node.owner import OwnerServer
 from node.owner_methods import OwnerMethods
-from node.place import Placer, ip_addresses
+from node.owner_space import SpaceMethods
+from node.place import Placer
+from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.put_desk import PutDesk
+from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
 from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
@@ -49,8 +65,12 @@ from node.repair_work import RepairWork
 from node.report import Reporter
 from node.reuse import Reuser
 from node.route import Router
+from node.serve_layers import LayerServer
 from node.serve_stage import StageServer
+from node.stage_audit import StageAuditor
 from node.stage_room import StageRoom
+from node.standby import StandBys
+from node.step_links import LinkServer
 from node.steps import Steps
 from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
@@ -58,14 +78,22 @@ from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from node.watchdog import Watchdog
 from node.widen import Widener
 from node.worker import Worker
+from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
-from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.ids import ModelId
+from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
+from protocol.prints import seal_prints
+from runtime.expectation import Paces
+from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
 RENEW_SPACE = 30.0
+FIGURES_EVERY = 5.0
+_HASH_NICE = 10
 
 
 class Node:
@@ -73,7 +101,7 @@ class Node:
         self._config = config
         self._identity = identity
         self._data = data
-        self._executor = ThreadPoolExecutor(2, "hash")
+        self._executor = ThreadPoolExecutor(2, "hash", initializer=_step_back)
         self._supervisor = Supervisor()
         self._watchdog = Watchdog()
         self._network = LibP2PNetwork(identity.key, list(config.listen))
@@ -83,7 +111,7 @@ class Node:
             identity.key,
             self._network,
             self._directory,
-            SwarmConfig(config.label, config.lend, VERSION, machine_name(), config.operator),
+            SwarmConfig(config.label, config.lend, VERSION, machine_name(), config.operator, config.region),
             state.load() or fresh_state(secrets.token_bytes(32)),
             state.save,
         )
@@ -101,92 +129,151 @@ class Node:
             ),
             self._callbacks,
         )
-        self._worker = Worker(data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory())
+        self._worker = Worker(
+            data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory(), reuse=config.reuse
+        )
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
         swarm, transfer, network = self._swarm, self._transfer, self._network
-        self._desk_config = DeskConfig(urls=[], tls=self._tls, lend=config.lend)
-        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config)
+        self._desk_config = DeskConfig(urls=[], tls=self._tls)
+        self._blocks = BlockList(self._data.path)
+        self._puts = PutDesk(network, swarm, transfer, config.lend in ("storage", "both"), self._blocks)
+        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._puts)
         self._book = GrantBook(network, swarm, desk)
         self._locator = Locator(network, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
-        me = Candidate(identity.peer_id, domain_of(identity.peer_id, [], machine_name()), float(config.storage), config.operator)
+        domain = domain_of(identity.peer_id, [], machine_name())
+        me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
+        self._view = PlacementView(me, swarm, assembler.speed_of)
         reuser = Reuser(identity.peer_id, swarm, transfer, self._book, self._locator, assembler)
-        placer = Placer(me, swarm, transfer, self._book, reuser)
+        placer = Placer(self._view, swarm, transfer, self._book, reuser)
         self._keeper = HoldingKeeper(swarm, transfer, self._locator)
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
-        room = StageRoom(self._worker, assembler, config.max_memory or default_memory())
+        self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
+        self._locator.on_forget(self._forgotten)
+        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used)
         self._steps = Steps(network)
-        server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends)
-        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server)
-        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer)
-        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, GgufConverter(self._data.path), self._executor, config.label)
+        self._links = LinkServer(self._steps.take)
+        self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
+        server.seal = partial(seal_prints, identity.key)
+        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
+        self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
+        paces = Paces(identity.peer_id)
+        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
+        self._standbys = StandBys(network, router, server)
+        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
+        self._stage_auditor = StageAuditor(
+            network, swarm, router, self._steps, server, lambda verdict: self._http.metrics.stage_audit(verdict)
+        )
+        generator.auditor = self._stage_auditor if config.audits else None
+        self._unfinished = Unfinished()
+        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer, self._unfinished)
+        converter = GgufConverter(self._data.path)
+        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, converter, self._unfinished, self._executor, config.label)
         fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
         work = RepairWork(swarm, transfer, self._book, placer)
         memory = RepairMemory(self._data.path / "repair.msgpack")
         sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
         settings = settings_for(config.gone_after, config.repair_bandwidth)
         self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
+        self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
+        self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
-        host, port = split_address(config.http)
         embedder = Embedder(swarm, self._locator, room, self._worker)
-        self._http = HttpServer(NodeGateway(reporter, generator, embedder, self._probe), HttpSettings(host=host, port=port))
+        listed = ModelList(swarm, reporter)
+        swarm.on_change(listed.changed)
+        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
+        self._access = make_access(self._data.path, identity.key, swarm)
+        self._http = HttpServer(gateway, http_settings(config), self._access)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
-            swarm, transfer, self._locator, publisher, fetcher, generator, router, reporter, self._keeper, config.compression, stop
+            swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
         )
-        self._owner = OwnerServer(self._data.path, methods.table())
+        drainer = Drainer(self._view, transfer, self._puts, self._hands, self._tell_space)
+        space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
+        self._owner = OwnerServer(self._data.path, methods.table() | space.table() | AccountMethods(self._access).table())
         network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
         network.serve(GRANT_PROTOCOL, desk.handle)
         network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
         network.serve(SESSION_PROTOCOL, server.handle)
         network.serve(STEP_PROTOCOL, self._steps.handle)
+        network.serve(DIRECT_PROTOCOL, self._links.handle)
 
     async def start(self) -> None:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
+        self._blocks.load()
         self._watchdog.start()
+        ask_short_slice(os.nice(0))
         await self._transfer.start()
+        await self._assembled.open()
         await self._network.start()
-        hosts = advertised_hosts(split_address(self._config.transfer)[0], ip_addresses(self._network.addresses()))
+        host, port = split_address(self._config.transfer)
+        await self._links.start(host, port + 1 if port else 0)
+        hosts = advertised_hosts(host, ip_addresses(self._network.addresses()))
         places = [f"{host}:{self._transfer.port}" for host in hosts]
         self._desk_config.urls[:] = [f"https://{place}" for place in places]
         self._swarm.set_data_plane(places, self._tls)
         await self._swarm.start()
         await self._tell_space()
         self._supervisor.spawn(self._keeper.run(), "holdings")
+        self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
+        self._supervisor.spawn(self._worker.refresh(FIGURES_EVERY), "figures of the worker")
         self._supervisor.spawn(self._widener.run(), "widening")
         self._supervisor.spawn(self._renewer.run(), "leases")
+        self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
+        self._supervisor.spawn(self._assembled.run(), "loading ahead")
         self._supervisor.spawn(self._repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
+        if self._config.lend in ("compute", "both") and self._config.serve_layers:
+            self._supervisor.spawn(self._layers.run(), "layers served")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
-        await self._http.start()
+        await self._open_http(hosts)
         outcome = await self._probe.once()
         if not outcome.passed:
             raise MfError(f"the node isn't ready: {outcome.fault}")
         self._supervisor.spawn(self._probe.run(), "probe")
+        gc.collect()
+        gc.freeze()  # what is there now stays: a look through it in the middle of a step would take milliseconds
         fields = {"peer": self._identity.peer_id, "http": self.http_url, "seconds": round(time.monotonic() - started, 3)}
         log.info("ready", extra={"event": "ready", "fields": fields})
 
     async def stop(self) -> None:
+        await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._access.close()
+        await self._standbys.close()
+        await self._unfinished.close()
         await self._supervisor.stop()
-        await asyncio.gather(self._worker.stop(), self._swarm.stop(), self._book.close(), self._steps.close(), return_exceptions=True)
+        await self._stage_auditor.close()
+        steps = asyncio.gather(self._steps.close(), self._links.stop(), return_exceptions=True)
+        parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
+        await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._watchdog.stop()
         log.info("stopped", extra={"event": "stopped"})
+
+    async def _open_http(self, hosts: list[str]) -> None:
+        """Accounts, then the listener; other nodes are told where it answers, if they could reach it."""
+        await self._access.journal.open()
+        await self._access.accounts.open()
+        self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
+        context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
+        await self._http.start(context)
+        scheme, host = self._http.scheme, split_address(self._config.http)[0]
+        self._swarm.set_http(announced_urls(scheme, host, self._http.port, hosts))
+        await self._tell_space()
 
     @property
     def http_url(self) -> str:
@@ -194,6 +281,9 @@ class Node:
 
     def ticket(self) -> str:
         return self._swarm.ticket()
+
+    def _forgotten(self, model: ModelId) -> None:
+        self._supervisor.spawn(self._assembled.forget(model), "forgetting what was assembled")
 
     def _transfer_ended(self) -> None:
         self._supervisor.spawn(self._transfer_again(), "transfer restart")
@@ -222,11 +312,11 @@ class Node:
 
     async def _tell_space(self) -> None:
         space = await self._transfer.space()
-        lends_storage = self._config.lend in ("storage", "both")
+        self._view.tell_room(space.used, space.quota)
         lends_compute = self._config.lend in ("compute", "both")
-        free = max(0, min(space.quota - space.used, space.free)) if lends_storage else None
+        free = max(0, min(space.quota - space.used, space.free)) if self._puts.takes else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None
-        await self._swarm.put_node(free, memory)
+        await self._swarm.put_node(free, memory, space.quota if self._puts.takes else None)
 
     async def _renew(self) -> None:
         while True:
@@ -243,3 +333,9 @@ class Node:
             left.unlink(missing_ok=True)
         for left in self._data.path.glob(f"{PREFIX}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _step_back() -> None:
+    """In a thread: hashing comes after the steps of replies, which this process passes on."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _HASH_NICE)

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from node.embed import Embedder
+from node.explain import Explainer
 from node.gateway import EmbeddingRequest, Embeddings, Event, GenerationRequest, ModelInfo
 from node.generate import Generator
+from node.model_index import ModelQuery
+from node.model_list import ModelList
 from node.probe import Probe
 from node.report import Reporter
 
@@ -16,20 +19,30 @@ from node.report import Reporter
 class NodeGateway:
     """Implements `node.gateway.Gateway`."""
 
-    def __init__(self, reporter: Reporter, generator: Generator, embedder: Embedder, probe: Probe) -> None:
+    def __init__(
+        self, reporter: Reporter, models: ModelList, generator: Generator, embedder: Embedder, probe: Probe, explainer: Explainer
+    ) -> None:
         self._reporter = reporter
+        self._models = models
         self._generator = generator
         self._embedder = embedder
         self._probe = probe
+        self._explainer = explainer
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
         return await self._reporter.models(query)
+
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        return await self._models.page(query)
 
     async def model(self, name: str) -> ModelInfo:
         return await self._reporter.model(name)
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         return self._generator.generate(request)
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        return await self._explainer.explain(model, tokens, force=force)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         return await self._embedder.embed(request)

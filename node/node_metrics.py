@@ -22,12 +22,35 @@ def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom, repairs: Re
         yield Reading("mf_stages_loaded", "Stages in the worker", len(room.loaded()))
         yield Reading("mf_stage_sessions", "Sessions running on them", sum(stage.users for stage in room.loaded()))
         yield Reading("mf_memory_free_bytes", "Memory for models that no running session holds", room.free())
+        yield Reading("mf_requests_waiting", "Requests in line for room at this node", len(room.line))
+        yield from _engine_readings(room)
         for peer, count in Counter(str(line["peer_id"]) for line in swarm.blamed()).items():
             yield Reading("mf_blamed_shards", "Shards for which a peer was caught with wrong bytes", count, {"peer": peer})
 
         yield from _repair_readings(repairs)
 
     metrics.register_collector(read)
+
+
+def _engine_readings(room: StageRoom) -> Iterable[Reading]:
+    """As the worker told last, by formula and by count; nothing while it doesn't run."""
+    told = room.engine_usage()
+    if told is None:
+        return
+    for part in ("weights", "kv", "left", "activations", "base"):
+        yield Reading("mf_engine_bytes", "Memory of the engine by formula, base as measured", getattr(told, part), {"part": part})
+    yield Reading("mf_engine_sequences", "Sequences open in the engine", told.sequences)
+    yield Reading("mf_engine_waiting", "Sequences that wait for the next pass", told.waiting)
+    yield Reading("mf_engine_passes", "Passes since the worker started", told.passes)
+    yield Reading("mf_engine_pass_seconds", "Seconds in them", told.seconds)
+    yield Reading("mf_engine_rows", "Sequences in them, added up", told.rows)
+    for part in ("prompt", "reply", "reused", "drafted", "right"):
+        yield Reading(
+            "mf_engine_tokens",
+            "Tokens: of prompts and replies, not computed again, guessed, guessed right",
+            getattr(told, part),
+            {"part": part},
+        )
 
 
 def _repair_readings(repairs: Repairs) -> Iterable[Reading]:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from node.explain import Explainer
 from node.fetch import Fetcher
 from node.gateway import Finished, GenerationRequest, Piece, Planned
 from node.generate import Generator
@@ -15,7 +16,6 @@ from node.locate import Locator
 from node.owner import Notify, OwnerMethod
 from node.publish import Publisher, PublishRequest
 from node.report import Reporter
-from node.route import Router
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
 from node.whom import whom
@@ -23,8 +23,6 @@ from protocol.errors import BadInput, NotFound
 from protocol.ids import model_text
 from protocol.messages import Sampling
 from runtime.memory import DTYPE_WIDTH
-
-PLAN_TOKENS = 2_048
 
 
 class OwnerMethods:
@@ -36,7 +34,7 @@ class OwnerMethods:
         publisher: Publisher,
         fetcher: Fetcher,
         generator: Generator,
-        router: Router,
+        explainer: Explainer,
         reporter: Reporter,
         keeper: HoldingKeeper,
         compression: str,
@@ -48,7 +46,7 @@ class OwnerMethods:
         self._publisher = publisher
         self._fetcher = fetcher
         self._generator = generator
-        self._router = router
+        self._explainer = explainer
         self._reporter = reporter
         self._keeper = keeper
         self._compression = compression
@@ -80,6 +78,7 @@ class OwnerMethods:
             version=optional(params, "version") or "1",
             k=whole(params, "k"),
             n=whole(params, "n"),
+            n_max=whole(params, "n_max"),
             compression=optional(params, "compression") or self._compression,
             gguf=gguf_choice(params),
         )
@@ -122,6 +121,7 @@ class OwnerMethods:
             stop=stops(params),
             continue_final=bool(params.get("continue_final")),
             precision=precision(params),
+            force=params.get("force") is True,
         )
         async with aclosing(self._generator.generate(request)) as events:
             async for event in events:
@@ -176,10 +176,7 @@ class OwnerMethods:
         return {"model_id": model_text(model), "pinned": keep}
 
     async def explain(self, params: dict[str, Any], notify: Notify) -> Any:
-        located = await self._locator.locate(self._swarm.resolve(text(params, "model")))
-        plan = self._router.plan(located, PLAN_TOKENS, "bf16")
-        stages = [{"peer": stage.peer, "first": stage.first, "end": stage.end} for stage in plan.stages]
-        return {"model_id": model_text(located.model), "kind": plan.kind, "why": plan.why, "stages": stages, "tokens": PLAN_TOKENS}
+        return await self._explainer.explain(text(params, "model"), whole(params, "tokens"), precision(params), params.get("force") is True)
 
     async def stop(self, params: dict[str, Any], notify: Notify) -> Any:
         self._stop()
@@ -197,7 +194,7 @@ def precision(params: dict[str, Any]) -> str:
     """What the weights run in. In fp32, the reference, a reply doesn't depend on how its tokens were batched or replayed."""
     chosen = optional(params, "precision") or "bf16"
     if chosen not in DTYPE_WIDTH:
-        raise BadInput(f"precision is {chosen[:16]!r}, {' or '.join(DTYPE_WIDTH)} are known")
+        raise BadInput(f"precision is {chosen[:16]!r}, {', '.join(DTYPE_WIDTH)} are known")
     return chosen
 
 

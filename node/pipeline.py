@@ -1,9 +1,19 @@
-"""The entry side of a pipeline: open a session on every stage, send the prompt, take the tokens, notice who is lost.
+"""The entry side of a pipeline: open a session on every stage, send the prompt, take the tokens, replace who is lost.
 
 The stages pass hidden states among themselves; the last one samples and sends the token to the entry and to the first stage, so the
-entry sees one message per token. A stage is lost when its session stream ends, when it says "failed", or when it is silent
-longer than SILENCE although it should say "alive" twice a second: then `StageLost` names it and the caller plans again,
-replaying from the tokens it has. A stage on this node is served through the same code over an in-process pair of streams.
+entry sees one message per token. A prompt goes through in cuts of at most 256 positions, so that the second stage works on the first
+cut while the first one works on the second; the entry sends a few ahead of what came out at the end, which bounds what waits anywhere.
+
+Who is lost is found in three ways: its session stream (node/stage_link.py), another stage's blame, or a hop into which
+something went and nothing came out while nobody computes. `run` then raises `StageLost`, and the caller plans and calls `reroute`:
+
+    kept      stages with the same layers, alive and proven: they drop what lies beyond the last token and stay
+    new       opened on the stand-by, from position 0
+    sender    a kept stage before a new one sends again what it sent before; the entry does it for the first stage, with tokens
+
+so that one stage's death costs one prefill of that stage alone. When a kept stage can't go back (a recurrent state) or has given up its
+log, it fails with a conflict, and the caller replaces everything. A stage on this node is served through the same code
+over an in-process pair of streams.
 """
 
 from __future__ import annotations
@@ -11,41 +21,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import struct
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
 
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
 from node.serve_stage import StageServer
+from node.stage_link import SILENCE, StageLink, StageLost
+from node.step_log import CUT
 from node.steps import Steps
-from protocol.errors import MfError, Unavailable, error_from_wire
-from protocol.framing import pack, unpack
+from protocol.errors import MfError
+from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
+from runtime.interface import SpelledToken
 
 log = logging.getLogger(__name__)
-SILENCE = 1.6
 OPEN_TIMEOUT = 1.5
 LOAD_TIMEOUT = 300.0
 STEP_TIMEOUT = 120.0
+STALL = 2.5
+"""Seconds without any progress, though nobody computes, after which a hop counts as broken."""
+_LOOK = 0.5
+
+__all__ = ["Pipeline", "PipelineRequest", "Sampled", "StageLost"]
 
 
-class StageLost(Unavailable):
-    """A stage of the running pipeline can't go on; `peer` names it, `cause` is what it said itself, if it did."""
-
-    code = "stage_lost"
-
-    def __init__(self, peer: PeerId, why: str, cause: MfError | None = None) -> None:
-        super().__init__(f"stage at {peer}: {why}", details={"peer": peer})
-        self.peer = peer
-        self.cause = cause
+class Listener(Protocol):
+    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
+        """Signed statements of stage `index`; raises what is wrong with them."""
 
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply); `new_max` more may be made."""
+    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made.
+
+    `prints`, `heard`, `check`: as node/stage_audit.py has it.
+    """
 
     model: ModelId
     stages: list[StageSpec]
@@ -54,7 +71,12 @@ class PipelineRequest:
     stop_tokens: list[int]
     sampling: Sampling
     precision: str
-    epoch: int
+    vocabulary: int | None = None
+    prompt: int = 0
+    drafts: bool = True
+    prints: bytes | None = None
+    heard: Listener | None = None
+    check: Checked | None = None
 
 
 @dataclass
@@ -63,21 +85,14 @@ class Sampled:
 
     token: int
     finish: str | None
-
-
-@dataclass
-class Link:
-    """The entry's view of one stage."""
-
-    spec: StageSpec
-    stream: Stream
-    heard: float
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    timings: dict[str, float] = field(default_factory=dict)
+    logprobs: list[TokenLogprob] | None = None
+    text: str | None = None
+    """What it adds to the reply, where its maker tells."""
+    spelled: list[SpelledToken] | None = None
 
 
 class Pipeline:
-    """One run over one route; use as an async context manager, then iterate `run()`."""
+    """One reply's way through a route that may change; use as an async context manager, then iterate `run()`."""
 
     def __init__(self, network: Network, steps: Steps, server: StageServer, request: PipelineRequest) -> None:
         self._network = network
@@ -85,137 +100,257 @@ class Pipeline:
         self._server = server
         self._request = request
         self._session = secrets.token_bytes(16)
-        self._tokens: asyncio.Queue[Sampled] = asyncio.Queue()
-        self._links: list[Link] = []
-        self._tasks: list[asyncio.Task[Any]] = []
-        self._lost: asyncio.Future[StageLost] = asyncio.get_running_loop().create_future()
+        self._tokens = list(request.tokens)
+        self._end = len(request.tokens) + request.new_max
+        self._stages = request.stages
+        self.links: list[StageLink] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._inbox: deque[Sampled] = deque()
+        self._wake = asyncio.Event()
+        self._lost: StageLost | None = None
+        self._epoch = -1
+        self._through = 0
+        self._moved = asyncio.get_running_loop().time()
+        self._stalls: Counter[PeerId] = Counter()
         self.timings: dict[str, float] = {}
 
     async def __aenter__(self) -> Pipeline:
         self._steps.listen(self._session, self._take)
-        opening = [asyncio.create_task(self._open(index), name="open stage") for index in range(len(self._request.stages))]
-        self._tasks += opening
-        try:
-            await asyncio.gather(*opening)
-            await self._all_ready()
-        except BaseException:
-            await self.__aexit__()
-            raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._steps.forget(self._session, self._take)
-        for link in self._links:
-            link.stream.reset()
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*(link.close() for link in self.links), return_exceptions=True)
         # a stage still being opened is given up too: its stream would keep a session alive that nobody reads
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if not self._lost.done():
-            self._lost.cancel()
 
     async def run(self) -> AsyncGenerator[Sampled, None]:
-        """Tokens as they come; raises `StageLost`."""
-        request, first = self._request, PeerId(self._request.stages[0].peer)
-        head = StepHead(session=self._session, epoch=request.epoch, position=0, kind="tokens", stage=0)
-        raw = b"".join(token.to_bytes(4, "little", signed=True) for token in request.tokens)
-        try:
-            await self._steps.send(first, head, raw)
-        except MfError as error:
-            raise StageLost(first, error.message) from error
+        """Tokens as they come, from where the last `run` ended; raises `StageLost`."""
+        if self._epoch < 0:
+            await self.reroute(self._request.stages)
         while True:
-            sampled = await self._or_lost(self._tokens.get(), STEP_TIMEOUT, "no token")
+            sampled = await self._next()
+            for link in self.links:
+                link.proven = True
+            self._stalls.clear()
             yield sampled
             if sampled.finish is not None:
                 return
 
-    async def _open(self, index: int) -> None:
-        request, spec = self._request, self._request.stages[index]
+    async def reroute(self, stages: list[StageSpec]) -> None:
+        """Goes on over `stages`; those that are there already and whole stay as they are. Raises `StageLost` when one doesn't come up."""
+        kept = {link.spec: link for link in self.links if link.spec in stages and link.proven and not link.dead}
+        leaving = [link for link in self.links if link not in kept.values()]
+        self._epoch += 1
+        self._lost, self._stages = None, stages
+        self._inbox.clear()
+        self._moved, self._through = asyncio.get_running_loop().time(), 0
+        begin = len(self._tokens) - 1 if kept else 0
+        await asyncio.gather(*(link.close() for link in leaving), return_exceptions=True)
+        self.links = list(kept.values())
+        fresh = [index for index, spec in enumerate(stages) if spec not in kept]
+        await self._all(self._open(index, self._resume(kept, index, begin)) for index in fresh)
+        self.links.sort(key=lambda link: link.spec.first)
+        await self._or_lost(self._all(link.ready.wait() for link in self.links), LOAD_TIMEOUT, "not ready")
+        for name in ("assemble", "load", "open"):
+            self.timings[name] = max((link.timings.get(name, 0.0) for link in self.links), default=0.0)
+        await self._tell_kept(kept, begin)
+        self._moved = asyncio.get_running_loop().time()
+        self._spawn(self._feed(begin if stages[0] in kept else 0, begin), "feed")
+
+    def start_over(self) -> None:
+        """The next `reroute` keeps no stage: one of them can't go back."""
+        for link in self.links:
+            link.proven = False
+
+    def _resume(self, kept: dict[StageSpec, StageLink], index: int, begin: int) -> int:
+        """Up to where the stage after this one needs nothing."""
+        return begin if index + 1 < len(self._stages) and self._stages[index + 1] in kept else 0
+
+    async def _tell_kept(self, kept: dict[StageSpec, StageLink], begin: int) -> None:
+        if not kept:
+            return
+        for index, spec in enumerate(self._stages):
+            if spec in kept:
+                resume = self._resume(kept, index, begin) if index + 1 < len(self._stages) else begin
+                await kept[spec].reroute(Reroute(epoch=self._epoch, stages=self._stages, index=index, position=begin, resume=resume))
+        await self._or_lost(self._all(link.rerouted.wait() for link in kept.values()), SILENCE, "not rerouted")
+
+    async def _all(self, works: Any) -> None:
+        """All of them; the first fault ends the others."""
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    # Opening
+
+    async def _open(self, index: int, resume: int) -> None:
+        request, spec = self._request, self._stages[index]
+        last = index == len(self._stages) - 1
         opening = OpenSession(
             session=self._session,
-            epoch=request.epoch,
+            epoch=self._epoch,
             model=request.model,
-            stages=request.stages,
+            stages=self._stages,
             index=index,
             entry=self._network.peer_id,
-            tokens_max=len(request.tokens) + request.new_max,
-            new_max=request.new_max,
+            tokens_max=self._end,
+            new_max=self._end - len(self._tokens),
             stop_tokens=request.stop_tokens,
-            sampling=request.sampling,
+            sampling=request.sampling if last else Sampling(),  # it may tell of the text
             precision=request.precision,
+            prints=request.prints,
+            check=request.check if last else None,
+            reply=(self._tokens[request.prompt :] or None) if last and request.prompt else None,
+            resume=resume,
+            drafts=request.drafts and request.sampling.logprobs is None,
         )
-        peer = PeerId(spec.peer)
-        if peer == self._network.peer_id:
-            mine, theirs = stream_pair(peer, SESSION_PROTOCOL)
+        if spec.peer == self._network.peer_id:
+            mine, theirs = stream_pair(PeerId(spec.peer), SESSION_PROTOCOL)
             stream: Stream = mine
-            self._tasks.append(asyncio.create_task(self._server.serve(opening, theirs), name="own stage"))
+            self._spawn(self._server.serve(opening, theirs), "own stage")
         else:
-            stream = await self._dial(peer, opening)
-        link = Link(spec, stream, time.monotonic())
-        self._links.append(link)
-        self._tasks.append(asyncio.create_task(self._watch(link), name=f"watch {peer}"))
+            stream = await open_stage(self._network, opening)
+        self.links.append(StageLink(spec, stream, self._lose, self._heard))
 
-    async def _dial(self, peer: PeerId, opening: OpenSession) -> Stream:
-        try:
-            stream = await self._network.open(peer, SESSION_PROTOCOL, OPEN_TIMEOUT)
+    def _heard(self, spec: StageSpec, event: SessionEvent) -> None:
+        """What a stage says of itself beside how it is. Of a stage that came later nothing is kept: such a session isn't audited."""
+        if event.kind == "alive" and event.timings:
+            self._server.figures.peers.said(PeerId(spec.peer), event.timings, time.monotonic())
+        if event.prints and self._request.heard is not None and spec in self._request.stages:
+            self._request.heard.take(self._request.stages.index(spec), self._session, event.prints)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # In
+
+    async def _feed(self, start: int, begin: int) -> None:
+        """The tokens from `start` on to the first stage, cut at `begin` too: what lies before needn't be passed on by all."""
+        epoch, first, tokens = self._epoch, PeerId(self._stages[0].peer), list(self._tokens)
+        ahead, sent = (len(self._stages) + 2) * CUT, start
+        for cut in cuts(start, begin, len(tokens)):
+            while sent - max(self._through, start) > ahead:
+                self._wake.clear()
+                await self._wake.wait()
+            if epoch != self._epoch:
+                return
+            head = StepHead(session=self._session, epoch=epoch, position=cut.start, kind="tokens", stage=0, more=cut.stop < len(tokens))
             try:
-                await stream.send(pack(opening), OPEN_TIMEOUT)
-            except BaseException:
-                stream.reset()
-                raise
-        except MfError as error:
-            raise StageLost(peer, error.message) from error
-        return stream
-
-    async def _all_ready(self) -> None:
-        async def each_ready() -> None:
-            for link in self._links:
-                await link.ready.wait()
-
-        await self._or_lost(each_ready(), LOAD_TIMEOUT, "not ready")
-        for name in ("assemble", "load", "open"):
-            self.timings[name] = max((link.timings.get(name, 0.0) for link in self._links), default=0.0)
-
-    async def _watch(self, link: Link) -> None:
-        """Takes in what a stage says; its silence, failure or end loses it."""
-        peer = PeerId(link.spec.peer)
-        while True:
-            try:
-                event = unpack(await link.stream.receive(SILENCE), SessionEvent, f"session event from {peer}")
+                await self._steps.send(first, head, struct.pack(f"<{len(cut)}i", *tokens[cut.start : cut.stop]))
             except MfError as error:
-                self._lose(peer, error.message)
+                self._lose(StageLost(first, error.message))
                 return
-            link.heard = time.monotonic()
-            if event.kind == "failed":
-                cause = error_from_wire(event.error or {})
-                self._lose(peer, cause.message, cause)
-                return
-            if event.kind == "ready":
-                link.timings = event.timings or {}
-                link.ready.set()
+            sent = cut.stop
 
-    def _lose(self, peer: PeerId, why: str, cause: MfError | None = None) -> None:
-        if not self._lost.done():
-            self._lost.set_result(StageLost(peer, why, cause))
+    def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        """A token from the last stage, or a stage's word that a cut went as far as it had to."""
+        if head.epoch != self._epoch:
+            return
+        if head.kind == "cut" and any(sender == stage.peer for stage in self._stages):
+            self._through = max(self._through, head.position)
+        elif head.kind == "token" and sender == self._stages[-1].peer and head.position >= len(self._tokens):
+            tokens = list(memoryview(raw).cast("i"))
+            for at, token in enumerate(tokens):
+                self._take_token(sender, head, head.position + at, token, at == len(tokens) - 1)
+        else:
+            return
+        self._moved = asyncio.get_running_loop().time()
+        self._wake.set()
 
-    async def _or_lost(self, work: Any, timeout: float, what: str) -> Any:
-        """`work`'s result, unless a stage is lost or the deadline passes first."""
+    def _take_token(self, sender: PeerId, head: StepHead, position: int, token: int, last: bool) -> None:
+        top = self._request.vocabulary
+        if position > len(self._tokens) or token < 0 or (top is not None and token >= top) or position >= self._end:
+            wrong = f"it answered token {token} of {top} at {position}, where {len(self._tokens)} is next"
+            self._lose(StageLost(sender, wrong, accuser=self._network.peer_id))
+            return
+        self._tokens.append(token)
+        self._inbox.append(Sampled(token, head.finish if last else None, head.logprobs))
+
+    # Waiting
+
+    async def _next(self) -> Sampled:
+        while not self._inbox:
+            if self._lost is not None:
+                raise self._lost
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(_LOOK):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._look()
+        return self._inbox.popleft()
+
+    def _look(self) -> None:
+        """Nothing has come for a while: somebody computes, or a hop is broken."""
+        now = asyncio.get_running_loop().time()
+        quiet = now - max([self._moved, *(link.moved for link in self.links)])
+        if quiet >= STEP_TIMEOUT:
+            self._lose(StageLost(self._slowest(), f"no progress within {STEP_TIMEOUT:.0f} s"))
+        elif quiet >= STALL and not any(link.busy for link in self.links):
+            self._lose(self._broken_hop())
+
+    def _broken_hop(self) -> StageLost:
+        """Into which something should have gone: the stage before it first, the one behind when it happens again."""
+        wanted = len(self._tokens)
+        at = next((at for at, link in enumerate(self.links) if link.position < wanted), len(self.links))
+        before, behind = self.links[max(at - 1, 0)].peer, self.links[min(at, len(self.links) - 1)].peer
+        self._stalls[behind] += 1
+        culprit = before if self._stalls[behind] == 1 else behind
+        return StageLost(culprit, f"nothing came through for {STALL:g} s, though no stage computes")
+
+    def _lose(self, lost: StageLost) -> None:
+        if self._lost is None:
+            self._lost = lost
+        self._wake.set()
+
+    async def _or_lost(self, work: Coroutine[Any, Any, None], timeout: float, what: str) -> None:
+        """`work`'s end, unless a stage is lost or the deadline passes first."""
         task = asyncio.ensure_future(work)
+        end = asyncio.get_running_loop().time() + timeout
         try:
-            await asyncio.wait([task, self._lost], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if self._lost.done():
-                raise self._lost.result()
-            raise StageLost(self._slowest(), f"{what} within {timeout:.0f} s")
+            while not task.done():
+                if self._lost is not None:
+                    raise self._lost
+                if asyncio.get_running_loop().time() > end:
+                    raise StageLost(self._slowest(), f"{what} within {timeout:.1f} s")
+                self._wake.clear()
+                waker = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait([task, waker], timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+                waker.cancel()
+            task.result()
         finally:
             task.cancel()
 
     def _slowest(self) -> PeerId:
-        return PeerId(min(self._links, key=lambda link: (link.ready.is_set(), link.heard)).spec.peer)
+        return min(self.links, key=lambda link: (link.ready.is_set(), link.rerouted.is_set(), link.heard)).peer
 
-    async def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
-        """A token from the last stage."""
-        if head.kind != "token" or sender != self._request.stages[-1].peer or head.epoch != self._request.epoch:
-            return
-        self._tokens.put_nowait(Sampled(int.from_bytes(raw[:4], "little", signed=True), head.finish))
+
+async def open_stage(network: Network, opening: OpenSession) -> Stream:
+    """A session stream to the stage at `opening.index`, asked for; `StageLost` when its node can't be reached."""
+    peer = PeerId(opening.stages[opening.index].peer)
+    try:
+        stream = await network.open(peer, SESSION_PROTOCOL, OPEN_TIMEOUT)
+        try:
+            await stream.send(pack(opening), OPEN_TIMEOUT)
+        except BaseException:
+            stream.reset()
+            raise
+    except MfError as error:
+        raise StageLost(peer, error.message) from error
+    return stream
+
+
+def cuts(start: int, begin: int, end: int) -> Sequence[range]:
+    """[start, end) in ranges of at most CUT, one of them ending at `begin`."""
+    edges = sorted({start, min(max(begin, start), end), end})
+    return [range(at, min(at + CUT, stop)) for low, stop in pairwise(edges) for at in range(low, stop, CUT)]

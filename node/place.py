@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from erasure.audit import HeldShard
-from erasure.placement import Candidate, domain_of, merged_domains, place
+from erasure.placement import Candidate, Placement
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
+from node.placement_view import PlacementView
 from node.reuse import Reuser
 from node.store.interface import ShardKey
-from node.swarm.interface import PeerView, Swarm
+from node.swarm.interface import Swarm
 from node.tally import Tally
 from node.transfer.jobs import Encoded, EncodeGroup, KeepShard, PushShard, SourceSpan
 from node.transfer.remote import Transfer
@@ -23,6 +24,8 @@ from protocol.ids import EncodingId, PeerId, encoding_text
 
 log = logging.getLogger(__name__)
 OnShard = Callable[[], Awaitable[None]]
+_SWEEP_AFTER = (0.5, 1.0, 2.0)
+"""Seconds after work was stopped, one after the other."""
 
 
 class Source(Protocol):
@@ -39,30 +42,35 @@ class Source(Protocol):
 
 
 class Placer:
-    def __init__(self, me: Candidate, swarm: Swarm, transfer: Transfer, grants: GrantBook, reuser: Reuser) -> None:
-        self._me = me
+    def __init__(self, view: PlacementView, swarm: Swarm, transfer: Transfer, grants: GrantBook, reuser: Reuser) -> None:
+        self._view = view
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
         self._reuser = reuser
         self._placing = 0
+        self._sweeping: set[asyncio.Task[None]] = set()
+        self._again: asyncio.Task[None] | None = None
 
     @property
     def me(self) -> PeerId:
-        return PeerId(self._me.peer)
+        return PeerId(self._view.me.peer)
 
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
-        peers = [candidate_of(view) for view in self._swarm.peers() if self._usable(view)]
-        return [self._me, *peers]
+        return self._view.candidates()
+
+    def placement(self) -> Placement:
+        """The policy over everybody known now."""
+        return self._view.placement()
+
+    def bearing(self) -> int:
+        """How many nodes may hold a shard of one group now."""
+        return self._view.bearing()
 
     def domains(self) -> dict[str, str]:
         """The failure domain of this node and of every peer known, lending or not."""
-        return merged_domains([self._me, *(candidate_of(view) for view in self._swarm.peers() if view.peer != self._me.peer)])
-
-    def _usable(self, view: PeerView) -> bool:
-        lends = view.record is not None and view.record.lend in ("storage", "both")
-        return lends and view.routable and view.peer != self._me.peer and not self._swarm.banned(view.peer)
+        return self._view.domains()
 
     async def place_group(self, located: Located, group: int, source: Source, compression: str, tally: Tally, on_shard: OnShard) -> None:
         """Codes the group unless an encoding to reuse already lies at enough holders, then pushes what is missing."""
@@ -85,9 +93,26 @@ class Placer:
             assert fresh is not None
             await self._push_all(located, group, fresh, tally, on_shard)
             await self._transfer.drop_staged(fresh.id)
+        except asyncio.CancelledError:
+            self._sweep_again()
+            raise
         finally:
             self._placing -= 1
-            await self._sweep()
+            await self._swept()
+
+    def _sweep_again(self) -> None:
+        """Coding that is stopped ends a moment later in its own process, and may have staged its last shards then."""
+
+        async def again() -> None:
+            for pause in _SWEEP_AFTER:
+                await asyncio.sleep(pause)
+                try:
+                    await self._sweep()
+                except MfError as error:  # the process has ended: it sweeps as it starts
+                    log.debug("what is staged wasn't swept: %s", error)
+
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(again(), name="sweep what is staged again")
 
     async def _keep_known(self, located: Located, known: KnownEncoding) -> None:
         await self._transfer.put_blob(known.envelope)
@@ -118,7 +143,7 @@ class Placer:
             n=tally.n,
             compression=compression if known is None else known.record.compression,
             element=source.element(group),
-            n_max=0 if known is None else len(known.record.roots),
+            n_max=tally.n_max if known is None else len(known.record.roots),
             like=None if known is None else known.envelope,
         )
         encoded = await self._transfer.encode_group(job, fds)
@@ -134,6 +159,13 @@ class Placer:
         finally:
             self._placing -= 1
 
+    async def _swept(self) -> None:
+        """To its end whatever comes: who is stopped twice (its client leaves, its command ends) would leave what is staged lying."""
+        sweeping = asyncio.create_task(self._sweep(), name="sweep of the staging folder")
+        self._sweeping.add(sweeping)
+        sweeping.add_done_callback(self._sweeping.discard)
+        await asyncio.shield(sweeping)
+
     async def _sweep(self) -> None:
         """What is staged while nothing is being placed belongs to work that was stopped, at whatever moment."""
         staged = [] if self._placing else await self._transfer.list_staged()
@@ -143,15 +175,17 @@ class Placer:
     async def _push_all(self, located: Located, group: int, known: KnownEncoding, tally: Tally, on_shard: OnShard) -> None:
         held = tally.durable[group]
         refused: set[PeerId] = set()
-        while missing := [shard for shard in range(tally.n) if shard not in held]:
-            free = self._free(refused | set(held.values()), held)
-            pairs = place(known.record.group, len(missing), free)
+        while len(held) < tally.n:
+            placement = self._view.placement()
+            pairs = placement.choose(known.record.group, tally.n, k=tally.k, model=located.model, held=held, without=refused)
             if not pairs:
                 return
-            jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(missing, pairs, strict=False)]
+            jobs = [(shard, PeerId(peer)) for shard, peer in pairs]
             tally.asked |= {(peer, known.id, shard) for shard, peer in jobs}
-            results = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
-            for (shard, peer), refusal in zip(jobs, results, strict=True):
+
+            async def put(shard: int, peer: PeerId) -> None:
+                """Counted as it ends: a slow one must not hide that enough of the others are durable."""
+                refusal = await self._put(located, group, known, shard, peer)
                 if refusal is None:
                     held[shard] = peer
                     await on_shard()
@@ -159,17 +193,12 @@ class Placer:
                     refused.add(peer)
                     tally.refusals[peer] = refusal
 
-    def _free(self, excluded: set[PeerId], held: dict[int, PeerId]) -> list[Candidate]:
-        """Who may take another shard: those in domains that have none, else all with room."""
-        free = [candidate for candidate in self.candidates() if candidate.weight > 0 and candidate.peer not in excluded]
-        domains = self.domains()
-        taken = {domains[peer] for peer in held.values() if peer in domains}
-        return [candidate for candidate in free if domains[candidate.peer] not in taken] or free
+            await asyncio.gather(*(put(shard, peer) for shard, peer in jobs))
 
     async def _put(self, located: Located, group: int, known: KnownEncoding, shard: int, peer: PeerId) -> str | None:
         """None once the shard is durable there; else why not."""
         try:
-            if peer == self._me.peer:
+            if peer == self.me:
                 await self._transfer.keep_shard(KeepShard(encoding=known.id, shard=shard, model=located.model, group=group))
                 return None
             reply = await self._grants.to_put(peer, known.id, known.envelope, shard, located.model)
@@ -217,20 +246,3 @@ class Placer:
                 await self._grants.to_drop(peer, encoding, shard)
         except MfError as error:
             log.info("%s didn't drop a shard of %s: %s", peer, encoding_text(encoding), error)
-
-
-def candidate_of(view: PeerView) -> Candidate:
-    """A peer as the placement policy sees it."""
-    record = view.record
-    return Candidate(
-        peer=view.peer,
-        domain=domain_of(view.peer, ip_addresses(view.addresses), record.machine if record else None),
-        weight=float((record.storage_free or 0) if record else 0),
-        operator=record.operator if record else None,
-    )
-
-
-def ip_addresses(multiaddrs: Sequence[str]) -> list[str]:
-    """The IP address of each /ip4/… or /ip6/… multiaddr."""
-    split = [address.split("/") for address in multiaddrs]
-    return [words[2] for words in split if len(words) > 2 and words[1] in ("ip4", "ip6")]

@@ -87,6 +87,7 @@ class Probe:
         return {
             "worker": "running" if self._worker.running else "not started",
             "stages_loaded": len(loaded),
+            "stages": [{"stage": stage.key, "bytes": stage.bytes} for stage in loaded],
             "sessions": sum(stage.users for stage in loaded),
             "memory": self._room.memory,
         }

@@ -6,7 +6,8 @@ Encodings of equal groups that other models have are looked for first (`node/reu
 holders are told at the end that it belongs to this model too. Coding is deterministic and encodings are signed by this node,
 so an interrupted publish is resumed by doing it again: the same encodings come out, and shards already announced by reachable
 holders are not sent twice. Returns when n shards of every group are durable, or thirty seconds after r = k + ceil((n-k)/2) of each
-are. With fewer than r reachable: `StorageFull`, and what was stored for it is taken back.
+are; the rest then goes on in the daemon (`node/unfinished.py`). With fewer than r reachable: `StorageFull`, and what was stored for it
+is taken back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from node.source import GroupSource
 from node.swarm.interface import Swarm
 from node.tally import Tally
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
 from protocol.ids import ModelId, model_text
@@ -44,17 +46,22 @@ AFTER_R = 30.0
 AT_ONCE = 3
 """Groups coded and pushed side by side: coding one overlaps with pushing another."""
 
+BEYOND = 16
+"""Groups that wait, beside those, for their last shards alone; they are staged as long."""
+
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `compression` auto, raw or fast; `gguf` says
-    what becomes of GGUF files: "dequantise" (to bf16, so that they run) or "keep" (stored as they are); None where there are none."""
+    """`name` None takes the folder's; `k`, `n` None lets the durability chooser decide; `n_max` is how many shards an encoding commits
+    to, None: n; `compression` auto, raw or fast; `gguf` says what becomes of GGUF files: "dequantise" (to bf16, so that they run) or
+    "keep" (stored as they are); None where there are none."""
 
     path: Path
     name: str | None = None
     version: str = "1"
     k: int | None = None
     n: int | None = None
+    n_max: int | None = None
     compression: str = "auto"
     gguf: str | None = None
 
@@ -68,6 +75,7 @@ class Publisher:
         placer: Placer,
         reuser: Reuser,
         converter: GgufConverter,
+        unfinished: Unfinished,
         executor: Executor,
         label: str,
     ) -> None:
@@ -77,6 +85,7 @@ class Publisher:
         self._placer = placer
         self._reuser = reuser
         self._converter = converter
+        self._unfinished = unfinished
         self._executor = executor
         self._label = label
 
@@ -86,8 +95,9 @@ class Publisher:
         name = check_name(request.name or model_name(request.path.resolve().name if request.path.is_dir() else request.path.name))
         check_name(request.version)
         k, n, words = self._choose(request)
-        async with self._folder(request, notify) as folder:
-            return await self._publish(folder, request, name, Tally(k, n), words, started, notify)
+        async with AsyncExitStack() as opened:
+            folder = await opened.enter_async_context(self._folder(request, notify))
+            return await self._publish(opened, folder, request, name, Tally(k, n, self._committed(request, n)), words, started, notify)
 
     @asynccontextmanager
     async def _folder(self, request: PublishRequest, notify: Notify) -> AsyncIterator[ModelFolder]:
@@ -106,23 +116,38 @@ class Publisher:
                 yield await loop.run_in_executor(self._executor, scan, made)
 
     async def _publish(
-        self, folder: ModelFolder, request: PublishRequest, name: str, tally: Tally, words: str, started: float, notify: Notify
+        self,
+        opened: AsyncExitStack,
+        folder: ModelFolder,
+        request: PublishRequest,
+        name: str,
+        tally: Tally,
+        words: str,
+        started: float,
+        notify: Notify,
     ) -> dict[str, Any]:
         manifest, data = await self._read(folder, notify)
         model = model_id(data)
         await notify({"event": "note", "text": words})
+        await self._unfinished.end(model)
         located = await self._prepare(model, manifest, data)
+        source = opened.enter_context(GroupSource(folder, manifest))
         try:
-            with GroupSource(folder, manifest) as source:
-                await self._spread(located, source, request, tally, notify)
+            left = await self._spread(located, source, request, tally, notify)
         except (BadInput, StorageFull):  # the files changed, or no room to code them: nobody can go on with what is there
             await self._take_back(located, tally)
             raise
-        await self._finish(located, tally)
-        await self._reuser.tell(located, tally)
-        await self._finish(located, tally)
         card = self._card(request, name, model, manifest)
-        await self._swarm.put_card(card)
+        if left:
+            self._unfinished.go_on(model, card.full_name(), tally, left, opened.pop_all(), tally.n * len(manifest.groups))
+        try:
+            await self._finish(located, tally)
+            await self._reuser.tell(located, tally)
+            await self._finish(located, tally)
+            await self._swarm.put_card(card)
+        except BaseException:
+            await self._unfinished.end(model)
+            raise
         log.info("published", extra={"event": "published", "fields": {"model": model_text(model), "shards": tally.shards()}})
         return self._result(model, card.full_name(), manifest, tally, time.monotonic() - started)
 
@@ -136,7 +161,7 @@ class Publisher:
         return await loop.run_in_executor(self._executor, build_manifest, folder, progress)
 
     def _choose(self, request: PublishRequest) -> tuple[int, int, str]:
-        nodes = sum(candidate.weight > 0 for candidate in self._placer.candidates())
+        nodes = self._placer.bearing()
         if (request.k is None) != (request.n is None):
             raise BadInput("give both --k and --n, or neither")
         if request.k is None or request.n is None:
@@ -147,8 +172,19 @@ class Publisher:
         enough = Tally(request.k, request.n).enough
         if nodes < enough:
             said = f"k={request.k}, n={request.n} needs {enough} nodes that lend storage; {nodes} can be reached, this one included"
-            raise StorageFull(said, hint="let more peers join, or lower --n", details={"refusals": {}})
+            new = sum(candidate.new for candidate in self._placer.candidates())
+            unknown = f"; of the {new} known for less than a day only one counts: `mf-node trust` those you know" if new > 1 else ""
+            raise StorageFull(said, hint=f"let more peers join, or lower --n{unknown}", details={"refusals": {}})
         return request.k, request.n, f"any {request.k} of {request.n} shards, as asked"
+
+    @staticmethod
+    def _committed(request: PublishRequest, n: int) -> int:
+        """Shards that each encoding commits to, so that they can be made later."""
+        if request.n_max is None:
+            return n
+        if not n <= request.n_max <= min(2 * n, limits.MAX_SHARDS):
+            raise BadInput(f"n_max must keep n <= n_max <= 2n, at most {limits.MAX_SHARDS}, not n={n}, n_max={request.n_max}")
+        return request.n_max
 
     async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
         await self._transfer.put_blob(data)
@@ -158,7 +194,10 @@ class Publisher:
         await self._reuser.gather(located)
         return located
 
-    async def _spread(self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify) -> None:
+    async def _spread(
+        self, located: Located, source: GroupSource, request: PublishRequest, tally: Tally, notify: Notify
+    ) -> list[asyncio.Task[None]]:
+        """Until enough is durable; what still runs then, to be waited for."""
         limit = asyncio.Semaphore(AT_ONCE)
         groups = located.manifest.groups
         total = len(groups) * tally.n
@@ -166,23 +205,40 @@ class Publisher:
         for number, entry in enumerate(groups):
             tally.durable[number] = tally.durable.get(first.setdefault(entry.id, number), {})
 
+        beyond: set[int] = set()
+
         async def one(group: int) -> None:
-            async with limit:
+            async with AsyncExitStack() as turn:
+                await turn.enter_async_context(limit)
                 if tally.short():
                     return  # a group has no home: the others needn't be coded and sent to be taken back
-                await self._placer.place_group(located, group, source, request.compression, tally, on_shard)
+
+                async def counted() -> None:
+                    if tally.nodes(group) >= tally.enough and len(beyond) < BEYOND:
+                        beyond.add(group)
+                        await turn.aclose()  # only slow nodes are left to be waited for: the next groups don't wait for them
+                    await on_shard()
+
+                await self._placer.place_group(located, group, source, request.compression, tally, counted)
                 tally.ended.add(group)
+            beyond.discard(group)
+
+        told: list[Notify] = [notify]
 
         async def on_shard() -> None:
-            await notify({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
+            for tell in told:  # nobody, once the command has returned
+                await tell({"event": "progress", "stage": "store", "done": tally.shards(), "total": total})
 
         tasks = [asyncio.create_task(one(group)) for group in first.values()]
         try:
             await self._until_durable(tasks, tally)
-        finally:
+        except BaseException:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        told.clear()
+        return [task for task in tasks if not task.done()]
 
     async def _until_durable(self, tasks: list[asyncio.Task[None]], tally: Tally) -> None:
         """All tasks done, or AFTER_R seconds after r shards of every group are durable."""
@@ -211,6 +267,7 @@ class Publisher:
         )
 
     async def _take_back(self, located: Located, tally: Tally) -> None:
+        await self._unfinished.end(located.model)
         published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
         await self._placer.take_back(located, tally, published)
         self._locator.forget(located.model)

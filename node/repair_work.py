@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from erasure.audit import HeldShard
-from erasure.placement import Candidate, place
+from node.also_for import tell_other_models
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
+from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
 from node.transfer.jobs import KeepShard, PushShard, RebuildShards, Source
 from node.transfer.remote import Transfer
@@ -32,6 +33,8 @@ class Restored:
 
 
 class RepairWork:
+    """Homes are chosen by the rules of erasure/placement.py, as a publish chooses them."""
+
     def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer) -> None:
         self._swarm = swarm
         self._transfer = transfer
@@ -47,10 +50,11 @@ class RepairWork:
         """
         done = Restored()
         with self._placer.staging():
-            free = self._free({peer for peers in holders.values() for peer in peers}, holders)
-            if not free:
+            homes = self._homes(located, known, make, holders, set(), done)
+            if not homes:
                 raise Unavailable("no node that has no shard of the group can take one", hint="let more peers lend storage")
-            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=list(make)[: len(free)])
+            makes = sorted(shard for shard, _ in homes)
+            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=makes)
             done.read = (await self._transfer.rebuild_shards(job)).bytes
             try:
                 await self._push_all(located, group, known, job.make, holders, done)
@@ -70,31 +74,36 @@ class RepairWork:
         ]
         return sorted(found, key=lambda source: (source.peer != self._placer.me, source.shard, source.peer))
 
-    def _free(self, without: set[str], holders: Mapping[int, Sequence[str]]) -> list[Candidate]:
-        """Who may take a shard: those in domains that have none as long as there are any."""
-        free = [candidate for candidate in self._placer.candidates() if candidate.weight > 0 and candidate.peer not in without]
-        domains = self._placer.domains()
-        taken = {domains.get(peer, peer) for peers in holders.values() for peer in peers}
-        return [candidate for candidate in free if domains.get(candidate.peer) not in taken] or free
+    def _homes(
+        self,
+        located: Located,
+        known: KnownEncoding,
+        make: Sequence[int],
+        holders: Mapping[int, Sequence[str]],
+        refused: Collection[str],
+        done: Restored,
+    ) -> list[tuple[int, str]]:
+        """(shard, peer) for those of `make` that aren't placed yet; fewer where too few nodes may take one."""
+        record = known.record
+        beside = {peer for peers in holders.values() for peer in peers} | set(done.placed.values())
+        left = [shard for shard in make if shard not in done.placed]
+        return self._placer.placement().choose(
+            record.group, record.n, k=record.k, model=located.model, beside=beside, without=refused, shards=left
+        )
 
     async def _push_all(
         self, located: Located, group: int, known: KnownEncoding, make: Sequence[int], holders: Mapping[int, Sequence[str]], done: Restored
     ) -> None:
         """Whoever refuses is passed over, until all have a home or nobody is left."""
-        without = {peer for peers in holders.values() for peer in peers}
-        while left := [shard for shard in make if shard not in done.placed]:
-            placed = {shard: [str(peer)] for shard, peer in done.placed.items()}
-            free = self._free(without, {**holders, **placed})
-            pairs = place(known.record.group, len(left), free) if free else []
-            if not pairs:
-                return
-            jobs = [(shard, PeerId(peer)) for shard, (_index, peer) in zip(left, pairs, strict=False)]
-            without |= {peer for _, peer in jobs}
+        refused: set[str] = set()
+        while jobs := [(shard, PeerId(peer)) for shard, peer in self._homes(located, known, make, holders, refused, done)]:
             took = await asyncio.gather(*(self._put(located, group, known, shard, peer) for shard, peer in jobs))
             for (shard, peer), taken in zip(jobs, took, strict=True):
                 if taken:
                     done.placed[shard] = peer
                     done.written += known.record.shard_length()
+                else:
+                    refused.add(peer)
 
     async def _put(self, located: Located, group: int, known: KnownEncoding, shard: int, peer: PeerId) -> bool:
         """Whether the shard is durable there now."""
@@ -110,4 +119,11 @@ class RepairWork:
         except MfError as error:
             log.info("%s took no shard of %s: %s", peer, encoding_text(known.id), error)
             return False
+        await self._also_for(located, known, shard, peer)
         return True
+
+    async def _also_for(self, located: Located, known: KnownEncoding, shard: int, peer: PeerId) -> None:
+        try:
+            await tell_other_models(self._transfer, self._grants, peer, ShardKey(known.id, shard), located.model)
+        except MfError as error:
+            log.warning("%s doesn't keep a shard of %s for every model it is of: %s", peer, encoding_text(known.id), error)

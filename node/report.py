@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from erasure.durability import apart, survives_losses
+from erasure.durability import apart, survives_each, survives_losses
 from node.gateway import ModelInfo
 from node.locate import Located, Locator
+from node.model_kinds import category_of, framework_of, tags_of
 from node.place import Placer
 from node.store.keeping import by_model, spared
 from node.swarm.interface import CardView, PeerView, Swarm
 from node.swarm.reputation import shard_text
 from node.transfer.remote import Transfer
+from node.unfinished import Unfinished
 from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
 
@@ -20,13 +22,16 @@ _HOLDING = ("model_id", "groups", "shards", "bytes", "full_groups")
 
 
 class Reporter:
-    def __init__(self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer) -> None:
+    def __init__(
+        self, me: PeerId, version: str, swarm: Swarm, transfer: Transfer, locator: Locator, placer: Placer, unfinished: Unfinished
+    ) -> None:
         self._me = me
         self._version = version
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
         self._placer = placer
+        self._unfinished = unfinished
 
     async def status(self) -> dict[str, Any]:
         """As documented for `mf-node status --json`."""
@@ -40,6 +45,7 @@ class Reporter:
             "models": [await self._model_line(card) for card in self._newest()],
             "blamed": self._swarm.blamed(),
             "uncounted": self._uncounted(),
+            "publishing": self._unfinished.lines(),
         }
 
     def _uncounted(self) -> list[dict[str, Any]]:
@@ -69,10 +75,12 @@ class Reporter:
 
     async def _model_line(self, view: CardView) -> dict[str, Any]:
         model = ModelId(view.card.model)
+        storage = await self.storage(model)
         return {
             "model_id": model_text(model),
             "name": view.card.full_name(),
-            "survives_losses": (await self.storage(model)).get("survives_losses"),
+            "survives_losses": storage.get("survives_losses"),
+            "weakest_group": storage.get("weakest_group"),
             "holders": len(self._swarm.holdings(model)),
         }
 
@@ -83,7 +91,7 @@ class Reporter:
         """Cards that match every word of `query` in name, label or description."""
         words = (query or "").lower().split()
         cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
-        return [await self._info(view) for view in cards]
+        return [await self.info(view) for view in cards]
 
     def models_known(self) -> int:
         """Models that have a card, counted without asking anybody about them."""
@@ -93,7 +101,7 @@ class Reporter:
         model = self._swarm.resolve(name)
         card = next((view for view in self._newest() if view.card.model == model), None)
         if card is not None:
-            return await self._info(card)
+            return await self.info(card)
         located = await self._locator.locate(model)
         return ModelInfo(
             model_id=model_text(model),
@@ -110,7 +118,7 @@ class Reporter:
             storage=await self.storage(model),
         )
 
-    async def _info(self, view: CardView) -> ModelInfo:
+    async def info(self, view: CardView) -> ModelInfo:
         card = view.card
         return ModelInfo(
             model_id=model_text(ModelId(card.model)),
@@ -125,15 +133,23 @@ class Reporter:
             description=card.description,
             created_at=float(card.created),
             storage=await self.storage(ModelId(card.model)),
+            category=category_of(card.summary),
+            framework=framework_of(card.summary),
+            updated_at=float(card.created),
+            popularity=len(self._swarm.holdings(ModelId(card.model))),
+            tags=tuple(tags_of(card.summary)),
         )
 
     async def storage(self, model: ModelId) -> dict[str, Any]:
-        """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes; null where this node can't know."""
+        """groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes; null where this node can't know.
+
+        `group_survives_losses` says it for each group by its name, `weakest_group` which of them bears least.
+        """
         located = await self._locator.located_here(model)
         holders = self._swarm.holdings(model)
         if located is None:
             return {"groups": None, "shards": None, "k": None, "n": None, "holders": len(holders), "redundancy_factor": None,
-                    "survives_losses": None, "stored_bytes": None}  # fmt: skip
+                    "survives_losses": None, "weakest_group": None, "group_survives_losses": None, "stored_bytes": None}  # fmt: skip
         await self._locator.refresh(located)
         return self._storage_of(located, len(holders))
 
@@ -153,6 +169,7 @@ class Reporter:
             needed.append(best.record.k if best else 1)
         stored = sum(known[name].record.shard_length() * count for name, count in copies.items())
         size = located.manifest.size()
+        bear = dict(zip((group.name for group in located.manifest.groups), survives_each(durable, needed), strict=True))
         return {
             "groups": len(located.manifest.groups),
             "shards": sum(copies.values()),
@@ -161,6 +178,8 @@ class Reporter:
             "holders": holders,
             "redundancy_factor": round(stored / size, 3) if size else None,
             "survives_losses": survives_losses(durable, needed),
+            "weakest_group": min(bear, key=lambda name: bear[name], default=None),
+            "group_survives_losses": bear,
             "stored_bytes": stored,
         }
 
@@ -179,6 +198,7 @@ class Reporter:
                         "encoding": encoding_text(known.id),
                         "k": known.record.k,
                         "n": known.record.n,
+                        "n_max": len(known.record.roots),
                         "survives_losses": survives_losses([safe], known.record.k),
                         "shards": {str(shard): peers for shard, peers in sorted(lying.items())},
                     }

@@ -169,4 +169,4 @@ def _kind(summary: Summary) -> tuple[str, int | None]:
 
 
 def _fits(known: KnownEncoding, tally: Tally) -> bool:
-    return (known.record.k, known.record.n) == (tally.k, tally.n)
+    return (known.record.k, known.record.n) == (tally.k, tally.n) and len(known.record.roots) >= tally.n_max

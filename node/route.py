@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
+import random
+import secrets
+import time
 from collections.abc import Iterable
 
+from node.figures import PeerFigures
 from node.locate import Located
 from node.model_cost import StageCost
+from node.served import roads
 from node.stage_room import StageRoom
 from node.swarm.interface import PeerView, Swarm
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId
 from protocol.layout import check_runnable, layer_count
+from protocol.messages import StageSpec
 from runtime.architectures import whole_only
+from runtime.expectation import check_budget
+from runtime.layer_path import Road
 from runtime.routing import Offer, Plan, Shape, plan_route
+from runtime.served_route import plan_served
+
+ROUND_TRIP_BUDGET = 0.4
+"""Seconds per token that a route may spend on the network unless it is forced."""
 
 
 class Router:
     """`privacy` local|trusted|swarm, `ends` remote|local are the owner's choices for what this node asks of others."""
 
-    def __init__(self, me: PeerId, swarm: Swarm, room: StageRoom, privacy: str, ends: str) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        swarm: Swarm,
+        room: StageRoom,
+        privacy: str,
+        ends: str,
+        budget: float = ROUND_TRIP_BUDGET,
+        figures: PeerFigures | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self._me = me
         self._swarm = swarm
         self._room = room
         self._privacy = privacy
         self._ends_here = ends == "local"
+        self.budget = budget
+        self._figures = figures or PeerFigures()
+        self._rng = rng or random.Random(secrets.randbits(64))
 
-    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
-        """The route for a session of `tokens_max` positions; `Unavailable` when there is none."""
+    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
+        """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget."""
         check_runnable(located.manifest)
         layers = layer_count(located.manifest)
         if layers < 1:
             raise BadInput("this model has no layers to run; it can be fetched, not run")
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
-        plan = plan_route(shape, self.offers(located, set(avoid)), ends_here=self._ends_here)
+        offers = self.offers(located, set(avoid))
+        plan = self._over_loaded(located, shape, offers, precision, force) or plan_route(shape, offers, ends_here=self._ends_here)
+        check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
         why = whole_only(located.manifest.summary.model_type)
         if len(plan.stages) > 1 and why is not None:
             raise Unavailable(
@@ -43,6 +70,63 @@ class Router:
             )
         return plan
 
+    def replace(
+        self,
+        located: Located,
+        plan: Plan,
+        gone: set[PeerId],
+        tokens_max: int,
+        precision: str,
+        avoid: set[PeerId],
+        ready: Iterable[StageSpec] = (),
+        running: Iterable[StageSpec] = (),
+    ) -> Plan:
+        """`plan` with stand-bys in place of the stages at `gone`, those in `ready` first; another plan where that can't be."""
+        prepared, others, stages = list(ready), list(running), list(plan.stages)
+        for at, stage in enumerate(plan.stages):
+            if stage.peer in gone:
+                now = Plan(plan.kind, stages, plan.why)
+                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared, others)
+                if spec is None:
+                    return self.plan(located, tokens_max, precision, avoid)
+                stages[at] = spec
+        kind = plan.kind if len(stages) > 1 else "here" if stages[0].peer == self._me else "peer"
+        return Plan(kind, stages, f"{plan.why}; a stage that was lost is replaced")
+
+    def stand_by(
+        self,
+        located: Located,
+        plan: Plan,
+        stage: StageSpec,
+        tokens_max: int,
+        precision: str,
+        avoid: set[PeerId],
+        ready: Iterable[StageSpec] = (),
+        running: Iterable[StageSpec] = (),
+    ) -> StageSpec | None:
+        """The node that could take this stage best; None where nobody has room.
+
+        One that runs just this stage for another reply first, one that runs another stage last: replies that go one way share weights.
+        Then one that is prepared, then with the most of the model, then near.
+        """
+        cost, prepared, others = StageCost(located.manifest, precision), set(ready), set(running)
+        bound = self._ends_here and (stage.first == 0 or stage.end == layer_count(located.manifest))
+        found = []
+        for offer in self.offers(located, avoid):
+            rest = sum(cost.total(one.first, one.end, tokens_max) for one in plan.stages if one.peer == offer.peer and one != stage)
+            if offer.memory >= rest + cost.total(stage.first, stage.end, tokens_max) and (offer.here or not bound):
+                found.append(offer)
+        if not found:
+            return None
+
+        def order(offer: Offer) -> tuple[bool, bool, bool, bool, int, float, str]:
+            mine = StageSpec(offer.peer, stage.first, stage.end)
+            used = any(one.peer == offer.peer for one in plan.stages if one != stage)
+            elsewhere = any(one.peer == offer.peer and one != mine for one in others)
+            return (mine not in others, elsewhere, mine not in prepared, used, -offer.held, offer.rtt, offer.peer)
+
+        return StageSpec(min(found, key=order).peer, stage.first, stage.end)
+
     def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
         held = {
             view.peer: sum(len(entry.shards) for entry in view.held) + 1_000 * len(view.full)
@@ -50,16 +134,77 @@ class Router:
         }
         mine = Offer(self._me, self._room.memory, 0.0, held.get(self._me, 0), here=True)
         others = [
-            Offer(view.peer, view.record.memory or 0, view.rtt or 0.1, held.get(view.peer, 0))
+            Offer(view.peer, view.record.memory or 0, _about(view.rtt), held.get(view.peer, 0))
             for view in self._swarm.peers()
             if view.record is not None and self._may_run(view) and view.peer not in avoid
         ]
         return [mine, *others] if self._me not in avoid else others
 
+    def _over_loaded(self, located: Located, shape: Shape, offers: list[Offer], precision: str, force: bool) -> Plan | None:
+        """Over stages that are loaded; None where there is no such chain within the budget."""
+        plan = None if self._ends_here else plan_served(shape, offers, self._roads(located, precision), self._rng)
+        try:
+            if plan is not None:
+                check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
+        except Unavailable:
+            return None
+        return plan
+
+    def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str) -> set[str]:
+        """Who may be asked for these layers and has the memory for a session there."""
+        needed = StageCost(located.manifest, precision).total(first, end, tokens_max)
+        return {offer.peer for offer in self.offers(located, set()) if offer.memory >= needed}
+
+    def serving(self, located: Located, first: int, end: int, precision: str) -> set[str]:
+        """Who says it has just these layers loaded."""
+        found = self._roads(located, precision)
+        return {road.peer for road in found if (road.first, road.end) == (first, end)}
+
+    def _roads(self, located: Located, precision: str) -> list[Road]:
+        """Loaded stages of others, whoever they are; the plan takes those that made an offer."""
+        now, found = time.monotonic(), list[Road]()
+        for view in self._swarm.holdings(located.model):
+            peer = self._swarm.peer(view.peer) if view.serves and view.peer != self._me else None
+            if peer is not None:
+                figures = self._figures
+                found += roads(view, precision, peer.rtt, figures.layer(view.peer), figures.queue(view.peer, now))
+        return found
+
+    def may_come_back(self) -> bool:
+        """Whether a peer that would run layers for this node is known and doesn't answer just now."""
+        return self._privacy != "local" and any(
+            view.record is not None
+            and not view.routable
+            and view.record.lend in ("compute", "both")
+            and (self._privacy == "swarm" or self._swarm.trusted(view.peer))
+            for view in self._swarm.peers()
+        )
+
+    def refused(self) -> dict[PeerId, str]:
+        """Peers that may not run anything for this node, and why."""
+        reasons = {view.peer: self._why_not(view) for view in self._swarm.peers() if view.peer != self._me}
+        return {peer: reason for peer, reason in reasons.items() if reason is not None}
+
     def _may_run(self, view: PeerView) -> bool:
+        return view.peer != self._me and self._why_not(view) is None
+
+    def _why_not(self, view: PeerView) -> str | None:
         record = view.record
-        if record is None or not view.routable or record.lend not in ("compute", "both") or not record.memory:
-            return False
-        if view.peer == self._me or self._swarm.banned(view.peer) or self._privacy == "local":
-            return False
-        return self._privacy == "swarm" or self._swarm.trusted(view.peer)
+        if record is None:
+            return "nothing is known of it yet"
+        if record.lend not in ("compute", "both") or not record.memory:
+            return "it lends no compute"
+        if not view.routable:
+            return "it doesn't answer now"
+        if self._swarm.banned(view.peer):
+            return "it sent wrong bytes and is banned for now"
+        if self._privacy == "local":
+            return "--privacy local: nothing leaves this node"
+        if self._privacy != "swarm" and not self._swarm.trusted(view.peer):
+            return "it isn't trusted (--privacy trusted; mf-node trust lets it in)"
+        return None
+
+
+def _about(rtt: float | None) -> float:
+    """Round trips in steps of 5 ms: by less than that nothing is chosen, so that replies of one minute take one route, and share stages."""
+    return 0.1 if rtt is None else max(1, round(rtt / 0.005)) * 0.005

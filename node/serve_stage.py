@@ -1,9 +1,10 @@
-"""The stage side of a pipeline (`/mf/session/1`): load layers, keep a session's sequence, pass each step on.
+"""The stage side of a pipeline (`/mf/session/1`): load layers, keep a session's sequence, tell the entry how it goes.
 
 An entry opens a stream per stage and session. While the stage loads it says "loading", then "ready"; from then on it says "alive"
-twice a second, so that the entry tells a slow computation from a frozen node without guessing at speeds. Steps arrive
-on other streams (node/steps.py), one queue per session: first come, first computed. The session ends when the entry ends its
-stream, whatever the reason, and its room is free within one step.
+twice a second and how far it is, so that the entry tells a slow computation from a frozen node without guessing at speeds. Steps
+arrive another way (node/steps.py, node/stage_session.py). The entry may reroute the session when another stage is replaced. The session
+ends when the entry ends its stream, whatever the reason, and its room is free within one step. A node that stops says "leaving" and
+gives its entries a moment to go on elsewhere.
 """
 
 from __future__ import annotations
@@ -11,41 +12,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
-from itertools import pairwise
 
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
+from node.stage_session import StageParts, StageSession
+from node.statements import Seal
+from node.step_log import LogRoom
 from node.steps import Steps
 from node.worker import Worker
-from protocol import limits
-from protocol.errors import BadInput, Forbidden, MfError, PeerFault
+from protocol.errors import Busy, Forbidden, MfError
 from protocol.framing import pack, unpack
-from protocol.ids import ModelId, PeerId
-from protocol.messages import OpenSession, SessionEvent, StageSpec, StepHead
-from runtime.interface import OpenSequence, Step, Stepped
+from protocol.ids import ModelId
+from protocol.messages import OpenSession, Reroute, SessionEvent
 
 log = logging.getLogger(__name__)
 HEARTBEAT = 0.5
-_QUEUE = 64
-WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4}
-
-
-@dataclass(frozen=True)
-class Incoming:
-    head: StepHead
-    raw: memoryview
+LEAVING = 2.0
+"""Seconds that a node which stops waits for its sessions to go on elsewhere."""
 
 
 class StageServer:
     def __init__(self, network: Network, steps: Steps, locator: Locator, room: StageRoom, worker: Worker, lends_compute: bool) -> None:
-        self._network = network
-        self._steps = steps
-        self._locator = locator
-        self._room = room
-        self._worker = worker
+        self._parts = StageParts(network.peer_id, steps, locator, room, worker, LogRoom())
+        self.figures = self._parts.figures
         self._lends = lends_compute
+        self._streams: dict[Stream, OpenSession] = {}
+        self._leaving = False
+        self._empty = asyncio.Event()
+
+    @property
+    def seal(self) -> Seal | None:
+        """Signs what stages computed, for audits; None: nothing is said."""
+        return self._parts.seal
+
+    @seal.setter
+    def seal(self, seal: Seal | None) -> None:
+        self._parts.seal = seal
 
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
@@ -65,22 +68,63 @@ class StageServer:
     async def serve(self, request: OpenSession, stream: Stream) -> None:
         """Runs the session until the entry's stream ends; a fault is told to the entry, then the session is over."""
         try:
-            session = StageSession(self, request)
+            if self._leaving:
+                raise Busy("this node is stopping")
+            session = StageSession(self._parts, request)
         except MfError as error:
-            await _tell_failure(stream, error)
+            await _tell_failure(stream, error, None)
             return
-        beat = asyncio.create_task(self._beat(stream, session))
-        work = asyncio.create_task(session.run())
-        gone = asyncio.create_task(_until_gone(stream))
+        self._streams[stream] = request
+        self._note()
+        work = asyncio.create_task(self._prepare(request, session) if request.prepare else session.run())
+        tasks = [asyncio.create_task(self._beat(stream, session)), work, asyncio.create_task(self._control(stream, session))]
         try:
-            await asyncio.wait([work, gone, beat], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not work.cancelled() and work.exception() is not None:
-                await _tell_failure(stream, work.exception())
+                await _tell_failure(stream, work.exception(), session)
+            elif work.done():
+                await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
         finally:
-            for task in (beat, work, gone):
+            del self._streams[stream]
+            self._note()
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(beat, work, gone, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await stream.close()
+
+    async def leave(self, within: float = LEAVING) -> None:
+        """Takes no new sessions, and asks the entries of those that run to replace this node; returns when they have or time is up."""
+        self._leaving = True
+        self._note()
+        for stream in list(self._streams):
+            try:
+                await stream.send(pack(SessionEvent(kind="leaving")), 0.5)
+            except MfError as error:
+                log.debug("an entry wasn't told that this node leaves: %s", error)
+        try:
+            async with asyncio.timeout(within):
+                await self._empty.wait()
+        except TimeoutError:
+            log.info("%d sessions of other nodes end with this node", self._others())
+
+    def _others(self) -> int:
+        """Sessions of other nodes."""
+        return sum(request.entry != self._parts.me for request in self._streams.values())
+
+    def _note(self) -> None:
+        if self._others():
+            self._empty.clear()
+        else:
+            self._empty.set()
+
+    async def prepare_own(self, request: OpenSession) -> None:
+        """Loads a stage ahead on this node itself."""
+        await self._prepare(request, StageSession(self._parts, request))
+
+    async def _prepare(self, request: OpenSession, session: StageSession) -> None:
+        """Loads the layers, so that a stage that has to step in finds them in memory."""
+        located = await self._parts.locator.locate(ModelId(request.model))
+        session.timings = await self._parts.room.prepare(located, session.spec.first, session.spec.end, request.precision)
 
     async def _beat(self, stream: Stream, session: StageSession) -> None:
         """ "loading" until ready, then "ready" once and "alive" ever after."""
@@ -90,121 +134,33 @@ class StageServer:
                 told = True
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
             else:
-                await stream.send(pack(SessionEvent(kind="alive" if told else "loading")))
+                event = SessionEvent(
+                    kind="alive" if told else "loading",
+                    timings=(self.figures.own.told(time.monotonic()) or None) if told else None,
+                    position=session.position,
+                    busy=session.busy,
+                    pace=session.pace or None,
+                    prints=session.statements.take() or None,
+                )
+                await stream.send(pack(event))
             if told:
+                session.check(asyncio.get_running_loop().time())
                 await asyncio.sleep(HEARTBEAT)
             else:
                 await _set_within(session.ready, HEARTBEAT)
 
-
-class StageSession:
-    """One session on one stage: a queue of steps, computed in order, each result passed on."""
-
-    def __init__(self, server: StageServer, request: OpenSession) -> None:
-        self._server = server
-        self._request = request
-        self._queue: asyncio.Queue[Incoming] = asyncio.Queue(_QUEUE)
-        self.ready = asyncio.Event()
-        self.timings: dict[str, float] = {}
-        self._spec = _check_route(request, server._network.peer_id)
-        self._last = request.index == len(request.stages) - 1
-        self._made = 0
-        # an entry that keeps both ends runs two stages of one session
-        self._name = f"{request.session.hex()}.{request.index}"
-
-    async def run(self) -> None:
-        """Loads, then computes until cancelled."""
-        request, server = self._request, self._server
-        located = await server._locator.locate(ModelId(request.model))
-        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling)
-        started = time.monotonic()
-        async with server._room.sequence(located, self._spec.first, self._spec.end, request.precision, opening) as stage:
-            self.timings = {**stage.timings, "open": time.monotonic() - started}
-            server._steps.listen(request.session, self._take)
+    async def _control(self, stream: Stream, session: StageSession) -> None:
+        """What the entry says while the session runs; ends when it ends the stream."""
+        while True:
             try:
-                self.ready.set()
-                while True:
-                    await self._compute(await self._queue.get())
-            finally:
-                server._steps.forget(request.session, self._take)
-
-    async def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
-        """A frame for this stage, from the one peer that may send it."""
-        request = self._request
-        if head.stage != request.index:
-            return  # for the entry, or for another stage of the session on this node
-        if head.epoch != request.epoch:
-            raise PeerFault(f"{sender} sent a step of epoch {head.epoch} into epoch {request.epoch}")
-        expected = {"tokens": request.entry, "token": request.stages[-1].peer, "hidden": request.stages[request.index - 1].peer}
-        if sender != expected.get(head.kind) or (request.index == 0) == (head.kind == "hidden"):
-            raise PeerFault(f"{sender} may not send {head.kind} to stage {request.index}")
-        if head.finish is None:
-            try:
-                self._queue.put_nowait(Incoming(head, raw))
-            except asyncio.QueueFull:
-                raise PeerFault(f"{sender} sent more than {_QUEUE} steps ahead") from None
-
-    async def _compute(self, incoming: Incoming) -> None:
-        head, raw = incoming.head, incoming.raw
-        step = Step(session=self._name, epoch=head.epoch, position=head.position, sample=self._last)
-        if head.kind == "hidden":
-            assert head.shape is not None  # parse_step checked it
-            if head.dtype != self._request.precision:
-                raise PeerFault(f"the stage before sent {head.dtype}, the session runs in {self._request.precision}")
-            step.hidden, step.count = bytes(raw), head.shape[0]
-        else:
-            step.tokens = list(memoryview(raw).cast("i"))
-            step.count = len(step.tokens)
-        await self._pass_on(step, await self._server._worker.step(step))
-
-    async def _pass_on(self, step: Step, done: Stepped) -> None:
-        request, after = self._request, step.position + step.count
-        head = StepHead(session=request.session, epoch=step.epoch, position=step.position, kind="hidden", stage=request.index + 1)
-        if not self._last:
-            assert done.hidden is not None
-            head.dtype, head.shape = done.dtype, done.shape
-            await self._server._steps.send(PeerId(request.stages[request.index + 1].peer), head, done.hidden)
-            return
-        assert done.token is not None
-        self._made += 1
-        head.kind, head.position, head.finish = "token", after, self._finish(done.token)
-        raw = done.token.to_bytes(4, "little", signed=True)
-        first = request.stages[0].peer
-        head.stage = 0 if first == request.entry else None
-        await self._server._steps.send(PeerId(request.entry), head, raw)
-        if first != request.entry and head.finish is None:
-            head.stage = 0
-            await self._server._steps.send(PeerId(first), head, raw)
-
-    def _finish(self, token: int) -> str | None:
-        if token in self._request.stop_tokens:
-            return "stop"
-        return "length" if self._made >= self._request.new_max else None
-
-
-def _check_route(request: OpenSession, me: PeerId) -> StageSpec:
-    """The own stage, if the route makes sense: contiguous, this node at `index`, counts within limits."""
-    stages = request.stages
-    if len(request.session) != 16 or not 1 <= len(stages) <= limits.MAX_LAYERS or not 0 <= request.index < len(stages):
-        raise BadInput("session: id of 16 bytes, 1 to 4096 stages, index among them")
-    if stages[0].first != 0 or any(after.first != before.end for before, after in pairwise(stages)):
-        raise BadInput("session: the stages' layers aren't contiguous from 0")
-    if any(stage.end <= stage.first for stage in stages) or stages[request.index].peer != me:
-        raise BadInput("session: an empty stage, or a stage number that isn't this node's")
-    if not 0 < request.tokens_max <= 1 << 22 or not 0 < request.new_max <= request.tokens_max or len(request.stop_tokens) > 64:
-        raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
-    if request.precision not in ("bf16", "fp32"):
-        raise BadInput(f"session: precision {request.precision[:16]!r}, bf16 and fp32 are known")
-    return stages[request.index]
-
-
-async def _until_gone(stream: Stream) -> None:
-    """Ends when the entry ends the stream; anything it says in between keeps the session."""
-    while True:
-        try:
-            await stream.receive(3_600.0)
-        except MfError:
-            return
+                change = unpack(await stream.receive(3_600.0), Reroute, f"route from {stream.peer}")
+                session.reroute(change)
+                await stream.send(pack(SessionEvent(kind="rerouted", epoch=change.epoch)))
+            except StreamClosed:
+                return
+            except MfError as error:
+                await _tell_failure(stream, error, None)
+                return
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
@@ -215,11 +171,12 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
         return
 
 
-async def _tell_failure(stream: Stream, error: BaseException | None) -> None:
+async def _tell_failure(stream: Stream, error: BaseException | None, session: StageSession | None) -> None:
     if not isinstance(error, MfError):
         log.error("a session failed", exc_info=error)
         error = MfError(f"the stage failed: {type(error).__name__}")
+    blames = session.blames if session is not None else None
     try:
-        await stream.send(pack(SessionEvent(kind="failed", error=error.to_wire())))
+        await stream.send(pack(SessionEvent(kind="failed", error=error.to_wire(), blames=blames)))
     except MfError as gone:
         log.info("the entry left before it could be told of a failure: %s", gone)

@@ -5,46 +5,66 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from node.assemble import Assembler, GroupBytes
+from node.assemble import GroupBytes
 from node.locate import Located
 from node.model_cost import StageCost
+from node.waiting_line import NoRoomNow, WaitingLine
 from node.worker import Worker
-from protocol.errors import BadInput, MfError, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
-from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded
+from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded, Usage
+from runtime.kv_pool import MAX_SEQUENCES
 
 log = logging.getLogger(__name__)
+PREPARE_MOST = 512 * limits.MIB
+"""Bytes of a stage that is loaded ahead of its use."""
 AT_ONCE = 4
 """Groups assembled side by side."""
 
 
 @dataclass
 class LoadedStage:
-    """`key` names it to the worker; `bytes` of weights; `users` sessions on it now; `timings` of its making, seconds."""
+    """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
+    `timings` of its making, seconds."""
 
     key: str
     bytes: int
+    goes_back: bool = False
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
 
 
+class Groups(Protocol):
+    """Where groups come from: an `Assembler`, or the cache before it."""
+
+    async def group(self, located: Located, group: int) -> GroupBytes: ...
+
+
+Used = Callable[[Located, list[int]], None]
+"""Told which groups a session uses that are loaded already."""
+
+
 class StageRoom:
     """All that is loaded in this node's worker. `memory` is the owner's bound in bytes."""
 
-    def __init__(self, worker: Worker, assembler: Assembler, memory: int) -> None:
+    def __init__(self, worker: Worker, assembler: Groups, memory: int, used: Used = lambda located, groups: None) -> None:
         self._worker = worker
+        self._used = used
         self._assembler = assembler
         self.memory = memory
         self._stages: dict[str, LoadedStage] = {}
         self._texts: dict[str, TextLoaded] = {}
         self._reserved: dict[str, int] = {}
+        self.line = WaitingLine(time.monotonic)
         self._lock = asyncio.Lock()
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
@@ -52,10 +72,19 @@ class StageRoom:
     def loaded(self) -> list[LoadedStage]:
         return list(self._stages.values())
 
+    def engine_usage(self) -> Usage | None:
+        """What the worker told of itself last, None while it doesn't run."""
+        return self._worker.figures if self._worker.running else None
+
     def free(self) -> int:
         """Bytes that could be had for a new stage: what running sessions don't hold."""
         busy = sum(stage.bytes for stage in self._stages.values() if stage.users)
         return max(0, self.memory - busy - sum(self._reserved.values()))
+
+    def holds(self, located: Located, first: int, end: int, precision: str) -> bool:
+        """Whether this stage is loaded now."""
+        alive = self._worker.running and self._worker.generation == self._generation
+        return alive and stage_key(located, first, end, precision) in self._stages
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
@@ -70,6 +99,42 @@ class StageRoom:
             return self._texts[model]
 
     @asynccontextmanager
+    async def reply(self, located: Located, precision: str, session: str, tokens_max: int) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room.
+
+        `Busy` when too many wait, or after too long.
+        """
+        check_runnable(located.manifest)
+        layers = layer_count(located.manifest)
+        kv = self._kv_bytes(located.manifest, 0, layers, tokens_max, precision)
+
+        async def attempt() -> LoadedStage:
+            async with self._lock:
+                stage = await self._stage_now(located, layers, precision, kv)
+                stage.users += 1
+                self._reserved[session] = kv
+                return stage
+
+        stage = await self.line.enter("", attempt)
+        try:
+            yield stage
+        finally:
+            stage.users -= 1
+            stage.used_at = time.monotonic()
+            self._reserved.pop(session, None)
+            self.line.freed()
+
+    async def _stage_now(self, located: Located, layers: int, precision: str, kv: int) -> LoadedStage:
+        if len(self._reserved) >= MAX_SEQUENCES:
+            raise NoRoomNow
+        try:
+            return await self._stage(located, 0, layers, precision, kv)
+        except Unavailable as error:
+            if "needed" in error.details and self._reserved:
+                raise NoRoomNow from error
+            raise
+
+    @asynccontextmanager
     async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
         """The stage, loaded, with room for one session on it; both are given back on leaving."""
         check_runnable(located.manifest)
@@ -79,13 +144,26 @@ class StageRoom:
             stage.users += 1
             self._reserved[opening.session] = kv
         try:
-            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling)
+            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling, opening.reply)
             yield stage
         finally:
             stage.users -= 1
             stage.used_at = time.monotonic()
             self._reserved.pop(opening.session, None)
+            self.line.freed()
             await self._close(opening.session)
+
+    async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
+        """Loads a stage ahead of its use, into room that nothing else takes; its timings. `Busy` when others would have to go for it."""
+        check_runnable(located.manifest)
+        async with self._lock:
+            needed = StageCost(located.manifest, precision).total(first, end, 0)
+            taken = sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
+            if stage_key(located, first, end, precision) not in self._stages and needed > min(self.memory - taken, PREPARE_MOST):
+                raise Busy(f"{needed} bytes are too much for a stage that may never be used")
+            stage = await self._stage(located, first, end, precision, 0)
+            stage.used_at = time.monotonic()
+            return dict(stage.timings)
 
     @asynccontextmanager
     async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
@@ -104,10 +182,11 @@ class StageRoom:
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
     async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
-        key = f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
+        key = stage_key(located, first, end, precision, task)
         await self._worker_up()
         if key in self._stages:
             self._stages[key].timings = {}
+            self._used(located, stage_groups(located.manifest, first, end))
             await self._make_room(kv, keep=key)
             return self._stages[key]
         needed = StageCost(located.manifest, precision).total(first, end, 0)
@@ -135,7 +214,7 @@ class StageRoom:
             for group in groups:
                 group.close()
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        self._stages[key] = LoadedStage(key, loaded.bytes, timings=timings)
+        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings)
         fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
         return self._stages[key]
@@ -204,6 +283,11 @@ class StageRoom:
             self._generation = self._worker.generation
             self._stages.clear()
             self._texts.clear()
+
+
+def stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
+    """What the worker knows the stage by."""
+    return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
 
 
 def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:

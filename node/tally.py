@@ -12,14 +12,16 @@ from protocol.ids import EncodingId, PeerId
 @dataclass
 class Tally:
     """`durable[group][shard]` is its holder, found there or put there; `shard_bytes[group]` of one shard; `asked` whom this publish
-    gave which shard of which encoding, or tried to; `ended` the groups that are as durable as they get now; `reused[group]` the encoding
-    that lay there for another model, `saved[group]` the bytes of its shards found there.
+    gave which shard of which encoding, or tried to; `n_max` for how many shards a fresh encoding has roots, n at least; `ended` the
+    groups that are as durable as they get now; `reused[group]` the encoding that lay there for another model, `saved[group]` the bytes
+    of its shards found there.
 
     Equal groups of a model are one group to the swarm: the second shares its dict with the first and has no bytes of its own.
     """
 
     k: int
     n: int
+    n_max: int = 0
     durable: dict[int, dict[int, PeerId]] = field(default_factory=dict)
     shard_bytes: dict[int, int] = field(default_factory=dict)
     asked: set[tuple[PeerId, EncodingId, int]] = field(default_factory=set)

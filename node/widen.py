@@ -83,7 +83,7 @@ class Widener:
                 log.info("a model couldn't be spread now: %s", error)
 
     async def round(self) -> None:
-        nodes = len(self._placer.candidates())
+        nodes = self._placer.bearing()
         if nodes != self._seen:
             self._seen, self._since = nodes, time.monotonic()
         if time.monotonic() - self._since < STEADY:

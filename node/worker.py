@@ -15,13 +15,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from node.channel import Channel, ChannelClosed
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
-from protocol.messages import Sampling
+from protocol.messages import Sampling, TokenLogprob
 from runtime import interface as api
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,12 @@ MAX_GROUPS_PER_STAGE = 250
 class Worker:
     """One worker process. Errors of every method: the worker's own, `Unavailable` when it ended, `DeadlineExceeded`."""
 
-    def __init__(self, scratch: Path, *, threads: int, memory: int) -> None:
+    def __init__(self, scratch: Path, *, threads: int, memory: int, reuse: bool = True) -> None:
         """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations."""
         self._parent = scratch
         self._threads = threads
         self._memory = memory
+        self._reuse = reuse
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
@@ -59,8 +62,11 @@ class Worker:
         self._answered = 0.0
         self._loading = 0
         self._undoing: set[asyncio.Task[None]] = set()
+        self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
         self._ended = "the worker isn't running"
         self.generation = 0
+        self.figures: api.Usage | None = None
+        """As told last (`refresh`)."""
         self.sandbox: dict[str, str] = {}
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
@@ -142,8 +148,12 @@ class Worker:
     async def decode_text(self, stream: str, tokens: list[int], *, last: bool = False) -> str:
         return (await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, last=last), api.Text)).text
 
-    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
-        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling)
+    async def spell_text(self, stream: str, tokens: list[int], logprobs: list[list[TokenLogprob]]) -> api.Text:
+        """As `decode_text`, with the tokens' logarithms spelled out."""
+        return await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, logprobs=logprobs), api.Text)
+
+    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling, reply: list[int] | None = None) -> None:
+        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling, reply=reply)
         try:
             await self._call("open_sequence", params, type(None))
         except asyncio.CancelledError:
@@ -153,6 +163,67 @@ class Worker:
     async def step(self, params: api.Step) -> api.Stepped:
         return await self._call("step", params, api.Stepped, STEP_SECONDS)
 
+    async def generate(self, params: api.Generate) -> AsyncGenerator[api.Made | api.Generated, None]:
+        """A whole reply by a stage that is a whole model, as it is made, and at last how it went; closing the iterator ends it there.
+
+        Nothing new for `STEP_SECONDS` is `DeadlineExceeded`.
+        """
+        made: asyncio.Queue[api.Made | None] = asyncio.Queue()
+        self._replies[params.session] = made
+        call = asyncio.create_task(self._call("generate", params, api.Generated, None), name="generate")
+        call.add_done_callback(lambda _call: made.put_nowait(None))
+        try:
+            while (note := await self._next_note(made)) is not None:
+                yield note
+            yield call.result()
+        finally:
+            del self._replies[params.session]
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    async def _next_note(self, made: asyncio.Queue[api.Made | None]) -> api.Made | None:
+        try:
+            async with asyncio.timeout(STEP_SECONDS):
+                return await made.get()
+        except TimeoutError:
+            self._end_if_stuck(STEP_SECONDS)
+            raise DeadlineExceeded(f"the worker made no token within {STEP_SECONDS:.0f} s") from None
+
+    async def _take_made(self, params: Any, _fds: list[int]) -> None:
+        """What replies made in one pass of the worker."""
+        self._answered = time.monotonic()
+        for note in msgspec.convert(params, list[api.Made], builtin_types=(bytes,)):
+            if (waiting := self._replies.get(note.session)) is not None:
+                waiting.put_nowait(note)
+
+    def begin_step(self, params: api.Step, done: Callable[[api.Stepped | MfError], None]) -> None:
+        """As `step`, for the way between two stages, where each turn of the loop counts: `done` gets the answer or the error, once."""
+        channel = self._channel
+        if channel is None:
+            done(Unavailable(self._ended))
+            return
+
+        def answered(result: Any, error: MfError | None) -> None:
+            if isinstance(error, ChannelClosed):
+                task = asyncio.create_task(self._tell_ended(done))
+                self._undoing.add(task)
+                task.add_done_callback(self._undoing.discard)
+                return
+            self._answered = time.monotonic()
+            done(result if error is None else error)
+
+        channel.ask("step", params, api.Stepped, answered)
+
+    async def _tell_ended(self, done: Callable[[api.Stepped | MfError], None]) -> None:
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
+        done(Unavailable(self._ended, hint="ask again: it starts anew"))
+
+    @property
+    def waiting(self) -> int:
+        """Calls that the worker hasn't answered yet."""
+        return self._channel.waiting if self._channel is not None and self.running else 0
+
     async def encode(self, params: api.Encode) -> api.Encoded:
         return await self._call("encode", params, api.Encoded, STEP_SECONDS)
 
@@ -161,12 +232,24 @@ class Worker:
             await self._call("close_sequence", api.CloseSequence(session=session), type(None))
 
     async def usage(self) -> api.Usage:
-        return await self._call("usage", None, api.Usage)
+        self.figures = await self._call("usage", None, api.Usage)
+        return self.figures
+
+    async def refresh(self, seconds: float) -> None:
+        """Keeps `figures` that fresh while the process runs; for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            if not self.running:
+                continue
+            try:
+                await self.usage()
+            except MfError as error:
+                log.debug("the worker didn't tell its figures: %s", error)
 
     async def ping(self) -> None:
         await self._call("ping", None, type(None))
 
-    async def _call(self, method: str, params: Any, kind: type[T], seconds: float = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
+    async def _call(self, method: str, params: Any, kind: type[T], seconds: float | None = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
         if not self.running:
             await self.start()
         channel = self._channel
@@ -179,7 +262,7 @@ class Worker:
                 await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
             raise Unavailable(self._ended, hint="ask again: it starts anew") from None
         except DeadlineExceeded:
-            self._end_if_stuck(seconds)
+            self._end_if_stuck(seconds or CALL_SECONDS)
             raise
         except MfError:
             self._answered = time.monotonic()
@@ -223,7 +306,7 @@ class Worker:
             there.close()
         self._begun = time.monotonic()
         self.generation += 1
-        channel = Channel(here, {}, "worker")
+        channel = Channel(here, {"made": self._take_made}, "worker")
         channel.start()
         self._watcher = asyncio.create_task(self._watch(self._process, channel, self._scratch), name="worker watcher")
         try:
@@ -234,7 +317,7 @@ class Worker:
         self._channel, self._answered = channel, time.monotonic()
 
     async def _configure(self, channel: Channel, scratch: Path) -> None:
-        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory)
+        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory, reuse=self._reuse)
         try:
             answer = await channel.call("configure", config, dict[str, dict[str, str]], timeout=START_SECONDS)
         except (ChannelClosed, DeadlineExceeded):

@@ -49,6 +49,14 @@ MAX_CONTEXT = 1 << 30
 MAX_CONFIG = MIB
 """Bytes of a config.json."""
 MAX_CHAT_TEMPLATE = 256 * KIB
+MAX_LOGPROBS = 20
+"""Likeliest tokens told beside each one of a reply."""
+MAX_LOGIT_BIAS = 1_024
+"""Tokens that one request may bias."""
+MAX_GRAMMAR = 64 * KIB
+"""Characters of a schema, pattern or grammar that a reply must keep to."""
+MAX_DRAFTED = 32
+"""Guessed tokens in one step."""
 ALIGNMENT = 64
 """Every tensor begins at a multiple of this in its group."""
 
@@ -77,14 +85,38 @@ MAX_GRANTS_ASKED = 256
 """Encodings in one request for leave beside the first."""
 MAX_SHARDS_ASKED = 1_024
 """Shards in one request for leave, over all its encodings."""
+COORDINATE_FARTHEST = 60_000_000
+"""Microseconds of round trip: no node's coordinate is farther from the middle in any direction."""
+COORDINATE_WORST_ERROR = 1_500_000
+"""Millionths: how wrong a node's coordinate may foretell round trips, relative to them."""
 MAX_REPAIRS = 64
 """Encodings of a model whose missing shards one node makes anew at once."""
+MAX_SERVED = 16
+"""Ranges of one model's layers that one node serves at once."""
+MAX_LAYER_US = 60_000_000
+"""Microseconds a token may be said to take in one layer."""
 MAX_AUDIT_TARGETS = 8
 """Shards of one peer in one audit."""
 MAX_AUDIT_STEPS = 64
 """Leaves that one audit makes a peer read."""
 MAX_AUDIT_SHOWN = 16
 """Leaves that one audit makes a peer send."""
+MAX_TOKEN_TEXT = 6 * KIB
+"""Characters of a bearer token, and of a signed request's header."""
+MAX_TOKEN_LINKS = 4
+MAX_TOKEN_MODELS = 16
+TOKEN_LIFETIME = 3_600
+KEY_LINK_LIFETIME = 86_400
+"""Of a home's word for a key, from which the key's holder makes tokens."""
+SWARM_KEY_LIFETIME = 30 * 86_400
+MAX_REVOCATIONS = 4_096
+REVOCATIONS_LIFETIME = 30 * 86_400
+MAX_PRINT_ROWS = 256
+"""Rows in one signed statement of prints."""
+MAX_PRINTS = 64 * KIB
+"""Bytes of such a statement."""
+MAX_CHECKED = 65_536
+"""Tokens that one audit asks a last stage to check."""
 CLOCK_TOLERANCE = 300
 """Seconds; signed times of others may be off by this much."""
 

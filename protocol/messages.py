@@ -19,6 +19,7 @@ BLOB_PROTOCOL = "/mf/blob/1"
 GRANT_PROTOCOL = "/mf/grant/1"
 SESSION_PROTOCOL = "/mf/session/1"
 STEP_PROTOCOL = "/mf/step/1"
+DIRECT_PROTOCOL = "/mf/direct/1"
 AUDIT_PROTOCOL = "/mf/audit/1"
 KAD_PROTOCOL = "/mf/kad/1"
 
@@ -169,10 +170,21 @@ class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
     logprob: float
 
 
+class Checked(msgspec.Struct, array_like=True, frozen=True):
+    """Tokens of a reply that an audit looks at, the first of them at `position`."""
+
+    position: int
+    tokens: list[int]
+
+
 class OpenSession(Record):
     """Entry to each stage. `tokens_max` is the room to reserve; `new_max` and `stop_tokens` end the reply at the last stage.
 
     `reply`: the tokens already made where a route is replaced, told to the last stage alone: penalties and grammars go on from them.
+    `prints`: the key under which the stage signs prints of its rows (`protocol/prints.py`). `check`, in an audit and to the last
+    stage alone: tokens whose gaps it is asked for.
+    `resume`: the stage after this one has all positions before it, so that outputs for them needn't be sent. `prepare`: load the layers
+    ahead, say "ready", and open nothing. `drafts`: the first stage may guess tokens to be verified on the same way.
     """
 
     session: bytes
@@ -187,27 +199,71 @@ class OpenSession(Record):
     sampling: Sampling
     precision: str = "bf16"
     reply: list[int] | None = None
+    prints: bytes | None = None
+    check: Checked | None = None
+    resume: int = 0
+    prepare: bool = False
+    drafts: bool = True
+
+
+class Reroute(Record):
+    """Entry to a stage that stays where another one is replaced: the route from now on, under a new epoch that begins at `position`.
+
+    `resume` as in `OpenSession`: where it is below `position`, the stage sends again what it sent before. Answered by "rerouted".
+    """
+
+    epoch: int
+    stages: list[StageSpec]
+    index: int
+    position: int
+    resume: int
 
 
 class SessionEvent(Record):
     """What a stage tells the entry on the session's stream.
 
     `kind`: "loading" (twice a second while it loads), "ready" (with `timings`, seconds), then "alive" twice a second;
-    "failed" (with `error`) ends the session.
+    "rerouted" (with `epoch`) answers a `Reroute`; "leaving" asks for another stage in this one's place, since the node is stopping.
+    "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session.
+
+    `position`: all before it are computed; `busy`: a step is being computed now; `pace`: seconds of computing for one token, and per token
+    of a prompt (0: none yet). `prints`: signed statements of rows computed since the event before.
     """
 
     kind: str
     error: dict[str, Any] | None = None
     timings: dict[str, float] | None = None
+    prints: list[bytes] | None = None
+    epoch: int | None = None
+    position: int | None = None
+    busy: bool = False
+    pace: list[float] | None = None
+    blames: str | None = None
+
+
+class DirectRequest(Record):
+    """Asks for a place to bring step frames over a connection of their own."""
+
+
+class DirectReply(Record):
+    """`port` at the host libp2p is connected to; `name` (16 bytes) to say there first, good once; `key` (32 bytes) seals the frames."""
+
+    port: int
+    name: bytes
+    key: bytes
 
 
 class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
-    `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]) or "token" (one
-    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one). `stage` is the
-    index of the stage it is for, None for the entry alone; an entry that is the first stage too gets a token once, as stage 0.
-    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest.
+    `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]), "token" (one
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one) or "cut" (nothing raw: to the
+    entry, all before `position` went as far as it had to). `stage` is the index of the stage it is for, None for the entry alone; an entry
+    that is the first stage too gets a token once, as stage 0. `more`: another cut of the same prompt follows, nothing is sampled.
+    `logprobs` go with a token where they were asked: the chosen one first, then the likeliest. `guessed`: so many of the last
+    positions of hidden states are of guessed tokens, whose ids (kind "guess", raw int32, at the `position` of their step) the first stage
+    sends to the last one alone. As many of them as the last stage would have chosen itself come back as tokens of one frame, `position`
+    that of the first, and the next step begins behind them: what lies beyond is dropped on the way.
     """
 
     session: bytes
@@ -218,7 +274,9 @@ class StepHead(Record):
     shape: list[int] | None = None
     finish: str | None = None
     stage: int | None = None
+    more: bool = False
     logprobs: list[TokenLogprob] | None = None
+    guessed: int = 0
 
 
 def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
@@ -226,7 +284,7 @@ def step_frame(head: StepHead, raw: bytes | memoryview) -> bytes:
     return len(packed).to_bytes(2, "big") + packed + bytes(raw)
 
 
-def parse_step(frame: bytes) -> tuple[StepHead, memoryview]:
+def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
     """Head and raw buffer, the buffer's length checked against the shape announced."""
     if len(frame) < 2:
         raise BadInput("step: shorter than its head length")
@@ -234,13 +292,22 @@ def parse_step(frame: bytes) -> tuple[StepHead, memoryview]:
     view = memoryview(frame)
     head = unpack(view[2 : 2 + size], StepHead, "step")
     raw = view[2 + size :]
-    if len(head.session) != 16 or head.epoch < 0 or not 0 <= head.position < 1 << 31:
-        raise BadInput("step: session, epoch or position out of range")
+    if len(head.session) != 16 or head.epoch < 0 or not 0 <= head.position < 1 << 31 or not 0 <= head.guessed <= limits.MAX_DRAFTED:
+        raise BadInput("step: session, epoch, position or guessed out of range")
     if head.kind == "hidden":
         _check_hidden(head, len(raw))
-    elif head.kind not in ("tokens", "token") or len(raw) % 4 or (head.kind == "token" and len(raw) != 4):
+    elif head.kind not in _RAW or len(raw) % 4 or len(raw) not in _RAW[head.kind]:
         raise BadInput(f"step: kind {head.kind[:16]!r} with {len(raw)} raw bytes")
     return head, raw
+
+
+_RAW = {
+    "tokens": range(limits.MAX_ACTIVATION_FRAME),
+    "token": range(4, 4 * limits.MAX_DRAFTED + 5, 4),
+    "guess": range(4, 4 * limits.MAX_DRAFTED + 1, 4),
+    "cut": (0,),
+}
+"""Raw bytes by kind."""
 
 
 def _check_hidden(head: StepHead, size: int) -> None:

@@ -24,6 +24,7 @@ from protocol.signing import open_sealed, seal
 NODE_DOMAIN = "mf/node/1"
 HOLDING_DOMAIN = "mf/holding/1"
 CARD_DOMAIN = "mf/card/1"
+REVOCATIONS_DOMAIN = "mf/revocations/1"
 
 LEND = ("none", "storage", "compute", "both")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
@@ -34,7 +35,9 @@ class NodeRecord(Record):
     """A node of the swarm: where it is reached and what it lends. The subject is the signer.
 
     `addresses` are libp2p multiaddrs without /p2p; `transfer` is host:port of its HTTPS data plane, whose
-    certificate has SHA-256 `tls`; `memory` and `storage_free` are bytes lent, None where not lent.
+    certificate has SHA-256 `tls`; `memory` and `storage` are bytes lent, None where not lent, `storage_free` what is left of them;
+    `coordinate` is the node's place among others (erasure/coordinates.py), in microseconds;
+    `http` are the URLs its API answers at, where others reach them.
     """
 
     sequence: int
@@ -49,6 +52,10 @@ class NodeRecord(Record):
     memory: int | None = None
     machine: str | None = None
     operator: str | None = None
+    http: list[str] | None = None
+    region: str | None = None
+    storage: int | None = None
+    coordinate: list[int] | None = None
 
 
 class Held(msgspec.Struct, array_like=True, frozen=True):
@@ -66,6 +73,19 @@ class Repairing(msgspec.Struct, array_like=True, frozen=True):
     expires: int
 
 
+class Serving(msgspec.Struct, array_like=True, frozen=True):
+    """The signer runs layers [first, end) at `precision` for others; not `loaded`: it is about to, so that nobody else need.
+
+    `layer_us` microseconds that a token takes in one of them, by its own measurement; None: not measured.
+    """
+
+    first: int
+    end: int
+    precision: str
+    loaded: bool
+    layer_us: int | None = None
+
+
 class Holding(Record):
     """Which shards of a model the signer has; `full` lists group numbers it has all of. Subject: (signer, model)."""
 
@@ -75,6 +95,7 @@ class Holding(Record):
     held: list[Held]
     full: list[int]
     repairs: list[Repairing] | None = None
+    serves: list[Serving] | None = None
 
 
 class Card(Record):
@@ -97,11 +118,42 @@ class Card(Record):
         return f"{self.label}/{self.name}@{self.version}"
 
 
-R = TypeVar("R", NodeRecord, Holding, Card)
-_DOMAINS: dict[type, str] = {NodeRecord: NODE_DOMAIN, Holding: HOLDING_DOMAIN, Card: CARD_DOMAIN}
+class Revoked(msgspec.Struct, array_like=True, frozen=True):
+    """A token's link of the signer's that is refused from now on; the entry is kept `until` the link would have expired."""
+
+    id: bytes
+    until: int
 
 
-def seal_record(key: Ed25519PrivateKey, record: NodeRecord | Holding | Card) -> bytes:
+class Revocations(Record):
+    """What the signer has revoked, of keys and tokens whose home it is. Subject: the signer.
+
+    `before`: every link it issued before that time is refused too; set when there are more than a record holds.
+    """
+
+    sequence: int
+    expires: int
+    revoked: list[Revoked]
+    before: int | None = None
+
+
+AnyRecord = NodeRecord | Holding | Card | Revocations
+R = TypeVar("R", NodeRecord, Holding, Card, Revocations)
+_DOMAINS: dict[type, str] = {
+    NodeRecord: NODE_DOMAIN,
+    Holding: HOLDING_DOMAIN,
+    Card: CARD_DOMAIN,
+    Revocations: REVOCATIONS_DOMAIN,
+}
+_LIFETIMES: dict[type, int] = {
+    NodeRecord: limits.NODE_RECORD_LIFETIME,
+    Holding: limits.HOLDING_LIFETIME,
+    Card: limits.CARD_LIFETIME,
+    Revocations: limits.REVOCATIONS_LIFETIME,
+}
+
+
+def seal_record(key: Ed25519PrivateKey, record: AnyRecord) -> bytes:
     """The signed envelope; `BadInput` for a card over its 8 KiB."""
     data = seal(key, _DOMAINS[type(record)], record)
     if isinstance(record, Card) and len(data) > limits.MAX_CARD:
@@ -119,14 +171,13 @@ def open_record(data: bytes, kind: type[R], now: float) -> tuple[PeerId, R]:
     return signer, record
 
 
-def _check_times(record: NodeRecord | Holding | Card, now: float) -> None:
-    longest = {NodeRecord: limits.NODE_RECORD_LIFETIME, Holding: limits.HOLDING_LIFETIME, Card: limits.CARD_LIFETIME}
+def _check_times(record: AnyRecord, now: float) -> None:
     name = type(record).__name__
     if record.sequence < 0 or record.sequence >= 1 << 63:
         raise BadInput(f"{name}: sequence out of range")
     if record.expires < now - limits.CLOCK_TOLERANCE:
         raise BadInput(f"{name}: expired")
-    if record.expires > now + longest[type(record)] + limits.CLOCK_TOLERANCE:
+    if record.expires > now + _LIFETIMES[type(record)] + limits.CLOCK_TOLERANCE:
         raise BadInput(f"{name}: expires later than its lifetime allows")
 
 
@@ -135,15 +186,24 @@ def _check_node(record: NodeRecord) -> None:
         raise BadInput("NodeRecord: boot has 16 bytes and tls 32")
     if record.lend not in LEND:
         raise BadInput(f"NodeRecord: lend is one of {', '.join(LEND)}")
-    for text in (record.version, record.machine or "", record.operator or ""):
+    for text in (record.version, record.machine or "", record.operator or "", record.region or ""):
         if len(text) > limits.MAX_LABEL:
-            raise BadInput(f"NodeRecord: version, machine and operator have at most {limits.MAX_LABEL} characters")
-    for field in (record.addresses, record.transfer):
+            raise BadInput(f"NodeRecord: version, machine, operator and region have at most {limits.MAX_LABEL} characters")
+    for field in (record.addresses, record.transfer, record.http or []):
         if len(field) > limits.MAX_ADDRESSES or any(len(item) > limits.MAX_ADDRESS for item in field):
             raise BadInput("NodeRecord: at most 16 addresses of 256 characters")
-    for figure in (record.storage_free, record.memory):
+    if record.coordinate is not None:
+        _check_coordinate(record.coordinate)
+    for figure in (record.storage, record.storage_free, record.memory):
         if figure is not None and not 0 <= figure < 1 << 63:
             raise BadInput("NodeRecord: a size is out of range")
+
+
+def _check_coordinate(wire: list[int]) -> None:
+    far, worst = limits.COORDINATE_FARTHEST, limits.COORDINATE_WORST_ERROR
+    lowest, highest = (-far, -far, 0, 0), (far, far, far, worst)
+    if len(wire) != 4 or not all(low <= number <= high for low, number, high in zip(lowest, wire, highest, strict=True)):
+        raise BadInput("NodeRecord: coordinate has four numbers: x, y, height (at most 60 s) and error (at most 1.5), in millionths")
 
 
 def _check_holding(record: Holding) -> None:
@@ -161,6 +221,17 @@ def _check_holding(record: Holding) -> None:
         raise BadInput(f"Holding: {len(repairs)} repairs, at most {limits.MAX_REPAIRS} at once")
     if any(len(repair.encoding) != 32 or not 0 <= repair.expires < 1 << 63 for repair in repairs):
         raise BadInput("Holding: a repair has an encoding id of 32 bytes and a time")
+    _check_serves(record.serves or [])
+
+
+def _check_serves(serves: list[Serving]) -> None:
+    if len(serves) > limits.MAX_SERVED:
+        raise BadInput(f"Holding: {len(serves)} ranges of layers, at most {limits.MAX_SERVED} are served at once")
+    for span in serves:
+        if not 0 <= span.first < span.end <= limits.MAX_LAYERS or len(span.precision) > 16:
+            raise BadInput("Holding: a range of layers served is out of range")
+        if span.layer_us is not None and not 0 < span.layer_us <= limits.MAX_LAYER_US:
+            raise BadInput("Holding: the time a layer takes is out of range")
 
 
 def _check_card(record: Card) -> None:
@@ -174,4 +245,18 @@ def _check_card(record: Card) -> None:
     check_summary(record.summary)
 
 
-_CHECKS: dict[type, Callable[..., None]] = {NodeRecord: _check_node, Holding: _check_holding, Card: _check_card}
+def _check_revocations(record: Revocations) -> None:
+    if len(record.revoked) > limits.MAX_REVOCATIONS:
+        raise BadInput(f"Revocations: {len(record.revoked)} ids, at most {limits.MAX_REVOCATIONS}")
+    if not all(len(entry.id) == 16 and 0 <= entry.until < 1 << 53 for entry in record.revoked):
+        raise BadInput("Revocations: an id has 16 bytes and a time")
+    if record.before is not None and not 0 <= record.before < 1 << 53:
+        raise BadInput("Revocations: before is a time")
+
+
+_CHECKS: dict[type, Callable[..., None]] = {
+    NodeRecord: _check_node,
+    Holding: _check_holding,
+    Card: _check_card,
+    Revocations: _check_revocations,
+}

@@ -58,7 +58,7 @@ class Encoder:
 
 def build_encoder(folder: Path, tensors: dict[str, torch.Tensor], layers: int, precision: str, task: str) -> Encoder:
     """An encoder that holds `tensors`, tried on a few tokens; `BadInput` names what is missing or doesn't fit."""
-    auto, dtype = TASKS.get(task), DTYPES.get(precision)
+    auto, dtype = TASKS.get(task), DTYPES.get(precision) if precision in ("bf16", "fp32") else None
     if auto is None or dtype is None:
         raise BadInput(f"task {task[:16]!r} at precision {precision[:16]!r}: embed and classify, bf16 and fp32 are known")
     config = read_config(folder)

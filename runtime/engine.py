@@ -1,196 +1,334 @@
-"""Everything that is loaded in this worker, and the methods the node calls on it."""
+"""Everything that is loaded in this worker, and the loop that computes it.
+
+    step:  schedule -> compute -> sample -> answer
+
+Messages come between passes (runtime/worker.py): they open and close sequences and queue work; `step` computes one pass of whatever
+waits for one stage, be they steps of pipelines or replies made whole here, and answers what is done. So sequences join and leave at
+every pass, and one that is cancelled is gone before the next.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import time
-from collections.abc import Sequence as List
+from collections.abc import Callable
+from collections.abc import Sequence as Listed
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from protocol.errors import BadInput, Busy, NotFound
+from protocol.errors import BadInput, Busy, MfError, NotFound
+from protocol.messages import Sampling
+from protocol.sampling_check import check_sampling
 from runtime import interface as api
-from runtime.encoder import Encoder, build_encoder
-from runtime.memory import DTYPE_WIDTH, activation_bytes
-from runtime.model_config import context_of, read_config
-from runtime.self_test import self_test
+from runtime.drafting import Drafter
+from runtime.generation import Generation
+from runtime.kv_pool import KVPool, Place
+from runtime.loaded import Loaded, load, price_of
+from runtime.model_runner import ModelRunner
+from runtime.passes import Part, compute, sample
+from runtime.reply_state import ReplyState
+from runtime.scheduler import ROWS, Scheduler
 from runtime.sequence import Sequence
-from runtime.stage import Stage, build_stage
-from runtime.text import ModelText, TextStream, write_files
-from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
+from runtime.session import Session
+from runtime.texts import Texts
 
-MAX_SEQUENCES = 256
+log = logging.getLogger(__name__)
+Answer = Callable[[Any], None]
+"""Takes the result of a call, or the `MfError` that it failed with."""
 MAX_TEXTS = 256
-
-
-class _Loaded:
-    """A stage or encoder with what it takes of the memory budget."""
-
-    def __init__(self, runs: Stage | Encoder, weights: int, activations: int) -> None:
-        self.runs = runs
-        self.weights = weights
-        self.activations = activations
+DRAFT_ROWS = 32
+"""Guessed tokens in a pass, over all its replies."""
+CHECKED_ROWS = 16
+"""Rows of an audit's step in one pass."""
+ALONE_ROWS = 4
+"""Rows of a pass where the runner computes them one after another: whoever is cancelled waits for no more."""
 
 
 class Engine:
-    """Models' texts, stages and sequences under one memory budget. Errors: `NotFound` for unknown names, else as each says."""
+    """Models' texts, stages and sequences under one memory budget. Errors: `NotFound` for unknown names, else as each says.
 
-    def __init__(self, config: api.WorkerConfig) -> None:
-        self._scratch = Path(config.scratch)
+    `tell(notes)` takes what replies made in a pass.
+    """
+
+    def __init__(self, config: api.WorkerConfig, tell: Callable[[list[api.Made]], None] | None = None) -> None:
+        self.texts = Texts(Path(config.scratch))
         self._memory = config.memory
-        self._folders: dict[str, Path] = {}
-        self._texts: dict[str, ModelText] = {}
-        self._stages: dict[str, _Loaded] = {}
-        self._sequences: dict[str, tuple[str, Sequence]] = {}
-        self._kv: dict[str, int] = {}
-        self._streams: dict[str, TextStream] = {}
+        self._reuse = config.reuse
+        self._tell = tell or (lambda _notes: None)
+        self._notes: list[api.Made] = []
+        self._ended: list[tuple[Answer, Any]] = []
+        self._stages: dict[str, Loaded] = {}
+        self._sequences: dict[str, Sequence] = {}
+        self._sessions: dict[str, Session] = {}
+        self._replies: dict[str, tuple[Generation, str]] = {}
+        self._scheduler = Scheduler()
+        self._pool = KVPool(self._drop_slot)
+        self._opened: dict[str, tuple[int, int]] = {}
+        self._counts = api.Usage(weights=0, kv=0, activations=0, base=0, sequences=0)
 
-    def load_text(self, params: api.LoadText) -> api.TextLoaded:
-        if params.model not in self._texts:
-            folder = self._scratch / f"model-{len(self._folders)}"
-            write_files(folder, params.files)
-            text = ModelText(folder)
-            self._folders[params.model], self._texts[params.model] = folder, text
-        return self._texts[params.model].describe()
+    # Stages
 
-    def encode_chat(self, params: api.EncodeChat) -> api.Tokens:
-        return api.Tokens(tokens=self._text(params.model).encode_chat(params.messages, params.continue_final, params.tools))
-
-    def encode_text(self, params: api.EncodeText) -> api.Tokens:
-        return api.Tokens(tokens=self._text(params.model).encode_text(params.text))
-
-    def open_text(self, params: api.OpenText) -> None:
-        self._streams[params.stream] = TextStream(self._text(params.model))
-        if len(self._streams) > MAX_SEQUENCES:
-            del self._streams[next(iter(self._streams))]
-
-    def decode_text(self, params: api.DecodeText) -> api.Text:
-        stream = self._streams.get(params.stream)
-        if stream is None:
-            raise NotFound("decode_text: this stream isn't open")
-        if params.last:
-            del self._streams[params.stream]
-        return api.Text(text=stream.feed(params.tokens, params.last))
-
-    def load_stage(self, params: api.LoadStage, fds: List[int]) -> api.StageLoaded:
+    def load_stage(self, params: api.LoadStage, fds: Listed[int]) -> api.StageLoaded:
         """Refused with `Busy` before anything is loaded when the budget has no room."""
         begun = time.perf_counter()
         if params.stage in self._stages:
             raise BadInput("load_stage: a stage of this name is loaded already")
-        folder = self._folders.get(params.model)
+        folder = self.texts.folders.get(params.model)
         if folder is None:
             raise NotFound("load_stage: the model's config isn't here; load_text comes first")
-        weights, activations = self._price(folder, params)
-        more = max(0, activations - self._taken()[2])
-        self._admit(weights + more, f"layers {params.first}..{params.end} at {params.precision}")
-        runs = _build(folder, params, fds)
-        checked = self_test(runs) if isinstance(runs, Stage) else "a few tokens give finite numbers of the right shape"
-        self._stages[params.stage] = _Loaded(runs, weights, activations)
-        return api.StageLoaded(bytes=weights, seconds=time.perf_counter() - begun, self_test=checked)
+        price = price_of(folder, params)
+        more = max(0, price.activations - self._activations)
+        self._admit(price.weights + more, f"layers {params.first}..{params.end} at {params.precision}")
+        self._stages[params.stage] = loaded = load(folder, params, fds, price)
+        if loaded.runner is not None:
+            self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
+        seconds = time.perf_counter() - begun
+        return api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
 
     def unload(self, params: api.Unload) -> None:
+        for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
+            self._close(session, NotFound("this stage is unloaded"))
+        self._say()
+        self._pool.forget_stage(params.stage)
         self._stages.pop(params.stage, None)
-        for session in [name for name, (stage, _sequence) in self._sequences.items() if stage == params.stage]:
-            self._forget(session)
-
-    def open_sequence(self, params: api.OpenSequence) -> None:
-        loaded = self._stages.get(params.stage)
-        if loaded is None:
-            raise NotFound("open_sequence: this stage isn't loaded")
-        if not isinstance(loaded.runs, Stage):
-            raise BadInput("open_sequence: this stage was loaded to encode texts, not to generate")
-        if params.session in self._sequences:
-            raise BadInput("open_sequence: this session is open already")
-        if params.tokens_max <= 0:
-            raise BadInput("open_sequence: tokens_max must be at least 1")
-        if len(self._sequences) >= MAX_SEQUENCES:
-            raise Busy(f"{MAX_SEQUENCES} sequences are open here, the most allowed")
-        context = context_of(loaded.runs.config)
-        if context is not None and params.tokens_max > context:
-            raise BadInput(f"open_sequence: {params.tokens_max} positions were asked, this model takes {context}")
-        room = loaded.runs.fixed_bytes + params.tokens_max * loaded.runs.token_bytes
-        self._admit(room, f"{params.tokens_max} positions")
-        self._sequences[params.session] = params.stage, Sequence(loaded.runs, params.tokens_max, params.sampling)
-        self._kv[params.session] = room
-
-    def step(self, params: api.Step) -> api.Stepped:
-        found = self._sequences.get(params.session)
-        if found is None:
-            raise NotFound("step: this session isn't open")
-        return found[1].step(params)
+        self._opened.pop(params.stage, None)
 
     def encode(self, params: api.Encode) -> api.Encoded:
-        loaded = self._stages.get(params.stage)
-        if loaded is None:
-            raise NotFound("encode: this stage isn't loaded")
-        encoder = loaded.runs
-        if not isinstance(encoder, Encoder):
+        encoder = self._stage(params.stage, "encode").encoder
+        if encoder is None:
             raise BadInput("encode: this stage was loaded to generate")
         if not 1 <= len(params.tokens) <= MAX_TEXTS:
             raise BadInput(f"encode: {len(params.tokens)} texts, 1 to {MAX_TEXTS} are allowed")
         rows = [encoder.vector(text, params.normalise) if encoder.task == "embed" else encoder.scores(text) for text in params.tokens]
         return api.Encoded(rows=[row.numpy().tobytes() for row in rows], labels=encoder.labels)
 
+    # Sequences
+
+    def open_sequence(self, params: api.OpenSequence) -> None:
+        sequence, _place = self._open("open_sequence", params, None, ())
+        self._sessions[params.session] = Session(sequence)
+
+    def take_step(self, params: api.Step, answer: Answer) -> None:
+        """Queues a step; `answer` is called once it is computed, or now where it was before."""
+        session = self._sessions.get(params.session)
+        if session is None:
+            raise NotFound("step: this session isn't open")
+        try:
+            session.take(params, answer)
+        finally:
+            self._wait(session.sequence)
+
+    def generate(self, params: api.Generate, answer: Answer) -> None:
+        """Begins a whole reply; `answer` is called at its end."""
+        loaded = self._stage(params.stage, "generate")
+        runner = loaded.runner
+        if runner is None or runner.first or runner.end != runner.layers:
+            raise BadInput("generate: this stage isn't a whole model")
+        if not params.tokens or min(params.tokens) < 0 or max(params.tokens) >= runner.vocabulary:
+            raise BadInput(f"generate: token ids must lie in 0..{runner.vocabulary - 1}, at least one")
+        if not 0 < params.new_max <= params.tokens_max - len(params.tokens):
+            raise BadInput(f"generate: {params.new_max} new tokens behind {len(params.tokens)} don't fit in {params.tokens_max} positions")
+        stream = self.texts.new_stream(loaded.model) if params.text else None
+        owner = params.account if self._reuse and loaded.goes_back else None
+        sequence, place = self._open("generate", params, owner, params.tokens)
+        sequence.account, sequence.priority = params.account, params.priority
+        reused = self._go_on(sequence, place)
+        drafter = Drafter(params.tokens) if params.drafts and loaded.goes_back else None
+
+        def ended(result: Any) -> None:
+            self._close(params.session)
+            self._ended.append((answer, result))
+
+        made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
+        self._replies[params.session] = made, params.account
+        self._counts.reused += reused
+        self._wait(sequence)
+
+    def _draft_room(self) -> int:
+        """Guesses are rows: alone they are nearly free, in a large pass each costs what a token does."""
+        return DRAFT_ROWS // max(1, len(self._sequences))
+
     def close_sequence(self, params: api.CloseSequence) -> None:
-        self._forget(params.session)
+        self._close(params.session)
+
+    # Passes
+
+    @property
+    def working(self) -> bool:
+        """Whether `step` has something to compute."""
+        return len(self._scheduler) > 0
+
+    def step(self) -> None:
+        """One pass of whoever is next."""
+        parts = [Part(self._sequences[share.session], share.count) for share in self._scheduler.next_pass()]
+        if not parts:
+            return
+        runner = parts[0].sequence.runner
+        for group in [parts] if runner.batched else [[part] for part in parts]:
+            self._compute(runner, group)
+            self._answer(group)
+        self._say()
+
+    def _say(self) -> None:
+        """What replies made, and only then that some are at their end."""
+        if self._notes:
+            notes, self._notes[:] = list(self._notes), []
+            self._tell(notes)
+        ended, self._ended[:] = list(self._ended), []
+        for answer, result in ended:
+            answer(result)
+
+    def _compute(self, runner: ModelRunner, parts: list[Part]) -> None:
+        """What a pass raises fails the sequences in it, and nothing else."""
+        try:
+            seconds = compute(runner, parts)
+            sample(parts)
+        except MfError as error:
+            _blame(parts, error)
+        except Exception as error:  # boundary: a foreign forward may raise anything; its text may hold a prompt, so only its kind is told
+            log.error("a pass failed: %s", type(error).__name__)
+            _blame(parts, MfError(f"the worker failed in a pass: {type(error).__name__}"))
+        else:
+            self._count(parts, seconds)
+
+    def _answer(self, parts: list[Part]) -> None:
+        for part in parts:
+            sequence = part.sequence
+            if part.fault is not None:
+                sequence.restart()
+                sequence.driver.failed(part.fault)
+            elif part.job is not None:
+                sequence.driver.computed(part.job, part.hidden, part.chosen or [])
+            if sequence.name in self._sequences:
+                self._wait(sequence)
+
+    def _count(self, parts: list[Part], seconds: float) -> None:
+        counts = self._counts
+        counts.passes, counts.seconds, counts.rows = counts.passes + 1, counts.seconds + seconds, counts.rows + len(parts)
+        for part in parts:
+            made = len(part.chosen or ())
+            counts.reply += made
+            if part.job is not None and part.job.drafted:
+                counts.drafted, counts.right = counts.drafted + len(part.job.drafted), counts.right + made - 1
+            else:
+                counts.prompt += part.count - (1 if made else 0)
+
+    # Room
 
     def usage(self) -> api.Usage:
-        weights, kv, activations = self._taken()
-        base = max(0, _pss() - weights)
-        return api.Usage(weights=weights, kv=kv, activations=activations, base=base, sequences=len(self._sequences))
+        weights, kv = sum(loaded.price.weights for loaded in self._stages.values()), self._pool.used
+        now = {"weights": weights, "kv": kv, "activations": self._activations, "left": self._pool.left}
+        now |= {"base": max(0, _pss() - weights), "sequences": len(self._sequences), "waiting": len(self._scheduler)}
+        for name, value in now.items():
+            setattr(self._counts, name, value)
+        return self._counts
 
-    def _taken(self) -> tuple[int, int, int]:
-        """Weights and KV add up; activations are those of one step, since steps run one after the other."""
-        activations = max((loaded.activations for loaded in self._stages.values()), default=0)
-        return sum(loaded.weights for loaded in self._stages.values()), sum(self._kv.values()), activations
+    def _open(self, what: str, params: api.OpenSequence | api.Generate, owner: str | None, tokens: Listed[int]) -> tuple[Sequence, Place]:
+        loaded = self._stage(params.stage, what)
+        runner = loaded.runner
+        if runner is None:
+            raise BadInput(f"{what}: this stage was loaded to encode texts, not to generate")
+        if params.session in self._sequences:
+            raise BadInput(f"{what}: this session is open already")
+        if params.tokens_max <= 0:
+            raise BadInput(f"{what}: tokens_max must be at least 1")
+        if loaded.context is not None and params.tokens_max > loaded.context:
+            raise BadInput(f"{what}: {params.tokens_max} positions were asked, this model takes {loaded.context}")
+        check_sampling(params.sampling, runner.vocabulary)
+        state = self._state(loaded, params.sampling, params.reply)
+        size = runner.fixed_bytes + params.tokens_max * runner.token_bytes
+        place = self._pool.reserve(params.session, params.stage, size, self._kv_room, owner, tokens)
+        slots, positions = self._opened.get(params.stage, (0, 0))
+        self._opened[params.stage] = max(slots, place.slot + 1), max(positions, params.tokens_max)
+        try:
+            runner.open(*self._opened[params.stage])
+        except BaseException:
+            self._pool.release(params.session)
+            raise
+        self._sequences[params.session] = sequence = Sequence(params.session, params.stage, runner, place.slot, params.tokens_max, state)
+        return sequence, place
 
-    def _text(self, model: str) -> ModelText:
-        text = self._texts.get(model)
-        if text is None:
-            raise NotFound("this model's text files aren't loaded")
-        return text
+    def _go_on(self, sequence: Sequence, place: Place) -> int:
+        """Where in the prompt the sequence begins: behind what its slot holds already."""
+        if not place.reused:
+            return 0
+        try:
+            sequence.runner.crop(place.slot, place.reused)
+        except MfError:
+            sequence.restart()
+            return 0
+        return place.reused
 
-    def _forget(self, session: str) -> None:
-        self._sequences.pop(session, None)
-        self._kv.pop(session, None)
+    def _state(self, loaded: Loaded, sampling: Sampling, reply: list[int] | None) -> ReplyState:
+        assert loaded.runner is not None
+        last = loaded.runner.end == loaded.runner.layers
+        matcher = self.texts.matcher(loaded.model, sampling) if last else None
+        return ReplyState(sampling, secrets.randbits(63) if sampling.seed is None else sampling.seed, matcher, reply)
 
-    def _price(self, folder: Path, params: api.LoadStage) -> tuple[int, int]:
-        width = DTYPE_WIDTH.get(params.precision)
-        if width is None:
-            raise BadInput(f"precision {params.precision[:16]!r} isn't bf16 or fp32")
-        text = read_config(folder).get_text_config(decoder=True)
-        head = text.vocab_size if params.end == params.layers else 0
-        weights = sum(max(place.length, 0) // _STORED_WIDTH.get(place.dtype, width) * width for place in params.tensors)
-        return weights, activation_bytes(text.hidden_size, head, width)
+    def _wait(self, sequence: Sequence) -> None:
+        """The job at the front of the sequence is in the scheduler, and nothing else of it."""
+        if not sequence.jobs:
+            self._scheduler.drop(sequence.name)
+            return
+        job, token = sequence.jobs[0], sequence.position > 0
+        # Logits of all rows of a cut over a large vocabulary would be more than a stage reserves.
+        left = job.left if job.check is None else min(job.left, CHECKED_ROWS)
+        self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=sequence.account, priority=sequence.priority)
+
+    def _close(self, session: str, why: MfError | None = None) -> None:
+        """Gives the room back at once; what still waits is told `why`."""
+        sequence = self._sequences.pop(session, None)
+        if sequence is None:
+            return
+        self._scheduler.drop(session)
+        self._sessions.pop(session, None)
+        generation, account = self._replies.pop(session, (None, ""))
+        if why is not None:
+            sequence.driver.failed(why)
+        if generation is not None and self._reuse and self._stages[sequence.stage].goes_back and generation.over:
+            # The last token wasn't computed, and what lies in its place may be a wrong guess.
+            tokens = generation.tokens[: min(sequence.position, len(generation.tokens) - 1)]
+            self._pool.release(session, account, tokens, len(tokens) * sequence.runner.token_bytes)
+        else:
+            self._pool.release(session)
+
+    def _drop_slot(self, stage: str, slot: int) -> None:
+        loaded = self._stages.get(stage)
+        if loaded is not None and loaded.runner is not None:
+            loaded.runner.release(slot)
+
+    def _stage(self, name: str, what: str) -> Loaded:
+        loaded = self._stages.get(name)
+        if loaded is None:
+            raise NotFound(f"{what}: this stage isn't loaded")
+        return loaded
+
+    @property
+    def _activations(self) -> int:
+        """Those of one pass, since passes run one after the other."""
+        return max((loaded.price.activations for loaded in self._stages.values()), default=0)
+
+    @property
+    def _kv_room(self) -> int:
+        return self._memory - self._activations - sum(loaded.price.weights for loaded in self._stages.values())
 
     def _admit(self, asked: int, what: str) -> None:
-        free = self._memory - sum(self._taken())
+        free = self._kv_room - self._pool.used
         if asked > free:
             raise Busy(
                 f"no room for {what}: {asked / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f} MB of {self._memory / 1e6:.0f} MB free",
                 hint="fewer layers, a shorter context, or a greater --max-memory would do",
             )
+        self._pool.shrink(free - asked)
 
 
-_STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-def _build(folder: Path, params: api.LoadStage, fds: List[int]) -> Stage | Encoder:
-    groups = map_groups(fds, params.lengths)
-    tensors = build_tensors(groups, params.tensors)
-    check_stored(tensors)
-    check_finite(tensors)
-    runs: Stage | Encoder
-    if params.task == "generate":
-        runs = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
-    elif (params.first, params.end) == (0, params.layers):
-        runs = build_encoder(folder, tensors, params.layers, params.precision, params.task)
-    else:
-        raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
-    del tensors
-    let_go(runs.model, groups)
-    return runs
+def _blame(parts: list[Part], error: MfError) -> None:
+    for part in parts:
+        part.fault = error
 
 
 def _pss() -> int:

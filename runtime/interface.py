@@ -12,18 +12,20 @@ from typing import Any
 import msgspec
 
 from protocol.framing import Record
-from protocol.messages import Sampling
+from protocol.messages import Sampling, TokenLogprob
 
 
 class WorkerConfig(Record):
     """First message ("configure"), answered with {"sandbox": {feature: "on" or why not}}.
 
     `scratch` is the one folder it may write; `threads` for torch; `memory` bytes for weights, KV and activations.
+    `reuse`: whether what was computed for a prompt may serve the next one of the same account that begins alike.
     """
 
     scratch: str
     threads: int
     memory: int
+    reuse: bool = True
 
 
 class TensorPlace(msgspec.Struct, array_like=True, frozen=True):
@@ -73,11 +75,12 @@ class LoadStage(Record):
 
 
 class StageLoaded(Record):
-    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked."""
+    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions."""
 
     bytes: int
     seconds: float
     self_test: str
+    goes_back: bool = False
 
 
 class EncodeChat(Record):
@@ -114,12 +117,21 @@ class Encoded(Record):
 
 
 class OpenSequence(Record):
-    """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none."""
+    """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none.
+
+    `reply`: tokens made before on another stage, from which penalties and grammar go on; the last of them is at the position
+    before the first one sampled here.
+    """
 
     stage: str
     session: str
     tokens_max: int
     sampling: Sampling
+    reply: list[int] | None = None
+
+
+UNCHECKED = -1
+"""In place of a token to check: nothing to hold this row against."""
 
 
 class Step(Record):
@@ -127,6 +139,10 @@ class Step(Record):
 
     Give `tokens` (first stage) or `hidden` (raw bytes, [count, hidden] in the stage's precision). Idempotent: a (session, epoch,
     position) seen before is answered again; a gap is `Conflict`; a new epoch drops what lies at and beyond `position`.
+    `guessed`: so many of the last positions are of guessed tokens, their ids in `drafted` for a last stage that takes hidden states;
+    the step after it says by its position how many were right.
+    `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
+    the head too.
     """
 
     session: str
@@ -136,20 +152,87 @@ class Step(Record):
     hidden: bytes | None = None
     count: int = 0
     sample: bool = True
+    guessed: int = 0
+    drafted: list[int] | None = None
+    check: list[int] | None = None
+    tail: bool = False
 
 
 class Stepped(Record):
-    """`token` from the last stage (when `sample`), else `hidden` for the next; `seconds` of compute."""
+    """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` of compute
+    from `began`, which is the system's monotonic clock: on one machine it can be compared between processes. `more` tokens follow
+    where drafted ones were right. `gaps` of the tokens checked.
+    """
 
     token: int | None = None
+    logprobs: list[TokenLogprob] | None = None
     hidden: bytes | None = None
     dtype: str | None = None
     shape: list[int] | None = None
     seconds: float = 0.0
+    began: float = 0.0
+    more: list[int] | None = None
+    more_logprobs: list[list[TokenLogprob]] | None = None
+    gaps: list[float] | None = None
 
 
 class CloseSequence(Record):
     session: str
+
+
+class SpelledToken(msgspec.Struct, array_like=True, frozen=True):
+    text: str
+    raw: bytes
+    logprob: float
+
+
+class Generate(Record):
+    """("generate") A whole reply to `tokens`, made here: `Generated` once it ends, `Made` notes ("made", a list of them) after each pass.
+
+    As `OpenSequence` it takes room for `tokens_max` positions, and `reply` repeats those of `tokens`, the last ones, that were made
+    before. `text`: the tokens' text is told too, from where the reply's was. `account` and `priority` are weighed against others';
+    nobody else's account meets what was computed for this one. A cancelled request gives its room back before the next pass.
+    """
+
+    stage: str
+    session: str
+    tokens: list[int]
+    tokens_max: int
+    new_max: int
+    stop_tokens: list[int]
+    sampling: Sampling
+    reply: list[int] | None = None
+    text: bool = False
+    account: str = ""
+    priority: int = 0
+    drafts: bool = True
+
+
+class Made(msgspec.Struct, array_like=True, frozen=True):
+    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token, its own first; `finish` on the last."""
+
+    session: str
+    tokens: list[int]
+    text: str = ""
+    logprobs: list[list[SpelledToken]] | None = None
+    finish: str | None = None
+
+
+class Generated(Record):
+    """The end of a reply: `finish` stop|length, `made` tokens. Seconds: `wait` for the first pass, `prefill`, `decode` in `passes`.
+
+    `drafted` tokens were guessed, `right` of them were; `reused` positions of the prompt were there from a request before.
+    """
+
+    finish: str = "stop"
+    made: int = 0
+    wait: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    passes: int = 0
+    drafted: int = 0
+    right: int = 0
+    reused: int = 0
 
 
 class OpenText(Record):
@@ -160,15 +243,19 @@ class OpenText(Record):
 
 
 class DecodeText(Record):
-    """("decode_text") `last` flushes what is held back."""
+    """("decode_text") `last` flushes what is held back. `logprobs`, one list for each token, are spelled out."""
 
     stream: str
     tokens: list[int]
     last: bool = False
+    logprobs: list[list[TokenLogprob]] | None = None
 
 
 class Text(Record):
+    """`logprobs` as they were given, the tokens as text and bytes."""
+
     text: str
+    logprobs: list[list[SpelledToken]] | None = None
 
 
 class Unload(Record):
@@ -176,10 +263,25 @@ class Unload(Record):
 
 
 class Usage(Record):
-    """("usage") Bytes by formula: weights, KV reserved, activations; `base` the process's own measured PSS less those."""
+    """("usage") Bytes by formula: weights, KV reserved, activations; `base` the process's own measured PSS less those.
+
+    `left`: bytes of finished sequences kept for prompts that begin alike, given up when needed; `waiting` sequences for the next
+    pass. Counted since the start: `passes` in `seconds`, `rows` in them, positions of prompts and of replies, drafted and right ones,
+    positions `reused`.
+    """
 
     weights: int
     kv: int
     activations: int
     base: int
     sequences: int
+    left: int = 0
+    waiting: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+    prompt: int = 0
+    reply: int = 0
+    drafted: int = 0
+    right: int = 0
+    reused: int = 0

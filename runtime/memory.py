@@ -1,6 +1,7 @@
 """What a stage takes of memory, by formula: the same numbers for the planner (which never loads torch) and for the worker.
 
-weights      the groups' bytes at the session's precision; tied weights lie once, also at a stage that embeds and has the head
+weights      the groups' bytes at what the precision stores of each (`WIDTHS`); tied weights lie once, also at a stage that embeds and
+             has the head, except where the head is stored in a form of its own: in 8 bits, or packed where it is small
 KV           2 * kv_heads * head_dim * tokens * width for every layer of the stage
 activations  a prefill of up to 256 rows through one layer (about ten hidden widths wide), and logits in fp32
 """
@@ -8,10 +9,36 @@ activations  a prefill of up to 256 rows through one layer (about ten hidden wid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from runtime.interface import TensorPlace
 
 ROWS = 256
 _WIDTHS = 10
-DTYPE_WIDTH = {"bf16": 2, "fp32": 4}
+SMALL_HEAD = 128 * 1024 * 1024
+"""Bytes up to which a bf16 head that is the embedding too is packed beside it, for speed."""
+
+
+class Widths(NamedTuple):
+    """Bytes a weight of the layers' matrices, of the head's, of everything else; and of what runs through: KV, hidden states."""
+
+    matrix: float
+    head: float
+    rest: int
+    dtype: int
+
+
+WIDTHS = {
+    "bf16": Widths(2, 2, 2, 2),
+    "fp32": Widths(4, 4, 4, 4),
+    "int8": Widths(1.01, 1.01, 2, 2),
+    "int4": Widths(0.625, 1.01, 2, 2),
+}
+"""By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them."""
+DTYPE_WIDTH = {precision: widths.dtype for precision, widths in WIDTHS.items()}
+TRAVELS = {"bf16": "bf16", "fp32": "fp32", "int8": "bf16", "int4": "bf16"}
+"""In what a session's hidden states go from stage to stage, by its precision."""
+STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def stage_bytes(
@@ -28,21 +55,50 @@ def stage_bytes(
     dtype_width: int,
     hidden: int,
     vocabulary: int,
+    tied_head: int | None = None,
 ) -> int:
     """Bytes that layers [first, end) of `layers` take with room for `tokens_max` positions.
 
     `layer_bytes` one per layer of the model, `embed`, `head` bytes of those groups, all at the precision that is run.
     """
-    weights = weight_bytes(layer_bytes, embed, head, tied, first, end, layers)
+    weights = weight_bytes(layer_bytes, embed, head, tied, first, end, layers, tied_head)
     kv = kv_bytes(end - first, kv_heads, head_dim, tokens_max, dtype_width)
     return weights + kv + activation_bytes(hidden, vocabulary if end == layers else 0, dtype_width)
 
 
-def weight_bytes(layer_bytes: Sequence[int], embed: int, head: int, tied: bool, first: int, end: int, layers: int) -> int:
-    total = sum(layer_bytes[first:end])
-    if first == 0 or (tied and end == layers):
-        total += embed
-    return total + (head if end == layers else 0)
+def weight_bytes(
+    layer_bytes: Sequence[int], embed: int, head: int, tied: bool, first: int, end: int, layers: int, tied_head: int | None = None
+) -> int:
+    """`tied_head`: bytes of a head made of the embedding, None where it is the embedding itself."""
+    total = sum(layer_bytes[first:end]) + (embed if first == 0 else 0)
+    if end == layers:
+        total += head
+        if tied:
+            total += tied_head if tied_head is not None else (embed if first else 0)
+    return total
+
+
+def tied_head_bytes(embed: int, precision: str) -> int | None:
+    """What a head made of an embedding of `embed` bytes takes beside it."""
+    widths = WIDTHS[precision]
+    if widths.head != widths.rest:
+        return int(embed * widths.head / widths.rest)
+    return embed if precision == "bf16" and embed <= SMALL_HEAD else None
+
+
+def held_bytes(places: Sequence[TensorPlace], precision: str, last: bool) -> int:
+    """Weights that a stage of these tensors holds; `last` has the head, its own or the embedding's."""
+    widths = WIDTHS[precision]
+    total, embed, own_head = 0.0, 0, False
+    for place in places:
+        count = max(place.length, 0) / STORED_WIDTH.get(place.dtype, widths.rest)
+        embeds = "embed" in place.name or "wte" in place.name
+        heads = "lm_head" in place.name
+        own_head |= heads
+        embed += int(count * widths.rest) if embeds else 0
+        matrix = len(place.shape) == 2 and not embeds
+        total += count * (widths.head if heads else widths.matrix if matrix else widths.rest)
+    return int(total) + ((tied_head_bytes(embed, precision) or 0) if last and not own_head else 0)
 
 
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, dtype_width: int) -> int:

@@ -1,4 +1,4 @@
-"""One pass of a stage over many sequences: what every engine offers, and what the scheduler asks of it."""
+"""What the engine asks of whatever computes: many sequences' shares in one pass, over slots that keep their past."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 
 @dataclass(slots=True)
 class Row:
-    """One sequence's share of a pass.
-
-    `slot` its place in the pool, `position` of its first new token, `count` of new tokens, `tokens` (first stage) or rows of `hidden`;
-    `logits` how many of its last positions need logits (0: none, drafts need more).
-    """
+    """One sequence's share of a pass: `slot` its place in the pool, `position` of its first new token, `count` of new tokens,
+    `tokens` (first stage) or rows of `hidden`; `logits` how many of its last positions need logits (0: none, drafts need more)."""
 
     slot: int
     position: int
@@ -24,11 +21,7 @@ class Row:
 
 
 class ModelRunner(Protocol):
-    """Runs layers [first, end) for many sequences in one pass. One implementation per engine: lean, transformers (fallback), llama.
-
-    `token_bytes` of KV for one position over these layers, `fixed_bytes` for each sequence; `batched` False: the rows of a pass are
-    computed one after another.
-    """
+    """Runs layers [first, end) for many sequences in one pass. One implementation per engine: lean, transformers (fallback), llama."""
 
     first: int
     end: int
@@ -38,18 +31,27 @@ class ModelRunner(Protocol):
     dtype: torch.dtype
     precision: str
     token_bytes: int
+    """KV bytes of one position over these layers."""
     fixed_bytes: int
+    """Per sequence."""
     weight_bytes: int
     batched: bool
+    """False: rows of a pass are computed one after another (fallback)."""
+
+    keep_tails: bool
+    """Whether a last stage keeps `tails` of its runs: each row's [count, hidden] before norm and head. Set from outside."""
+    tails: list[torch.Tensor]
+    """Empty where they aren't known."""
 
     def open(self, slots: int, positions: int) -> None:
         """Makes or grows room: `slots` sequences; length buckets are the runner's own affair."""
 
-    def release(self, slot: int) -> None: ...
+    def release(self, slot: int) -> None:
+        """Forgets what a slot holds."""
 
     def crop(self, slot: int, position: int) -> None:
-        """Drops KV at and beyond `position`; `Conflict` if it can't go back."""
+        """Drops what lies at and beyond `position`; raises `Conflict` if it can't go back."""
 
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
-        """`hidden` [sum(count), hidden] in row order for stages that don't embed; gives logits [sum(logits), vocabulary] from the last
-        stage, else hidden states [sum(count), hidden]."""
+        """`hidden` [sum(count), hidden] in row order for stages that don't embed; logits fp32 or bf16 [sum(logits), vocabulary] from the
+        last stage, else hidden [sum(count), hidden]."""

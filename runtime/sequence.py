@@ -1,126 +1,111 @@
-"""One session's state in one stage: its KV cache, its position, and what makes its steps idempotent."""
+"""One session's tokens in one stage: its slot, its position, and what of it waits to be computed.
+
+A job is what shall be computed at once from the outside's view: a prompt, a token, or a token and drafted ones behind it. A pass takes
+as much of it as the scheduler says. Who gave the job (a step of the node's, or a reply that is made here) is told when it's done.
+"""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections import OrderedDict
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from protocol.errors import BadInput, Conflict
-from protocol.messages import Sampling
-from runtime import transformers_names as names
-from runtime.interface import Step, Stepped
-from runtime.sampler import sample
-from runtime.stage import Stage
+from protocol.errors import Conflict, MfError
+from runtime.model_runner import ModelRunner, Row
+from runtime.reply_state import ReplyState
+from runtime.sampler import Chosen
 
-_REMEMBERED = 8
-"""Answers kept for a sender that asks again."""
 
-_WORDS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+@dataclass(slots=True)
+class Job:
+    """Positions [position, position + count); give `tokens` or `hidden` [count, hidden]. The last `drafted` tokens are guesses.
+
+    An audit gives in `check` what came after each position, or UNCHECKED, and gets `gaps` (runtime/token_gap.py); `tail` gives what a
+    last stage has before its head.
+    """
+
+    position: int
+    count: int
+    tokens: list[int] | None = None
+    hidden: torch.Tensor | None = None
+    sample: bool = True
+    drafted: list[int] = field(default_factory=list)
+    check: list[int] | None = None
+    tail: bool = False
+    gaps: list[float] = field(default_factory=list)
+    computed: int = 0
+    seconds: float = 0.0
+    began: float = 0.0
+    outs: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return self.count - self.computed
+
+
+class Driver(Protocol):
+    """Who gives a sequence its jobs."""
+
+    def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
+        """The job is done: `hidden` [count, hidden] of a stage that isn't the last (or its tail), and what was chosen."""
+
+    def failed(self, error: MfError) -> None:
+        """The job at the front couldn't be computed; the sequence is at position 0 again."""
 
 
 class Sequence:
-    """Steps through `stage` with room for `tokens_max` positions."""
+    """`account` and `priority` are the scheduler's to weigh. `driver` is set by whoever drives it."""
 
-    def __init__(self, stage: Stage, tokens_max: int, sampling: Sampling) -> None:
-        self.stage = stage
+    def __init__(self, name: str, stage: str, runner: ModelRunner, slot: int, tokens_max: int, state: ReplyState) -> None:
+        self.name, self.stage, self.runner, self.slot = name, stage, runner, slot
         self.tokens_max = tokens_max
-        self.sampling = sampling
+        self.state = state
+        self.account, self.priority = "", 0
         self.position = 0
-        self.epoch = 0
-        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._cache = stage.new_cache()
-        self._answers: OrderedDict[int, Stepped] = OrderedDict()
+        self.jobs: deque[Job] = deque()
+        self.driver: Driver
 
-    def step(self, step: Step) -> Stepped:
-        """The step's answer; `Conflict` for a gap or an old epoch, `BadInput` for wrong shapes or too many positions."""
-        self._enter_epoch(step)
-        known = self._answers.get(step.position)
-        if known is not None and step.position < self.position:
-            return known
-        if step.position != self.position:
-            raise Conflict(f"the session stands at position {self.position}, the step begins at {step.position}")
-        tokens, hidden, count = self._input(step)
-        if self.position + count > self.tokens_max:
-            raise BadInput(f"position {self.position + count} is beyond the session's room of {self.tokens_max}")
-        answer = self._run(step, tokens, hidden, count)
-        self._answers[step.position] = answer
-        if len(self._answers) > _REMEMBERED:
-            self._answers.popitem(last=False)
-        return answer
+    @property
+    def last(self) -> bool:
+        return self.runner.end == self.runner.layers
 
-    def _run(self, step: Step, tokens: torch.Tensor | None, hidden: torch.Tensor | None, count: int) -> Stepped:
-        begun = time.perf_counter()
-        before = self.position
+    @property
+    def due(self) -> int:
+        """Where the next job has to begin."""
+        return self.jobs[-1].position + self.jobs[-1].count if self.jobs else self.position
+
+    def row(self, count: int) -> tuple[Row, torch.Tensor | None]:
+        """The next `count` positions of the job at the front."""
+        job = self.jobs[0]
+        begin, end = job.computed, job.computed + count
+        logits = len(job.drafted) + 1 if self.last and job.sample and end == job.count else 0
+        logits = count if self.last and job.check is not None else logits
+        tokens = None if job.tokens is None else job.tokens[begin:end]
+        hidden = None if job.hidden is None else job.hidden[begin:end]
+        return Row(self.slot, job.position + begin, count, tokens, logits), hidden
+
+    def advance(self, count: int) -> Job | None:
+        """`count` more positions are computed; the job, if that was the rest of it."""
+        job = self.jobs[0]
+        job.computed += count
+        self.position = job.position + job.computed
+        return self.jobs.popleft() if not job.left else None
+
+    def rewind(self, position: int) -> None:
+        """Drops what lies at and beyond `position`; `Conflict`, at position 0, where this model's memory can't go back."""
+        self.jobs.clear()
+        if position >= self.position:
+            return
         try:
-            self.stage.tell_position(self._cache, before)
-            out = self.stage.forward(self._cache, tokens, hidden)
-        except BaseException:
-            self._restart()
+            self.runner.crop(self.slot, position)
+        except Conflict:
+            self.restart()
             raise
-        self.position = before + count
-        answer = self._answer(out, step.sample)
-        answer.seconds = time.perf_counter() - begun
-        return answer
-
-    def _answer(self, out: torch.Tensor, sampled: bool) -> Stepped:
-        if not self.stage.last:
-            return Stepped(hidden=_raw(out), dtype=_WORDS[out.dtype], shape=list(out.shape))
-        return Stepped(token=sample(out, self.sampling, self._seed, self.position)) if sampled else Stepped()
-
-    def _input(self, step: Step) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        if (step.tokens is None) == (step.hidden is None):
-            raise BadInput("step: give either tokens or hidden")
-        if step.tokens is not None:
-            return self._tokens(step.tokens), None, len(step.tokens)
-        return None, self._hidden(step), step.count
-
-    def _tokens(self, tokens: list[int]) -> torch.Tensor:
-        if self.stage.first:
-            raise BadInput("step: tokens go to the first stage, this one takes hidden states")
-        if not tokens or min(tokens) < 0 or max(tokens) >= self.stage.vocabulary:
-            raise BadInput(f"step: token ids must lie in 0..{self.stage.vocabulary - 1}, at least one")
-        return torch.tensor(tokens, dtype=torch.long)
-
-    def _hidden(self, step: Step) -> torch.Tensor:
-        raw = step.hidden or b""
-        wanted = step.count * self.stage.hidden * self.stage.dtype.itemsize
-        if not self.stage.first or step.count <= 0 or len(raw) != wanted:
-            raise BadInput(f"step: {len(raw)} bytes of hidden states for {step.count} positions, {max(wanted, 0)} are right")
-        return torch.frombuffer(bytearray(raw), dtype=self.stage.dtype).view(step.count, self.stage.hidden)
-
-    def _enter_epoch(self, step: Step) -> None:
-        if step.epoch < self.epoch:
-            raise Conflict(f"the session is in epoch {self.epoch}, the step is of {step.epoch}")
-        if step.epoch == self.epoch:
-            return
-        if not 0 <= step.position <= self.position:
-            raise Conflict(f"the session stands at position {self.position}, epoch {step.epoch} begins at {step.position}")
-        self._rewind(step.position)
-        self.epoch = step.epoch
-
-    def _rewind(self, position: int) -> None:
-        """Drops what lies at and beyond `position`."""
-        dropped = self.position - position
-        self._answers.clear()
-        if position == 0:
-            self._restart()
-            return
-        try:
-            for slot in self.stage.local_slots(self._cache):
-                names.crop_slot(slot, dropped)
-        except RuntimeError as error:
-            self._restart()
-            raise Conflict("this model's memory can't go back", hint="replay the session from position 0") from error
         self.position = position
 
-    def _restart(self) -> None:
-        self._cache = self.stage.new_cache()
-        self._answers.clear()
+    def restart(self) -> None:
+        self.jobs.clear()
+        self.runner.release(self.slot)
         self.position = 0
-
-
-def _raw(hidden: torch.Tensor) -> bytes:
-    return bytes(hidden.contiguous().view(torch.uint8).numpy())

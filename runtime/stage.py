@@ -29,7 +29,8 @@ from runtime.architectures import boundary_shape
 from runtime.model_config import read_config
 from runtime.placeholders import Absent, EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16, "int4": torch.bfloat16}
+"""What runs through a stage, by precision: matrices in 8 or 4 bits are made of bf16 ones (`quantised.py`)."""
 
 
 class Stage:
@@ -51,12 +52,19 @@ class Stage:
         self.fixed_bytes = self.token_bytes = 0
         """What a session's cache takes, measured by the self-test: at once, and for each position."""
         taken = inspect.signature(model.forward).parameters
-        self._extra = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self._keeps_logits = "logits_to_keep" in taken
         self._cache_argument = names.cache_argument(model)
+        self.tail: torch.Tensor | None = None
+        """Of the last stage: rows [count, hidden] that its last layer gave in the latest forward; None where no layer is known."""
+        if self.last and (own := self.own_layers()):
+            own[-1].register_forward_hook(self._keep_tail)
 
     @property
     def last(self) -> bool:
         return self.end == self.layers
+
+    def _keep_tail(self, _layer: nn.Module, _given: Any, out: Any) -> None:
+        self.tail = (out[0] if isinstance(out, tuple) else out)[0].flatten(1)
 
     def own_layers(self) -> list[nn.Module]:
         """Layers [first, end); none where the whole model is here and keeps no list of them."""
@@ -85,39 +93,50 @@ class Stage:
     def forward(self, cache: Any, tokens: torch.Tensor | None, hidden: torch.Tensor | None) -> torch.Tensor:
         """Token ids [count] or hidden states [count, hidden] in; logits [vocabulary] of the last position from the
         last stage, else hidden states [count, hidden]. `tell_position` comes before."""
+        out = self.forward_rows(cache, tokens, hidden, 1)
+        return out[-1] if self.last else out
+
+    def forward_rows(self, cache: Any, tokens: torch.Tensor | None, hidden: torch.Tensor | None, logits: int) -> torch.Tensor:
+        """As `forward`, the last stage's logits [logits, vocabulary] of the last positions."""
         if tokens is not None:
-            return self._run(cache, {"input_ids": tokens.unsqueeze(0)}, None)
+            return self._run(cache, {"input_ids": tokens.unsqueeze(0)}, None, logits)
         assert hidden is not None
-        return self.forward_beside(cache, hidden, torch.zeros(len(hidden), self.embedded, dtype=self.dtype), 0.0)
+        beside = torch.zeros(len(hidden), self.embedded, dtype=self.dtype)
+        return self._beside(cache, hidden, beside, 0.0, logits)
 
     def forward_beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float) -> torch.Tensor:
         """As `forward`, with `beside` [count, embedded] where the words' embeddings would be, and `fill` from all that has no
         weights here; neither may make a difference."""
+        out = self._beside(cache, hidden, beside, fill, 1)
+        return out[-1] if self.last else out
+
+    def _beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float, logits: int) -> torch.Tensor:
         swap = hidden.view(1, len(hidden), *self.boundary)
         for absent in self.absent:
             absent.fill = fill
-        return self._run(cache, {"inputs_embeds": beside.unsqueeze(0)}, swap)
+        return self._run(cache, {"inputs_embeds": beside.unsqueeze(0)}, swap, logits)
 
-    def _run(self, cache: Any, given: dict[str, Any], swap: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, cache: Any, given: dict[str, Any], swap: torch.Tensor | None, logits: int) -> torch.Tensor:
         if self.entry is not None:
             self.entry.swap, self.entry.passed = swap, False
+        extra = {"logits_to_keep": logits} if self._keeps_logits else {}
         try:
             with torch.inference_mode():
-                out = self.model(**given, **{self._cache_argument: cache}, use_cache=True, return_dict=True, **self._extra)
+                out = self.model(**given, **{self._cache_argument: cache}, use_cache=True, return_dict=True, **extra)
         except EndReached as ended:
             return ended.hidden[0].flatten(1)
         finally:
             for outside in self.outside.values():
                 outside.swap = outside.slot = None
-        logits: torch.Tensor = out.logits[0, -1]
-        return logits
+        rows: torch.Tensor = out.logits[0, -logits:]
+        return rows
 
 
 def build_stage(folder: Path, tensors: dict[str, torch.Tensor], first: int, end: int, layers: int, precision: str) -> Stage:
     """A stage that holds `tensors` (by the file's names); `BadInput` names what is missing or doesn't fit."""
     dtype = DTYPES.get(precision)
     if dtype is None:
-        raise BadInput(f"precision {precision[:16]!r} isn't bf16 or fp32")
+        raise BadInput(f"precision {precision[:16]!r} isn't one of {', '.join(DTYPES)}")
     config = read_config(folder)
     text = config.get_text_config(decoder=True)
     if layers != text.num_hidden_layers or not 0 <= first < end <= layers:

@@ -20,8 +20,11 @@ from transformers import AutoTokenizer
 
 from protocol import limits
 from protocol.errors import BadInput, MfError
-from runtime.interface import TextLoaded
+from protocol.messages import TokenLogprob
+from runtime.grammar import Deadlines, Grammars
+from runtime.interface import SpelledToken, TextLoaded
 from runtime.model_config import context_of, read_config
+from runtime.tool_prompt import in_words, knows_tools
 
 RENDER_SECONDS = 0.25
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -62,10 +65,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 class ModelText:
     """Text side of one model, from its files in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, deadlines: Deadlines | None = None) -> None:
         self.config = read_config(folder)
         self._tokenizer = _tokenizer(folder)
         self._eos = _eos(folder, self.config, self._tokenizer)
+        vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
+        self.grammars = Grammars(self._tokenizer, self._eos, vocabulary, deadlines or Deadlines())
 
     def describe(self) -> TextLoaded:
         return TextLoaded(eos=self._eos, context=context_of(self.config), has_template=bool(self._tokenizer.chat_template))
@@ -82,9 +87,19 @@ class ModelText:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    def spell(self, one: TokenLogprob) -> SpelledToken:
+        """A token by itself: its bytes, and as text what of them is whole characters."""
+        try:
+            raw = self.grammars.spell(one.token)
+        except BadInput:  # a tokenizer that tells no bytes
+            raw = str(self._tokenizer.decode([one.token], clean_up_tokenization_spaces=False)).encode()
+        return SpelledToken(raw.decode(errors="replace"), raw, one.logprob)
+
     def _render(self, messages: list[dict[str, Any]], continue_final: bool, tools: list[dict[str, Any]] | None) -> str:
         if not self._tokenizer.chat_template:
             raise BadInput("this model has no chat template", hint="ask it with a plain text instead of messages")
+        if not knows_tools(self._tokenizer.chat_template):
+            messages, tools = in_words(messages, tools), None
         try:
             with time_limit(RENDER_SECONDS):
                 rendered = self._tokenizer.apply_chat_template(
@@ -135,6 +150,7 @@ class TextStream:
 
     def __init__(self, text: ModelText) -> None:
         self._text = text
+        self.spell = text.spell
         self._tokens: list[int] = []
         self._from = 0
         self._said = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from protocol import limits
 from protocol.errors import BadInput
@@ -135,6 +136,11 @@ _ELSEWHERE: dict[type, type] = {}
 def crop_slot(slot: Any, tokens: int) -> None:
     """Removes the last `tokens` positions of a slot; raises RuntimeError where the slot can't go back."""
     slot.crop(-tokens)
+
+
+def forgets(slot: Any) -> bool:
+    """Whether a slot keeps less than all positions, so that it may be unable to go back."""
+    return type(slot) is not DynamicLayer
 
 
 def slot_bytes(slot: Any) -> int:

@@ -1,7 +1,8 @@
 """The worker process: `python -m runtime.worker FD`, FD its end of a socketpair with the node.
 
-Imports torch and transformers, shuts itself into the sandbox at the first message ("configure"), then answers one
-message after the other. It ends when the node is gone: by the closed channel, or by the kernel's parent-death signal.
+Imports torch and transformers, shuts itself into the sandbox at the first message ("configure"), then takes messages as they come and
+computes a pass whenever there are none. What is computed in passes is answered after one of them, everything else at once.
+It ends when the node is gone: by the closed channel, or by the kernel's parent-death signal.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import msgspec
 
 from protocol.errors import BadInput, MfError
 from runtime import interface as api
+from runtime.short_slice import ask_short_slice
 from runtime.worker_channel import Request, WorkerChannel, close_all
 
 log = logging.getLogger(__name__)
+_LATER = object()
 _PR_SET_PDEATHSIG = 1
+_MESSAGES = 512
+"""Messages taken between two passes at most."""
 _NICE = 5
 """The network of this node comes before its arithmetic."""
 
@@ -31,13 +36,18 @@ def main() -> None:
     """Serves the channel until the node closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    os.nice(_NICE)
+    ask_short_slice(os.nice(_NICE))
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))
     server = Server(channel)
-    while (request := channel.receive()) is not None:
-        server.serve(request)
-    os._exit(0)
+    while True:
+        for _ in range(_MESSAGES):
+            if server.working and not channel.waiting():
+                break
+            if (request := channel.receive()) is None:
+                os._exit(0)
+            server.serve(request)
+        server.step()
 
 
 def _die_with_parent() -> None:
@@ -53,6 +63,17 @@ class Server:
     def __init__(self, channel: WorkerChannel) -> None:
         self._channel = channel
         self._kinds: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self._later: dict[int, str] = {}
+        """Sessions by the request that waits for them."""
+        self._engine: Any = None
+
+    @property
+    def working(self) -> bool:
+        return self._engine is not None and bool(self._engine.working)
+
+    def step(self) -> None:
+        if self.working:
+            self._engine.step()
 
     def serve(self, request: Request) -> None:
         """Answers one request; a method's fault goes to the caller and the process lives on."""
@@ -67,7 +88,7 @@ class Server:
             log.error("%s failed: %s", request.method, type(error).__name__)
             self._refuse(request, MfError(f"the worker failed in {request.method}: {type(error).__name__}"))
         else:
-            if request.number:
+            if request.number and result is not _LATER:
                 self._channel.answer(request.number, result)
 
     def _refuse(self, request: Request, error: MfError) -> None:
@@ -75,6 +96,8 @@ class Server:
             self._channel.refuse(request.number, error)
 
     def _call(self, request: Request) -> Any:
+        if request.cancel:
+            return self._cancel(request.number)
         if request.method == "ping":
             return None
         if request.method == "configure":
@@ -85,7 +108,36 @@ class Server:
         kind, method = entry
         if request.method == "load_stage":
             return self._engine.load_stage(_params(request, api.LoadStage), request.fds)
+        if request.method in ("step", "generate"):
+            return self._begin(request, method, _params(request, kind))
         return method(_params(request, kind) if kind is not None else None)
+
+    def _begin(self, request: Request, method: Callable[..., Any], params: Any) -> Any:
+        """Work that is answered after a pass."""
+        number = request.number
+
+        def answer(result: Any) -> None:
+            self._later.pop(number, None)
+            if isinstance(result, MfError):
+                self._refuse(request, result)
+            elif number:
+                self._channel.answer(number, result)
+
+        if request.method == "generate":
+            self._later[number] = params.session
+        try:
+            method(params, answer)
+        except BaseException:
+            self._later.pop(number, None)
+            raise
+        return _LATER
+
+    def _cancel(self, number: int) -> Any:
+        """A reply that nobody waits for any more ends before the next pass; other work is done by then, or takes no longer."""
+        session = self._later.pop(number, None)
+        if session is not None:
+            self._engine.close_sequence(api.CloseSequence(session=session))
+        return _LATER
 
     def _configure(self, config: api.WorkerConfig) -> dict[str, Any]:
         if self._kinds:
@@ -98,21 +150,23 @@ class Server:
         transformers.logging.disable_progress_bar()
         engine.set_threads(config.threads)
         report = sandbox.enter(config.scratch, config.memory)
-        self._engine = engine.Engine(config)
+        self._engine = engine.Engine(config, lambda notes: self._channel.tell("made", notes))
         self._kinds = self._methods(self._engine)
         return {"sandbox": report}
 
     def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+        texts = engine.texts
         return {
-            "load_text": (api.LoadText, engine.load_text),
+            "load_text": (api.LoadText, texts.load_text),
             "load_stage": (api.LoadStage, engine.load_stage),
             "unload": (api.Unload, engine.unload),
-            "encode_chat": (api.EncodeChat, engine.encode_chat),
-            "encode_text": (api.EncodeText, engine.encode_text),
-            "open_text": (api.OpenText, engine.open_text),
-            "decode_text": (api.DecodeText, engine.decode_text),
+            "encode_chat": (api.EncodeChat, texts.encode_chat),
+            "encode_text": (api.EncodeText, texts.encode_text),
+            "open_text": (api.OpenText, texts.open_text),
+            "decode_text": (api.DecodeText, texts.decode_text),
             "open_sequence": (api.OpenSequence, engine.open_sequence),
-            "step": (api.Step, engine.step),
+            "step": (api.Step, engine.take_step),
+            "generate": (api.Generate, engine.generate),
             "encode": (api.Encode, engine.encode),
             "close_sequence": (api.CloseSequence, engine.close_sequence),
             "usage": (None, lambda _params: engine.usage()),

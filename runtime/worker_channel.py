@@ -7,13 +7,16 @@ order, and "fds" counts those that are a message's own.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from protocol import limits
 from protocol.errors import MfError
-from protocol.framing import pack, unpack_plain
+from protocol.framing import unpack_plain
 
 _MAX_MESSAGE = 128 * limits.MIB
 _RECEIVE = limits.MIB
@@ -23,12 +26,13 @@ _MAX_FDS = 253
 
 @dataclass(frozen=True)
 class Request:
-    """`number` 0 wants no answer; `fds` are the method's to close."""
+    """`number` 0 wants no answer; `fds` are the method's to close. `cancel`: nobody waits for the answer to request `number` any more."""
 
     number: int
     method: str
     params: Any
     fds: list[int]
+    cancel: bool = False
 
 
 class WorkerChannel:
@@ -47,7 +51,18 @@ class WorkerChannel:
         message = unpack_plain(payload, "message of the node", _MAX_MESSAGE)
         count = int(message.get("fds", 0))
         fds, self._fds = self._fds[:count], self._fds[count:]
-        return Request(int(message.get("id", 0)), str(message.get("method", "")), message.get("params"), fds)
+        cancel = bool(message.get("cancel", False))
+        return Request(int(message.get("id", 0)), str(message.get("method", "")), message.get("params"), fds, cancel)
+
+    def waiting(self) -> bool:
+        """Whether `receive` would find something (the channel's end too)."""
+        if len(self._buffer) >= 4 and len(self._buffer) >= 4 + int.from_bytes(self._buffer[:4], "big"):
+            return True
+        return bool(select.select([self._sock], [], [], 0)[0])
+
+    def tell(self, method: str, params: Any) -> None:
+        """A note that wants no answer."""
+        self._send({"id": 0, "method": method, "params": params})
 
     def answer(self, number: int, result: Any) -> None:
         self._send({"id": number, "result": result})
@@ -78,7 +93,7 @@ class WorkerChannel:
         return bool(data)
 
     def _send(self, message: dict[str, Any]) -> None:
-        payload = pack(message)
+        payload = msgspec.msgpack.encode(message)
         self._sock.sendall(len(payload).to_bytes(4, "big") + payload)
 
 

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import click
 
+from node.cli.account_commands import account, audit, key
 from node.cli.chat import chat
 from node.cli.doctor import doctor
 from node.cli.model_commands import explain, fetch, forget, models, pin, publish
 from node.cli.run import demo, run
 from node.cli.session import common
+from node.cli.space_commands import block, drain, rebalance
 from node.cli.swarm_commands import holdings, join, status, stop, ticket, trust
 from node.cli.tables import plain
 from node.version import VERSION
@@ -33,7 +35,9 @@ def cli(_: object) -> None:
     """
 
 
-for _command in (run, publish, models, fetch, chat, ticket, join, trust, holdings, forget, pin, status, explain, stop, doctor, demo):
+_KEEPING = (holdings, forget, pin, block, rebalance, drain)
+_ACCOUNTS = (key, account, audit)
+for _command in (run, publish, models, fetch, chat, ticket, join, trust, *_KEEPING, *_ACCOUNTS, status, explain, stop, doctor, demo):
     cli.add_command(_command)
 
 

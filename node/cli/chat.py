@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from node.cli.go_on import Asker, ask_in_turn
 from node.cli.session import Session, common
 from node.cli.tables import plain
 from protocol.errors import Cancelled, MfError
+from runtime.memory import WIDTHS
 
 
 @click.command()
@@ -20,11 +23,13 @@ from protocol.errors import Cancelled, MfError
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0: always the likeliest token.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes a sampled reply repeatable.")
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True, help="fp32: the reference, slower.")
+@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True, help="fp32: the reference.")
+@click.option("--api", multiple=True, metavar="URL", help="Ask the node there; may be repeated: the next goes on when one dies.")
+@click.option("--force", is_flag=True, help="Also over a route beyond the round-trip budget.")
 @click.option("--stop", multiple=True, help="A text that ends the reply; may be repeated.")
 @common
 def chat(session: Session, model: str, prompt: str | None, system: str | None, **sampling: Any) -> None:
-    """Ask MODEL. Without PROMPT, a conversation until Ctrl-D."""
+    """Ask MODEL. Without PROMPT, a conversation until Ctrl-D. With several --api a reply outlives the node that makes it."""
     sampling["stop"] = list(sampling["stop"])
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is None and not sys.stdin.isatty():
@@ -55,13 +60,34 @@ def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling:
             planned.update(event)
 
     try:
-        end = session.call("generate", {"model": model, "messages": messages, **sampling}, on_event) or {}
+        asked = {"model": model, "messages": messages, **{name: value for name, value in sampling.items() if name != "api"}}
+        end = ask_in_turn(_askers(session, sampling.get("api") or ()), asked, on_event)
     finally:
         waiting.end()
         if not session.json and made:
             sys.stdout.write("\n")
     fields = {name: value for name, value in end.items() if name != "event"}
     return {"model": model, "model_id": planned.get("model_id"), "kind": planned.get("kind"), "text": "".join(made), **fields}
+
+
+def _askers(session: Session, apis: Sequence[str]) -> list[Asker]:
+    """The nodes at `apis` in their order; without any, the one of the data directory."""
+
+    def own(asked: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        return dict(session.call("generate", asked, on_event) or {})
+
+    def there(api: str) -> Asker:
+        def ask(asked: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+            from node.cli.api_client import stream_chat
+
+            try:
+                return stream_chat(api, asked, on_event)
+            except KeyboardInterrupt:
+                raise Cancelled("the reply was stopped by Ctrl-C") from None
+
+        return ask
+
+    return [there(api) for api in apis] or [own]
 
 
 class Waiting:

@@ -9,6 +9,7 @@ import click
 
 from node.cli.session import Session, common
 from protocol.errors import Cancelled
+from runtime.memory import WIDTHS
 
 
 @click.command()
@@ -17,6 +18,7 @@ from protocol.errors import Cancelled
 @click.option("--version", "edition", help="The version of that name. [default: 1]")
 @click.option("--k", type=click.IntRange(1, 256), help="Shards needed to read a group.")
 @click.option("--n", type=click.IntRange(1, 256), help="Shards made of a group.")
+@click.option("--n-max", type=click.IntRange(1, 256), help="Shards a group can grow to where nodes turn out to be up less. [default: n]")
 @click.option("--compression", type=click.Choice(["auto", "raw", "fast"]), help="[default: auto]")
 @click.option("--gguf", type=click.Choice(["dequantise", "keep"]), help="What becomes of a GGUF file. [default: dequantise]")
 @common
@@ -127,16 +129,33 @@ def pin(session: Session, model: str, off: bool) -> None:
 
 @click.command()
 @click.argument("model")
+@click.option("--tokens", type=click.IntRange(1), help="Question and answer together. [default: 2048]")
+@click.option("--precision", type=click.Choice(list(WIDTHS)), default="bf16", show_default=True)
+@click.option("--force", is_flag=True, help="Also beyond the round-trip budget.")
 @common
-def explain(session: Session, model: str) -> None:
-    """Say where MODEL would run if asked now, and why."""
-    plan = session.call("explain", {"model": model})
+def explain(session: Session, model: str, **asked: Any) -> None:
+    """Say where MODEL would run if asked now, why, and how fast, without running it."""
+    plan = session.call("explain", {"model": model, **asked})
     session.answer(plan, lambda: _show_plan(plan))
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    from node.cli.tables import show_table
+    from node.cli.tables import short, show_table, size, word
 
     click.secho(f"{plan['kind']}: {plan['why']}", bold=True)
-    rows = ((str(number), f"{stage['first']}–{stage['end'] - 1}", stage["peer"]) for number, stage in enumerate(plan["stages"], 1))
-    show_table("Stages", ("stage", "layers", "peer"), rows)
+    rows = [
+        (str(number), f"{one['first']}–{one['end'] - 1}", one["peer"], size(one["bytes"]), f"{one['ms_per_token']} ms", one["basis"])
+        for number, one in enumerate(plan["stages"], 1)
+    ]
+    show_table("Stages", ("stage", "layers", "peer", "memory", "per token", "figure"), rows)
+    if plan["expected"] is not None:
+        expected, budget = plan["expected"], plan["budget"]
+        first = f"the first after {expected['first_token_seconds']} s for a question of {expected['prompt_tokens']}"
+        click.echo(f"expected: {expected['tokens_per_second']} tokens/s, {first} (loading not counted)")
+        beyond = "" if budget["within"] else " (refused unless forced)" if budget["refused"] else " (forced)"
+        click.echo(f"network: {budget['needed_ms']} of {budget['budget_ms']} ms per token{beyond}")
+    considered = (
+        (short(line["peer"]), "–" if line["memory"] is None else size(line["memory"]), word(line["rtt_ms"]), line["verdict"])
+        for line in plan["considered"]
+    )
+    show_table("Considered", ("peer", "memory", "rtt ms", "verdict"), considered)

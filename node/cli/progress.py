@@ -14,6 +14,8 @@ _WORDS = {
     "fetch": "fetching",
     "place": "placing",
     "push": "sending shards",
+    "drain": "handing over shards",
+    "rebalance": "moving shards",
 }
 
 

@@ -13,6 +13,10 @@ from node.cli.session import Session, common
 
 @click.command()
 @click.option("--http", metavar="HOST:PORT", help="Where the HTTP API listens. [default: 127.0.0.1:8640]")
+@click.option("--http-access", type=click.Choice(["auto", "open", "keyed"]), help="Whether asking needs a key. [default: beyond loopback]")
+@click.option("--tls", type=click.Choice(["none", "auto"]), help="auto: HTTPS with a certificate of this node's own.")
+@click.option("--insecure-http", is_flag=True, default=None, help="Listen beyond loopback without TLS.")
+@click.option("--behind-proxy", is_flag=True, default=None, help="A proxy in front does TLS and says who calls (X-Forwarded-For).")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where peers reach this node. [default: /ip4/0.0.0.0/tcp/4840]")
 @click.option("--transfer", metavar="HOST:PORT", help="Where shards are served. [default: 0.0.0.0:4841]")
 @click.option("--join", multiple=True, metavar="TICKET", help="Join by a member's ticket; may be repeated.")
@@ -23,8 +27,11 @@ from node.cli.session import Session, common
 @click.option("--ends", type=click.Choice(["remote", "local"]), help="Whether first and last layers may run elsewhere. [default: remote]")
 @click.option("--label", help="The publisher's name of this node. [default: the user's]")
 @click.option("--operator", help="Merges nodes of one owner into one failure domain.")
+@click.option("--region", help="Where the node is, in words its neighbours use too: shards are read within a region where they can.")
 @click.option("--gone-after", metavar="TIME", help="How long a node may be away before its shards are made anew. [default: 12h]")
 @click.option("--repair-bandwidth", metavar="SIZE", help="Bytes a second for making shards anew. [default: 4MB]")
+@click.option("--round-trip-budget", metavar="TIME", help="Most time per token that a route spends on the network. [default: 0.4s]")
+@click.option("--ollama", is_flag=True, default=None, help="Answer Ollama's paths too: /api/chat, /api/generate, /api/tags and so on.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs on standard error. [default: text]")
 @common
 def run(session: Session, **flags: Any) -> None:

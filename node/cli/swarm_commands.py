@@ -56,7 +56,7 @@ def _show_holders(found: dict[str, Any]) -> None:
     rows = (
         (
             group["group"],
-            f"{group['k']} of {group['n']}",
+            f"{group['k']} of {group['n']}" + (f" (up to {group['n_max']})" if group["n_max"] > group["n"] else ""),
             str(group["survives_losses"]),
             "  ".join(f"{j}:{'+'.join(short(p) for p in who)}" for j, who in group["shards"].items()),
         )
@@ -115,14 +115,20 @@ def _show_status(found: dict[str, Any]) -> None:
     show_table(
         "Models",
         ("name", "survives", "holders", "id"),
-        (
-            (model.get("name") or "–", word(model["survives_losses"]), word(model["holders"]), short(model["model_id"]))
-            for model in found["models"]
-        ),
+        ((model.get("name") or "–", _survives(model), word(model["holders"]), short(model["model_id"])) for model in found["models"]),
     )
+    for line in found["publishing"]:
+        click.echo(f"still publishing {line['name']}: {line['durable']} of {line['shards']} shards are durable")
     if found["blamed"]:
         rows = ((short(str(line["peer_id"])), word(line.get("shard")), str(line["reason"]), ago(line["at"])) for line in found["blamed"])
         show_table("Blamed", ("peer", "shard", "reason", "when"), rows)
+
+
+def _survives(model: dict[str, Any]) -> str:
+    from node.cli.tables import word
+
+    weakest = model.get("weakest_group")
+    return word(model["survives_losses"]) + (f" ({weakest})" if weakest else "")
 
 
 @click.command()

@@ -7,18 +7,20 @@ import secrets
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 from aiohttp import web
 from msgspec import UNSET
 
-from node.gateway import Finished, GenerationRequest, ModelInfo, Planned
+from node.gateway import Finished, GenerationRequest, Planned
 from node.http import replies
 from node.http.bodies import model_name, read_json, read_query
 from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED, STREAM, json_reply
 from node.http.errors import timestamp
 from node.http.generation import Reply, generation, headers_of, route_header
-from node.http.schemas import InferenceInput, InferenceRequest, NoQuery, Query
+from node.http.idempotency import HEADER, REPLIES
+from node.http.inference import inference_of, whole_reply
+from node.http.jobs import JOBS
+from node.http.schemas import InferenceInput, InferenceRequest, NoQuery, PlanQuery
 from node.http.stream import EventStream
 from protocol.errors import BadInput, DeadlineExceeded
 from protocol.messages import Sampling
@@ -47,46 +49,14 @@ def sampling(temperature: float | None, top_p: float | None, seed: int | None, t
     return Sampling(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _links(query: Query, pages: int) -> dict[str, str]:
-    def link(page: int, rel: str) -> str:
-        asked = {"page": page, "limit": query.limit} | ({"search": query.search} if query.search else {})
-        return f'</api/v1/models?{urlencode(asked)}>; rel="{rel}"'
-
-    near = [(query.page - 1, "prev")] if 1 < query.page <= pages + 1 else []
-    near += [(query.page + 1, "next")] if query.page < pages else []
-    return {"Link": ", ".join(link(page, rel) for page, rel in [(1, "first"), *near, (max(1, pages), "last")])}
+async def plan(request: web.Request) -> web.StreamResponse:
+    """Where it would run and why; nothing is run."""
+    query = read_query(request, PlanQuery)
+    return success(await in_time(request, request.app[GATEWAY].plan(model_name(request), query.tokens, query.force), "the plan"))
 
 
-def _order(info: ModelInfo) -> tuple[bool, str, str]:
-    return (info.name is None, info.name or "", info.model_id)
-
-
-async def list_models(request: web.Request) -> web.StreamResponse:
-    query = read_query(request, Query)
-    found = sorted(await in_time(request, request.app[GATEWAY].models(query.search), "the list of models"), key=_order)
-    pages = -(-len(found) // query.limit)
-    first = (query.page - 1) * query.limit
-    page = replies.ModelPage(
-        models=[replies.model_view(info) for info in found[first : first + query.limit]],
-        pagination=replies.Pagination(
-            current_page=query.page,
-            total_pages=pages,
-            total_models=len(found),
-            has_next=query.page < pages,
-            has_previous=query.page > 1,
-        ),
-    )
-    return success(page, _links(query, pages))
-
-
-async def one_model(request: web.Request) -> web.StreamResponse:
-    read_query(request, NoQuery)
-    info = await in_time(request, request.app[GATEWAY].model(model_name(request)), "the model")
-    return success(replies.model_view(info))
-
-
-def _wanted(name: str, body: InferenceRequest, default_timeout: float) -> GenerationRequest:
-    given: InferenceInput = body.input
+def wanted_of(name: str, given: InferenceInput, timeout: float, force: bool = False) -> GenerationRequest:
+    """The request as the gateway takes it; `BadInput` unless it gives either text or messages."""
     if (given.text is None) == (given.messages is None):
         raise BadInput("input: give either text or messages", details={"param": "input"})
     return GenerationRequest(
@@ -96,7 +66,8 @@ def _wanted(name: str, body: InferenceRequest, default_timeout: float) -> Genera
         messages=None if given.messages is None else [message.plain() for message in given.messages],
         text=given.text,
         stop=tuple(given.stop_sequences or ()),
-        timeout=body.parameters.timeout_seconds or default_timeout,
+        timeout=timeout,
+        force=force,
     )
 
 
@@ -116,16 +87,36 @@ async def infer(request: web.Request) -> web.StreamResponse:
     name = model_name(request)
     settings = request.app[SETTINGS]
     body = await read_json(request, InferenceRequest, settings)
-    wanted = _wanted(name, body, settings.generation_timeout)
+    given = body.parameters
+    wanted = wanted_of(name, body.input, given.timeout_seconds or settings.generation_timeout, given.force)
     inference_id = f"inf_{secrets.token_hex(12)}"
-    async with generation(request.app[GATEWAY], wanted, request.app[METRICS], settings) as reply:
-        if body.parameters.stream:
-            return await _stream(request, reply, inference_id, body.parameters.include_metadata)
-        text = "".join([piece.text async for piece in reply.pieces()])
-    end = reply.end()
-    metadata = replies.metadata_of(reply.planned, end) if body.parameters.include_metadata else UNSET
-    data = _inference(replies.Inference, (inference_id, text), reply.planned, end, metadata=metadata)
-    return success(data, headers_of(reply.planned, end))
+    if given.stream:
+        if given.run_async or HEADER in request.headers:
+            raise BadInput("parameters: a stream goes neither with async nor with an Idempotency-Key", details={"param": "parameters"})
+        async with generation(request.app[GATEWAY], wanted, request.app[METRICS], settings) as reply:
+            return await _stream(request, reply, inference_id, given.include_metadata)
+
+    async def make() -> web.StreamResponse:
+        if given.run_async:
+            return _begin(request, wanted, inference_id, given.include_metadata)
+        made = await whole_reply(request.app, wanted)
+        return success(inference_of(made, inference_id, given.include_metadata), headers_of(made.planned, made.end))
+
+    return await request.app[REPLIES].answer(request, make)
+
+
+def _begin(request: web.Request, wanted: GenerationRequest, inference_id: str, with_metadata: bool) -> web.Response:
+    """202 and where to look: the reply is made while nobody waits on the connection."""
+    app = request.app
+
+    async def work() -> Any:
+        return inference_of(await whole_reply(app, wanted), inference_id, with_metadata)
+
+    app[JOBS].start(inference_id, wanted.model, work)
+    where = f"/api/v1/inference/{inference_id}"
+    reply = success({"inference_id": inference_id, "status": "running", "status_url": where}, {"Location": where})
+    reply.set_status(202)
+    return reply
 
 
 async def _stream(request: web.Request, reply: Reply, inference_id: str, with_metadata: bool) -> web.StreamResponse:
@@ -179,9 +170,8 @@ async def live(request: web.Request) -> web.StreamResponse:
 
 ROUTES = [
     web.get("/health", live),
-    web.get("/api/v1/models", list_models),
     web.post("/api/v1/models/{id:.+}/inference", infer),
-    web.get("/api/v1/models/{id:.+}", one_model),
+    web.get("/api/v1/models/{id:.+}/plan", plan),
     web.get("/api/v1/system/health", system_health),
     web.get("/api/v1/system/swarm", system_swarm),
 ]

@@ -7,22 +7,40 @@ import errno
 import logging
 import re
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
 from node.gateway import Gateway
-from node.http import api_v1, openai, openapi, page
+from node.http import api_v1, api_v1_auth, api_v1_jobs, api_v1_models, api_v1_users, ollama, openai, openapi, page
+from node.http.access import ACCESS, Access, access_layer, rate_headers
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
+from node.http.doorman import DOORMAN, Doorman, GuardedRunner
 from node.http.errors import ClientLeft, Handler, error_layer
 from node.http.guard import allowed_origin, cors_headers, guard
+from node.http.idempotency import REPLIES, Idempotent
+from node.http.inference import CACHE
+from node.http.jobs import JOBS, Jobs
+from node.http.kept import Kept
+from node.http.metering import MeteredGateway
 from node.http.metrics import CONTENT_TYPE, Metrics
+from node.http.model_figures import FIGURES, Figures
 from node.http.settings import HttpSettings
+from node.http.xml import xml_layer
 from protocol.errors import Conflict
 
 log = logging.getLogger(__name__)
 
+_API_ROUTES = [
+    *api_v1_auth.ROUTES,
+    *api_v1_users.ROUTES,
+    *api_v1_models.ROUTES,
+    *api_v1_jobs.ROUTES,
+    *api_v1.ROUTES,
+    *api_v1_models.LAST_ROUTES,
+]
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LEFT = 499
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -73,6 +91,7 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, and counts and logs how it ended, also when the client left."""
+    request.app[DOORMAN].heard(request.protocol)
     request[REQUEST_ID] = _request_id(request)
     started, status = time.monotonic(), _LEFT
     with request.app[METRICS].in_flight.track_inprogress():
@@ -91,6 +110,7 @@ def _finish_headers(settings: HttpSettings) -> Callable[[web.Request, web.Stream
         response.headers.update(_ALWAYS)
         if REQUEST_ID in request:
             response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers.update(rate_headers(request))
         origin = allowed_origin(request, settings)
         response.headers.update(cors_headers(origin) if origin else {"Cross-Origin-Resource-Policy": "same-origin"})
         response.headers.pop(hdrs.SERVER, None)
@@ -102,14 +122,27 @@ async def _metrics_page(request: web.Request) -> web.StreamResponse:
     return web.Response(body=request.app[METRICS].page(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
-def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None) -> web.Application:
-    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own."""
-    app = web.Application(middlewares=[observe, error_layer, guard(settings)], client_max_size=settings.max_body)
-    app[GATEWAY] = gateway
+async def _end_jobs(app: web.Application) -> None:
+    await app[JOBS].close()
+
+
+def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None, access: Access | None = None) -> web.Application:
+    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own, `access` where there are accounts."""
+    middlewares = [observe, xml_layer, error_layer, guard(settings), access_layer(access, settings)]
+    app = web.Application(middlewares=middlewares, client_max_size=settings.max_body)
+    app[FIGURES] = Figures(access.accounts.home if access else None)
+    app[GATEWAY] = MeteredGateway(gateway, app[FIGURES])
+    app[CACHE], app[REPLIES], app[JOBS] = Kept(), Idempotent(), Jobs()
+    app[DOORMAN] = Doorman()
+    app.on_shutdown.append(_end_jobs)
+    if access is not None:
+        app[ACCESS] = access
     app[SETTINGS] = settings
     app[METRICS] = metrics or Metrics()
     app[STARTED] = time.monotonic()
-    app.add_routes([*api_v1.ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    app.add_routes([*_API_ROUTES, *openai.ROUTES, *openapi.ROUTES, *page.ROUTES, web.get("/metrics", _metrics_page)])
+    if settings.ollama:
+        app.add_routes(ollama.ROUTES)
     app.on_response_prepare.append(_finish_headers(settings))
     return app
 
@@ -117,28 +150,31 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
 class HttpServer:
     """The application on its socket. `port` and `url` are known after `start`, also where port 0 was asked."""
 
-    def __init__(self, gateway: Gateway, settings: HttpSettings) -> None:
+    def __init__(self, gateway: Gateway, settings: HttpSettings, access: Access | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.port = 0
+        self.scheme = "http"
         self._gateway = gateway
+        self._access = access
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
         every = ("0.0.0.0", "::", "")
         shown = "127.0.0.1" if self.settings.host in every else self.settings.host
-        return f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
+        return f"{self.scheme}://[{shown}]:{self.port}" if ":" in shown else f"{self.scheme}://{shown}:{self.port}"
 
-    async def start(self) -> None:
-        """Listens. `Conflict` when the port is taken or the address isn't this machine's."""
-        app = make_app(self._gateway, self.settings, self.metrics)
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        """Listens, with TLS where a context is given. `Conflict` when the port is taken or the address isn't this machine's."""
+        self.scheme = "https" if tls else "http"
+        app = make_app(self._gateway, self.settings, self.metrics, self._access)
         _wire_log.addFilter(_wire_filter)
         patience = self.settings.shutdown_timeout
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)
+        runner = GuardedRunner(app, app[DOORMAN], handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self.settings.host, self.settings.port).start()
+            await web.TCPSite(runner, self.settings.host, self.settings.port, ssl_context=tls).start()
         except OSError as error:
             await runner.cleanup()
             raise self._refused(error) from error

@@ -15,7 +15,7 @@ from protocol.errors import BadInput, DeadlineExceeded
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _MISSING = re.compile(r"required field `([^`]*)`")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

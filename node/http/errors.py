@@ -84,8 +84,18 @@ def openai_shape(error: MfError) -> dict[str, Any]:
     }
 
 
+def is_ollama(request: web.BaseRequest) -> bool:
+    return request.path.startswith("/api/") and not request.path.startswith("/api/v1/")
+
+
 def error_body(request: web.BaseRequest, error: MfError) -> bytes:
-    shape = openai_shape(error) if is_openai(request) else api_shape(error, request[REQUEST_ID])
+    shape = (
+        openai_shape(error)
+        if is_openai(request)
+        else {"error": str(error)}
+        if is_ollama(request)
+        else api_shape(error, request[REQUEST_ID])
+    )
     return msgspec.json.encode(shape, enc_hook=str)
 
 
@@ -93,6 +103,8 @@ def error_response(request: web.BaseRequest, error: MfError) -> web.Response:
     response = web.Response(status=error.status, body=error_body(request, error), content_type="application/json")
     if isinstance(error, Busy) or "retry_after" in error.details:
         response.headers["Retry-After"] = str(int(error.details.get("retry_after", 1)))
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="modelfloat"'
     return response
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _ROUTE_LIMIT = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
-_TIMINGS = ("plan", "assemble", "load", "first_token", "total")
+_TIMINGS = ("plan", "assemble", "load", "queue", "prefill", "decode", "first_token", "total")
 _CLOSE_WITHIN = 5.0
 
 
@@ -38,7 +38,7 @@ class Reply:
         self._started = started
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Every piece with text; afterwards `finished` is there. `Unavailable` if the gateway ended without finishing."""
+        """Every piece with text or logarithms; afterwards `finished` is there. `Unavailable` if the gateway ended without finishing."""
         first = True
         async for event in self._events:
             if isinstance(event, Finished):
@@ -49,7 +49,7 @@ class Reply:
             if first and event.tokens:
                 self._metrics.first_token(time.monotonic() - self._started)
                 first = False
-            if event.text:
+            if event.text or event.logprobs:
                 yield event
         raise Unavailable("the reply broke off without an end", hint="ask again")
 

@@ -26,6 +26,13 @@ _SAFELISTED = frozenset({"", "text/plain", "application/x-www-form-urlencoded", 
 """Types (and none) that any web page may post anywhere without a preflight."""
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_RATES = tuple(f"X-RateLimit-{name}" for name in ("Limit", "Remaining", "Reset", "Window"))
+_EXPOSED = ("X-MF-Route", "X-Request-Id", "Server-Timing", "Link", "Location", "Retry-After", *_RATES)
+_ALLOWED = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "content-type, authorization, accept, idempotency-key, content-range, x-request-id",
+    "Access-Control-Max-Age": "600",
+}
 
 
 def host_name(header: str) -> str | None:
@@ -82,7 +89,7 @@ def check_origin(request: web.Request, settings: HttpSettings) -> None:
 
 
 def check_body(request: web.Request, settings: HttpSettings) -> None:
-    if request.method not in _BODY_METHODS:
+    if request.method not in _BODY_METHODS or _is_bare_delete(request) or _is_upload(request):
         return
     declared = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
     if declared in _SAFELISTED:
@@ -98,17 +105,27 @@ def check_body(request: web.Request, settings: HttpSettings) -> None:
         raise TooLarge(f"the body is {request.content_length} bytes, this node takes {settings.max_body}")
 
 
+def _is_bare_delete(request: web.Request) -> bool:
+    """A DELETE without a body: no page can send one to a foreign address without asking first."""
+    return request.method == "DELETE" and not request.can_read_body and hdrs.CONTENT_TYPE not in request.headers
+
+
+def _is_upload(request: web.Request) -> bool:
+    """A model's files, with a credential in a header that no foreign page can set; the upload itself bounds what it reads."""
+    upload = request.path == "/api/v1/models/upload" or request.path.startswith("/api/v1/models/upload/")
+    return upload and hdrs.AUTHORIZATION in request.headers
+
+
 def cors_headers(origin: str) -> dict[str, str]:
     return {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": "X-MF-Route, X-Request-Id, Server-Timing",
+        "Access-Control-Expose-Headers": ", ".join(_EXPOSED),
         "Vary": "Origin",
     }
 
 
 def _preflight() -> web.Response:
-    headers = {"Access-Control-Allow-Methods": "GET, POST, OPTIONS", "Access-Control-Allow-Headers": "content-type, authorization"}
-    return web.Response(status=204, headers={**headers, "Access-Control-Max-Age": "600"})
+    return web.Response(status=204, headers=_ALLOWED)
 
 
 def guard(settings: HttpSettings) -> Middleware:

@@ -56,10 +56,14 @@ class Metrics:
         self._tokens = Counter("mf_tokens", "Tokens of finished replies", ["part"], registry=one)
         self._first = Histogram("mf_time_to_first_token_seconds", "Seconds from request to first token", buckets=_SECONDS, registry=one)
         self._audits = Counter("mf_audits", "Audits of shards at others by verdict", ["verdict"], registry=one)
+        self._stage_audits = Counter("mf_stage_audits", "Sessions run again at others by what came of it", ["verdict"], registry=one)
         self.answered = 0
 
     def audit(self, verdict: str) -> None:
         self._audits.labels(verdict).inc()
+
+    def stage_audit(self, verdict: str) -> None:
+        self._stage_audits.labels(verdict).inc()
 
     def register_collector(self, source: Callable[[], Iterable[Reading]]) -> None:
         """`source` is called, on the loop, at each reading of /metrics: it must be quick and raise nothing."""

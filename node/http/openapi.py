@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,77 +11,64 @@ import msgspec
 from aiohttp import web
 
 from node import __doc__ as _about
-from node.http import replies, schemas
-from node.http.context import json_reply
+from node.http import (
+    api_v1_models,
+    api_v1_operations,
+    model_replies,
+    ollama_operations,
+    ollama_replies,
+    openai_operations,
+    replies,
+    schemas,
+)
+from node.http.context import SETTINGS, json_reply
+from node.http.openai_replies import OpenAIFailure
+from node.http.operation import ASK, JSON, ONE, Operation
 
 _REF = "#/components/schemas/{name}"
-_JSON = "application/json"
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One answered method of one path. `reply` None: not JSON (`media` then says what)."""
-
-    method: str
-    path: str
-    summary: str
-    reply: Any = None
-    body: Any = None
-    query: Any = None
-    media: str = _JSON
-    events: str | None = None
-    wrapped: bool = False
-    errors: tuple[int, ...] = (400, 403, 500, 503)
-
-
-_ASK = (400, 403, 404, 413, 429, 500, 503)
-_ONE = (400, 403, 404, 500, 503)
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
-    Operation("get", "/api/v1/models", "Models the swarm knows", replies.ModelPage, query=schemas.Query, wrapped=True),
-    Operation("get", "/api/v1/models/{id}", "One model", replies.Model, wrapped=True, errors=_ONE),
+    *api_v1_operations.OPERATIONS,
+    Operation("get", "/api/v1/models", "Models the swarm knows", model_replies.ModelPage, query=api_v1_models.Query, wrapped=True),
+    Operation("get", "/api/v1/models/{id}", "One model", model_replies.ModelDetail, wrapped=True, errors=ONE),
+    Operation(
+        "get",
+        "/api/v1/models/{id}/plan",
+        "Where a model would run, why, and how fast, without running it",
+        dict[str, Any],
+        query=schemas.PlanQuery,
+        wrapped=True,
+        errors=ONE,
+    ),
     Operation(
         "post",
         "/api/v1/models/{id}/inference",
         "Run a model; with parameters.stream as the events start, token and finish",
         replies.Inference,
         schemas.InferenceRequest,
+        example={"input": {"text": "The capital of France is", "max_tokens": 32}},
         events="events `start` (StreamStart), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
         wrapped=True,
-        errors=_ASK,
+        errors=ASK,
     ),
     Operation("get", "/api/v1/system/health", "How each part of the node is", wrapped=True, reply=dict[str, Any]),
     Operation("get", "/api/v1/system/swarm", "Who is in the swarm", wrapped=True, reply=dict[str, Any]),
-    Operation("get", "/v1/models", "Models, in OpenAI's shape", replies.OpenAIModels),
-    Operation("get", "/v1/models/{id}", "One model, in OpenAI's shape", replies.OpenAIModel, errors=_ONE),
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "A chat's next message, in OpenAI's shape",
-        replies.ChatCompletion,
-        schemas.ChatRequest,
-        events="ChatChunk in each `data:`, then `data: [DONE]`",
-        errors=_ASK,
-    ),
-    Operation(
-        "post",
-        "/v1/embeddings",
-        "Texts as vectors of length 1, in OpenAI's shape",
-        replies.EmbeddingList,
-        schemas.EmbeddingsRequest,
-        errors=_ASK,
-    ),
+    *openai_operations.OPERATIONS,
     Operation("get", "/metrics", "Figures for Prometheus", media="text/plain"),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
     Operation("get", "/docs", "This document, to read and try", media="text/html"),
     Operation("get", "/", "The node's page", media="text/html"),
 ]
-_EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, replies.ChatChunk]
+_EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, *openai_operations.EVENT_TYPES]
 
 
-def _types() -> list[Any]:
-    used = [kind for operation in OPERATIONS for kind in (operation.reply, operation.body) if kind is not None]
-    return [*used, *_EVENT_TYPES, replies.Success, replies.Failure, replies.OpenAIFailure, schemas.Query]
+def _types(operations: Sequence[Operation]) -> list[Any]:
+    used = [kind for operation in operations for kind in (operation.reply, operation.body) if kind is not None]
+    queries = [operation.query for operation in operations if operation.query is not None]
+    failures = [replies.Failure, OpenAIFailure, ollama_replies.OllamaFailure]
+    return list(dict.fromkeys([*used, *_EVENT_TYPES, replies.Success, *failures, *queries]))
 
 
 def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
@@ -93,17 +81,18 @@ def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[st
 
 def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
-    if operation.media == _JSON:
-        content = {_JSON: {"schema": _schema_of(schemas_by_type, operation)}}
+    if operation.media == JSON:
+        content = {JSON: {"schema": _schema_of(schemas_by_type, operation)}}
     if operation.events:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": operation.events}}
-    shape = replies.OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure
-    failure = {"description": "refused or failed", "content": {_JSON: {"schema": schemas_by_type[shape]}}}
-    return {"200": {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
+        content[operation.streams] = {"schema": {"type": "string", "description": operation.events}}
+    shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
+    failure = {"description": "refused or failed", "content": {JSON: {"schema": schemas_by_type[shape]}}}
+    return {str(operation.status): {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
 
 
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
-    named = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] if "{id}" in operation.path else []
+    names = re.findall(r"\{(\w+)\}", operation.path)
+    named: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.query is None:
         return named
     fields = components[operation.query.__name__]["properties"]
@@ -116,18 +105,20 @@ def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], oper
     if parameters:
         shown["parameters"] = parameters
     if operation.body is not None:
-        shown["requestBody"] = {"required": True, "content": {_JSON: {"schema": schemas_by_type[operation.body]}}}
+        example = {"example": operation.example} if operation.example else {}
+        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body], **example}}}
     return shown
 
 
 @cache
-def document() -> dict[str, Any]:
-    """The whole document, as plain values."""
-    types = _types()
+def document(with_ollama: bool = False) -> dict[str, Any]:
+    """The whole document, as plain values; Ollama's paths only where they are answered."""
+    operations = [*OPERATIONS, *(ollama_operations.OPERATIONS if with_ollama else ())]
+    types = _types(operations)
     found, components = msgspec.json.schema_components(types, ref_template=_REF)
     schemas_by_type = dict(zip(types, found, strict=True))
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(schemas_by_type, components, operation)
     info = {
         "title": "ModelFloat node",
@@ -139,7 +130,7 @@ def document() -> dict[str, Any]:
 
 
 async def serve(request: web.Request) -> web.StreamResponse:
-    return json_reply(document())
+    return json_reply(document(request.app[SETTINGS].ollama))
 
 
 ROUTES = [web.get("/openapi.json", serve)]

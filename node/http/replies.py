@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from node.gateway import Finished, ModelInfo, Planned
+from node.gateway import Finished, Planned
 from node.http.generation import timings_ms
-
-
-class Pagination(msgspec.Struct, kw_only=True):
-    current_page: int
-    total_pages: int
-    total_models: int
-    has_next: bool
-    has_previous: bool
-
-
-class Capabilities(msgspec.Struct, kw_only=True):
-    max_context_length: int | None
-    supports_streaming: bool = True
-    supports_batch: bool = False
-
-
-class Performance(msgspec.Struct, kw_only=True):
-    """Measured figures; null where nobody has measured."""
-
-    avg_inference_time_ms: float | None = None
-    tokens_per_second: float | None = None
-    memory_usage_gb: float | None = None
-
-
-class Model(msgspec.Struct, kw_only=True):
-    """`storage`: groups, shards, k, n, holders, redundancy_factor, survives_losses, stored_bytes. What nobody knows is null."""
-
-    id: str
-    name: str | None
-    author: str | None
-    version: str | None
-    description: str | None
-    architecture: str | None
-    parameters: int
-    size_bytes: int
-    created_at: str | None
-    license: str | None
-    capabilities: Capabilities
-    performance_metrics: Performance
-    storage: dict[str, Any]
-
-
-class ModelPage(msgspec.Struct, kw_only=True):
-    models: list[Model]
-    pagination: Pagination
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -142,120 +96,6 @@ class Failure(msgspec.Struct, kw_only=True):
 
     error: ErrorDetail
     status: Literal["error"] = "error"
-
-
-class OpenAIErrorDetail(msgspec.Struct, kw_only=True):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class OpenAIFailure(msgspec.Struct, kw_only=True):
-    error: OpenAIErrorDetail
-
-
-class OpenAIModel(msgspec.Struct, kw_only=True):
-    id: str
-    created: int
-    owned_by: str
-    object: Literal["model"] = "model"
-
-
-class OpenAIModels(msgspec.Struct, kw_only=True):
-    data: list[OpenAIModel]
-    object: Literal["list"] = "list"
-
-
-class Embedding(msgspec.Struct, kw_only=True):
-    """`embedding` numbers, or base64 of little-endian fp32."""
-
-    index: int
-    embedding: list[float] | str
-    object: Literal["embedding"] = "embedding"
-
-
-class EmbeddingsUsage(msgspec.Struct, kw_only=True):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(msgspec.Struct, kw_only=True):
-    model: str
-    data: list[Embedding]
-    usage: EmbeddingsUsage
-    object: Literal["list"] = "list"
-
-
-class AssistantMessage(msgspec.Struct, kw_only=True):
-    content: str
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-
-
-class Choice(msgspec.Struct, kw_only=True):
-    message: AssistantMessage
-    finish_reason: str
-    index: int = 0
-    logprobs: None = None
-
-
-class ChatCompletion(msgspec.Struct, kw_only=True):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[Choice]
-    usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
-
-
-class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(msgspec.Struct, kw_only=True):
-    delta: Delta
-    finish_reason: str | None = None
-    index: int = 0
-    logprobs: None = None
-
-
-class ChatChunk(msgspec.Struct, kw_only=True):
-    """`usage` is on every chunk, null but on the last, where the client asked for it; `mf` is on the last."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChunkChoice]
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    usage: Usage | UnsetType | None = UNSET
-    mf: Trace | UnsetType = UNSET
-
-
-def model_view(info: ModelInfo) -> Model:
-    created = None if info.created_at is None else datetime.fromtimestamp(info.created_at, UTC).isoformat().replace("+00:00", "Z")
-    return Model(
-        id=info.model_id,
-        name=info.name,
-        author=info.publisher,
-        version=info.version,
-        description=info.description,
-        architecture=info.architecture,
-        parameters=info.parameters,
-        size_bytes=info.size_bytes,
-        created_at=created,
-        license=info.license,
-        capabilities=Capabilities(max_context_length=info.context),
-        performance_metrics=Performance(),
-        storage=info.storage,
-    )
-
-
-def openai_model(info: ModelInfo) -> OpenAIModel:
-    return OpenAIModel(id=info.name or info.model_id, created=int(info.created_at or 0), owned_by=info.publisher or "unknown")
 
 
 def usage_of(finished: Finished) -> Usage:

@@ -19,12 +19,11 @@ StopList = Annotated[list[StopText], Meta(max_length=4)]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
-class Query(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Parameters of GET /api/v1/models."""
+class PlanQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Parameters of GET /api/v1/models/{id}/plan: `tokens` of question and answer together; `force` plans beyond the round-trip budget."""
 
-    page: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
-    limit: Annotated[int, Meta(ge=1, le=100)] = 20
-    search: Annotated[str, Meta(max_length=256)] | None = None
+    tokens: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+    force: bool = False
 
 
 class NoQuery(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -68,80 +67,11 @@ class InferenceInput(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 class InferenceParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     stream: bool = False
     include_metadata: bool = True
+    run_async: bool = msgspec.field(default=False, name="async")
     timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    force: bool = False
 
 
 class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     input: InferenceInput
     parameters: InferenceParameters = InferenceParameters()
-
-
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    include_usage: bool = False
-
-
-class TextFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    type: Literal["text"]
-
-
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """OpenAI's chat request, as far as this node honours it. `user` is taken and not used.
-
-    `continue_final_message` (not OpenAI's): go on with the last message, the assistant's, instead of opening a new one.
-    """
-
-    model: Name
-    messages: Messages
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    stop: StopText | StopList | None = None
-    seed: Seed | None = None
-    n: Literal[1] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
-    response_format: TextFormat | None = None
-    user: str | None = None
-    continue_final_message: bool = False
-
-
-Token = Annotated[int, Meta(ge=0, lt=limits.MAX_VOCABULARY)]
-
-
-class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """OpenAI's embeddings request: one text, its token ids, or a list of either. `user` is taken and not used."""
-
-    model: Name
-    input: str | Annotated[list[str | Token | Annotated[list[Token], Meta(min_length=1)]], Meta(min_length=1, max_length=65_536)]
-    encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
-
-
-UNSUPPORTED_EMBEDDINGS = frozenset({"dimensions"})
-UNSUPPORTED_CHAT = frozenset(
-    {
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "functions",
-        "function_call",
-        "logit_bias",
-        "top_logprobs",
-        "modalities",
-        "audio",
-        "prediction",
-        "reasoning_effort",
-        "service_tier",
-        "store",
-        "metadata",
-        "web_search_options",
-        "verbosity",
-        "prompt_cache_key",
-        "safety_identifier",
-    }
-)
-"""OpenAI's fields that this node knows of and doesn't honour."""

@@ -11,7 +11,9 @@ from protocol import limits
 class HttpSettings:
     """`hosts`: names beside loopback's and the connection's own address that a `Host` header may give.
 
-    `origins`: foreign web origins (`https://chat.example`) allowed to call. Times in seconds, sizes in bytes;
+    `origins`: foreign web origins (`https://chat.example`) allowed to call. `open`: inference and public lists need no credential;
+    `local`: the callers are this machine's programs, without limits; `behind_proxy`: X-Forwarded-For says who calls. Times in seconds,
+    sizes in bytes;
     `grace` is what a generation gets beyond its own timeout before this layer ends it.
     """
 
@@ -26,3 +28,8 @@ class HttpSettings:
     generation_timeout: float = 600.0
     grace: float = 5.0
     shutdown_timeout: float = 1.0
+    open: bool = True
+    local: bool = True
+    behind_proxy: bool = False
+    ollama: bool = False
+    """Whether Ollama's paths are answered too."""

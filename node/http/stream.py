@@ -16,7 +16,7 @@ from aiohttp import web
 
 log = logging.getLogger(__name__)
 
-_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class SlowClient(ConnectionError):
@@ -26,11 +26,13 @@ class SlowClient(ConnectionError):
 class EventStream:
     """One reply of events, whose errors are written into it too once it is open."""
 
+    media = "text/event-stream; charset=utf-8"
+
     def __init__(self, request: web.Request, write_timeout: float, *, named: bool) -> None:
         self._request = request
         self._timeout = write_timeout
         self._named = named
-        self._response = web.StreamResponse(headers=_HEADERS)
+        self._response = web.StreamResponse(headers={"Content-Type": self.media, **_HEADERS})
 
     async def open(self, headers: dict[str, str]) -> None:
         self._response.headers.update(headers)
@@ -53,11 +55,14 @@ class EventStream:
         await self._response.write_eof()
         return self._response
 
-    async def _write(self, data: bytes, event: str | None) -> None:
+    def _framed(self, data: bytes, event: str | None) -> bytes:
         name = f"event: {event}\n".encode() if event else b""
+        return name + b"data: " + data + b"\n\n"
+
+    async def _write(self, data: bytes, event: str | None) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._response.write(name + b"data: " + data + b"\n\n")
+                await self._response.write(self._framed(data, event))
         except TimeoutError:
             self._abandon()
             raise SlowClient(f"the client read nothing for {self._timeout:g} s") from None
@@ -69,3 +74,15 @@ class EventStream:
         )
         if self._request.transport is not None:
             self._request.transport.abort()
+
+
+class LineStream(EventStream):
+    """One reply of JSON lines, as Ollama's clients read it."""
+
+    media = "application/x-ndjson"
+
+    def __init__(self, request: web.Request, write_timeout: float) -> None:
+        super().__init__(request, write_timeout, named=True)
+
+    def _framed(self, data: bytes, event: str | None) -> bytes:
+        return data + b"\n"

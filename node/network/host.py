@@ -72,6 +72,14 @@ class LibP2PNetwork:
     def connected(self) -> list[PeerId]:
         return list(self._connected)
 
+    def host_of(self, peer: PeerId) -> str | None:
+        living = [one for one in self._swarm.connections.get(ID.from_string(peer), []) if not one.is_closed] if self._swarm else []
+        for connection in living:
+            remote = connection.muxed_conn.get_remote_address()
+            if remote is not None:
+                return str(remote[0])
+        return None
+
     def listen_peers(self, listener: PeerListener) -> None:
         self._listeners.append(listener)
 

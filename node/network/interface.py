@@ -74,6 +74,9 @@ class Network(Protocol):
 
     def connected(self) -> list[PeerId]: ...
 
+    def host_of(self, peer: PeerId) -> str | None:
+        """The IP address of the other end of a connection to the peer; None where there is none that could be dialled."""
+
     def listen_peers(self, listener: PeerListener) -> None: ...
 
     async def disconnect(self, peer: PeerId) -> None: ...

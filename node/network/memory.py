@@ -258,6 +258,9 @@ class MemoryNetwork:
     def connected(self) -> list[PeerId]:
         return list(self._links)
 
+    def host_of(self, peer: PeerId) -> str | None:
+        return None
+
     def listen_peers(self, listener: PeerListener) -> None:
         self._listeners.append(listener)
 

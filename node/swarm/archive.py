@@ -15,23 +15,39 @@ from node.swarm.book import MARK, Kept, Outcome, mark_of
 from node.swarm.catalog import Catalog
 from node.swarm.holdings import MAX_HOLDING, HoldingBook
 from node.swarm.peers import PeerBook
+from node.swarm.revocations import MAX_REVOCATIONS_RECORD, RevocationBook
 from protocol import limits
 from protocol.errors import BadInput
 from protocol.framing import unpack
 from protocol.ids import ModelId, PeerId
-from protocol.records import CARD_DOMAIN, HOLDING_DOMAIN, NODE_DOMAIN, Card, Holding, NodeRecord, open_record
+from protocol.records import (
+    CARD_DOMAIN,
+    HOLDING_DOMAIN,
+    NODE_DOMAIN,
+    REVOCATIONS_DOMAIN,
+    Card,
+    Holding,
+    NodeRecord,
+    Revocations,
+    open_record,
+)
 from protocol.signing import Envelope
 
 BUCKETS = 64
 MAX_NODE_RECORD = 16 * limits.KIB
-_SIZES = {NODE_DOMAIN: MAX_NODE_RECORD, HOLDING_DOMAIN: MAX_HOLDING, CARD_DOMAIN: limits.MAX_CARD}
+_SIZES = {
+    NODE_DOMAIN: MAX_NODE_RECORD,
+    HOLDING_DOMAIN: MAX_HOLDING,
+    CARD_DOMAIN: limits.MAX_CARD,
+    REVOCATIONS_DOMAIN: MAX_REVOCATIONS_RECORD,
+}
 
-AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card]
+AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card] | Kept[Revocations]
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of an envelope; `kind` is peer, holding or card."""
+    """What became of an envelope; `kind` is peer, holding, card or revocations."""
 
     kind: str
     outcome: Outcome
@@ -43,6 +59,7 @@ class Archive:
         self.peers = PeerBook()
         self.holdings = HoldingBook()
         self.catalog = Catalog()
+        self.revocations = RevocationBook()
         self._by_mark: dict[bytes, AnyKept] = {}
 
     def knows(self, envelope: bytes) -> bool:
@@ -62,6 +79,9 @@ class Archive:
         if domain == HOLDING_DOMAIN:
             holding = self._opened(envelope, Holding, now)
             return self._entered("holding", *self.holdings.offer(holding, pinned(holding.signer)), holding)
+        if domain == REVOCATIONS_DOMAIN:
+            said = self._opened(envelope, Revocations, now)
+            return self._entered("revocations", *self.revocations.offer(said, pinned(said.signer)), said)
         card = self._opened(envelope, Card, now)
         return self._entered("card", *self.catalog.offer(card, pinned(card.signer)), card)
 
@@ -79,6 +99,7 @@ class Archive:
 
     def expire(self, now: float) -> int:
         gone: list[AnyKept] = [*self.peers.expire(now), *self.holdings.expire(now), *self.catalog.expire(now)]
+        gone += self.revocations.expire(now)
         for kept in gone:
             self._by_mark.pop(kept.mark, None)
         return len(gone)
@@ -108,6 +129,8 @@ class Archive:
         kept: AnyKept | None = None
         if kind == "peer":
             kept = self.peers.get(own)
+        elif kind == "revocations":
+            kept = self.revocations.get(own)
         elif kind == "holding" and isinstance(subject, bytes):
             kept = self.holdings.get(own, ModelId(subject))
         elif isinstance(subject, tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node.swarm.book import Kept, Outcome, RecordBook
+from node.swarm.interface import HoldingView
 from protocol import limits
 from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.records import Holding
@@ -15,6 +16,18 @@ MAX_HOLDING = 512 * limits.KIB
 """Bytes of one Holding's envelope, so that it travels in a control frame."""
 
 Key = tuple[PeerId, ModelId]
+
+
+def view_of(kept: Kept[Holding]) -> HoldingView:
+    record = kept.record
+    return HoldingView(
+        kept.signer, ModelId(record.model), list(record.held), list(record.full), record.repairs or (), tuple(record.serves or ())
+    )
+
+
+def says_something(record: Holding) -> bool:
+    """Not withdrawn: the signer holds shards or groups of the model, or serves layers of it."""
+    return bool(record.held or record.full or record.serves)
 
 
 class HoldingBook:
@@ -65,7 +78,7 @@ class HoldingBook:
 
     def _index(self, kept: Kept[Holding]) -> None:
         model = ModelId(kept.record.model)
-        if kept.record.held or kept.record.full:
+        if says_something(kept.record):
             self._models.setdefault(model, set()).add(kept.signer)
         for held in kept.record.held:
             self._encodings.setdefault(EncodingId(held.encoding), set()).add((kept.signer, model))

@@ -8,14 +8,15 @@ from typing import Any, Protocol
 
 from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
 
 
 @dataclass(frozen=True)
 class PeerView:
     """A peer as this node sees it now. `rtt` seconds, own measurement; `last_seen` Unix seconds.
 
-    `member` proved the private swarm's secret.
+    `member` proved the private swarm's secret. `availability` is the share of time up, own measurement, None until it is known;
+    `distance` seconds of round trip, measured or else foretold by coordinates; `new`: known for less than a day.
 
     `routable`: answers within the liveness deadlines (design §4, two clocks); only routable peers are asked for anything.
     """
@@ -27,6 +28,9 @@ class PeerView:
     member: bool
     rtt: float | None
     last_seen: float | None
+    availability: float | None = None
+    distance: float | None = None
+    new: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class HoldingView:
     held: list[Held]
     full: list[int]
     repairs: Sequence[Repairing] = ()
+    serves: Sequence[Serving] = ()
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,16 @@ class Swarm(Protocol):
     async def put_card(self, card: Card) -> None:
         """Signs, keeps and spreads a card of this node's."""
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
         """Signs, keeps and spreads this node's holding of a model (empty: withdraws it) and announces the model on the DHT."""
+
+    async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
+        """Signs, keeps and spreads all that this node has revoked of its own tokens and that could still be alive."""
+
+    def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
+        """Whether `home` has said that it revoked any of these links, or all it issued before a time later than `issued`."""
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; bans follow design §5."""
@@ -114,5 +127,5 @@ class Swarm(Protocol):
     def blamed(self) -> list[dict[str, Any]]:
         """[{"peer_id", "shard", "reason", "at"}], newest last."""
 
-    async def put_node(self, storage_free: int | None, memory: int | None) -> None:
-        """Refreshes and spreads this node's NodeRecord."""
+    async def put_node(self, storage_free: int | None, memory: int | None, storage: int | None = None) -> None:
+        """Refreshes and spreads this node's NodeRecord. `storage` is all that is lent, `storage_free` what is left of it."""

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import msgspec
 
 from node.swarm.archive import Archive
+from node.swarm.history import History
 from node.swarm.state import MAX_SAVED_CARDS, MAX_SAVED_PEERS, SwarmState
 from node.swarm.trust import Trust
 from protocol.ids import PeerId
@@ -27,6 +28,7 @@ class Keeper:
         trust: Trust,
         archive: Archive,
         own: PeerId,
+        history: History,
         thread: Executor | None = None,
     ) -> None:
         self._state = state
@@ -34,6 +36,7 @@ class Keeper:
         self._trust = trust
         self._archive = archive
         self._own = own
+        self._history = history
         self._touched = False
         self._thread = thread or ThreadPoolExecutor(1, "swarm-state")
 
@@ -61,6 +64,7 @@ class Keeper:
 
     async def stop(self) -> None:
         """Saves what has changed, within a second."""
+        self.touch()
         try:
             async with asyncio.timeout(1.0):
                 await self.save_if_touched()
@@ -82,4 +86,5 @@ class Keeper:
         cards = [kept for kept in self._archive.catalog.all() if self._trust.believed(kept.signer)]
         cards.sort(key=lambda kept: (kept.signer != self._own, -kept.record.sequence))
         state.cards = [kept.envelope for kept in cards[:MAX_SAVED_CARDS]]
+        state.began, state.known = self._history.began, self._history.entries()
         return state

@@ -27,9 +27,12 @@ from node.swarm.connections import Connections, Hooks
 from node.swarm.door import Door, Found, model_key
 from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
+from node.swarm.history import History
+from node.swarm.holdings import view_of
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
+from node.swarm.measures import Measures
 from node.swarm.own import Facts, OwnRecords, SwarmConfig
 from node.swarm.reputation import Reputation
 from node.swarm.spread import Spread
@@ -41,7 +44,7 @@ from node.swarm.wire import Hello
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
 from protocol.messages import SWARM_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
 from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
@@ -85,11 +88,13 @@ class Membership:
         self._archive = Archive()
         self._archive.peers.meet(self._own.peer)
         self._supervisor = Supervisor()
-        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, save_on)
+        history = History.restored(state.began, state.known or (), now())
+        self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, history, save_on)
         self._listeners: list[Listener] = []
         self._reputation = Reputation()
         self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
+        self._measures = Measures(self._archive, self._liveness, history, self._own.facts, self._rng, now, monotonic)
         self._exchange = Exchange(self._archive, self._ours(), self._supervisor)
         self._connections = Connections(network, self._archive.peers, self._liveness, self._hooks(), self._supervisor, monotonic, self._rng)
         self._heartbeat = Heartbeat(self._liveness, self._connections.link, self._routable_changed, self._supervisor, monotonic, self._rng)
@@ -113,7 +118,7 @@ class Membership:
 
     def _hooks(self) -> Hooks:
         return Hooks(
-            heard=lambda peer, asked, took: self._heartbeat.heard(peer, asked, took),
+            heard=self._heard,
             greet=self._exchange.greet,
             sync=self._exchange.sync,
             unwanted=self.banned,
@@ -209,8 +214,7 @@ class Membership:
         self._heartbeat.suspect(peer, reason)
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
-        kept = [kept for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
-        return [HoldingView(kept.signer, model, list(kept.record.held), list(kept.record.full), kept.record.repairs or ()) for kept in kept]
+        return [view_of(kept) for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
         now = self._now()
@@ -262,16 +266,29 @@ class Membership:
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
-        await self._publish(self._own.holding(self._archive, model, held, full, repairs))
-        if held or full:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
+        await self._publish(self._own.holding(self._archive, model, held, full, repairs, serves))
+        if held or full or serves:
             self._announcer.add(model)
         else:
             self._announcer.drop(model)
 
-    async def put_node(self, storage_free: int | None, memory: int | None) -> None:
-        self._own.facts.storage_free, self._own.facts.memory = storage_free, memory
+    async def put_node(self, storage_free: int | None, memory: int | None, storage: int | None = None) -> None:
+        facts = self._own.facts
+        facts.storage_free, facts.memory, facts.storage = storage_free, memory, storage
         await self._publish(self._own.node(self._archive))
+
+    async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
+        await self._publish(self._own.revocations(self._archive, revoked, before))
+
+    def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
+        return self._archive.revocations.revoked(home, ids, issued)
+
+    def set_http(self, urls: list[str]) -> None:
+        """Where this node's API answers, as others reach it; before `put_node`."""
+        self._own.facts.http = list(urls)
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; `shard` is `reputation.shard_text`."""
@@ -308,6 +325,9 @@ class Membership:
             member=self._trust.member(peer),
             rtt=pulse.rtt if pulse else None,
             last_seen=None if silence is None else self._now() - silence,
+            availability=self._measures.availability(peer),
+            distance=self._measures.distance(peer, pulse.rtt if pulse else None),
+            new=self._measures.new(peer),
         )
 
     async def _publish(self, envelope: bytes) -> None:
@@ -355,6 +375,10 @@ class Membership:
         log.info("connected to %s", peer, extra={"event": "peer_joined", "fields": {"peer": peer}})
         self._tell("peer", peer)
 
+    def _heard(self, peer: PeerId, asked: float, took: float) -> None:
+        self._heartbeat.heard(peer, asked, took)
+        self._measures.heard(peer)
+
     def _left(self, peer: PeerId, was_routable: bool, reason: str) -> None:
         if was_routable:
             self._routable_changed(peer, False, reason)
@@ -390,6 +414,7 @@ class Membership:
         while True:
             await asyncio.sleep(_ROUND)
             self._archive.expire(self._now())
+            self._measures.look()
             for envelope in self._own.renewals(self._archive):
                 await self._publish(envelope)
             self._supervisor.spawn(self._connections.mesh(), "mesh")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure.coordinates import Coordinate
 from node.swarm.archive import MAX_NODE_RECORD, Archive
-from node.swarm.holdings import MAX_HOLDING
+from node.swarm.holdings import MAX_HOLDING, says_something
+from node.swarm.revocations import MAX_REVOCATIONS_RECORD
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import Card, Held, Holding, NodeRecord, Repairing, seal_record
+from protocol.records import AnyRecord, Card, Held, Holding, NodeRecord, Repairing, Revocations, Revoked, Serving, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class SwarmConfig:
     version: str
     machine: str | None = None
     operator: str | None = None
+    region: str | None = None
 
 
 @dataclass
@@ -42,8 +45,11 @@ class Facts:
     boot: bytes
     transfer: list[str] = field(default_factory=list)
     tls: bytes = bytes(32)
+    storage: int | None = None
     storage_free: int | None = None
     memory: int | None = None
+    http: list[str] = field(default_factory=list)
+    coordinate: Coordinate = field(default_factory=Coordinate)
 
 
 class OwnRecords:
@@ -77,14 +83,34 @@ class OwnRecords:
             memory=facts.memory,
             machine=self._config.machine,
             operator=self._config.operator,
+            http=[url for url in facts.http if len(url) <= limits.MAX_ADDRESS][: limits.MAX_ADDRESSES] or None,
+            region=self._config.region,
+            storage=facts.storage,
+            coordinate=facts.coordinate.to_wire() if facts.coordinate != Coordinate() else None,
         )
         return self._sealed(record, MAX_NODE_RECORD)
 
-    def holding(self, archive: Archive, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> bytes:
+    def holding(
+        self,
+        archive: Archive,
+        model: ModelId,
+        held: list[Held],
+        full: list[int],
+        repairs: Sequence[Repairing] = (),
+        serves: Sequence[Serving] = (),
+    ) -> bytes:
         """`TooLarge` when it doesn't fit in one frame."""
         sequence = self._sequence(archive.sequence_of("holding", self.peer, model))
         expires = int(self._now()) + limits.HOLDING_LIFETIME
-        record = Holding(sequence=sequence, expires=expires, model=model, held=held, full=full, repairs=list(repairs) or None)
+        record = Holding(
+            sequence=sequence,
+            expires=expires,
+            model=model,
+            held=held,
+            full=full,
+            repairs=list(repairs) or None,
+            serves=list(serves) or None,
+        )
         return self._sealed(record, MAX_HOLDING)
 
     def card(self, archive: Archive, card: Card) -> bytes:
@@ -94,6 +120,18 @@ class OwnRecords:
         fields["expires"] = int(self._now()) + limits.CARD_LIFETIME
         return self._sealed(Card(**fields), limits.MAX_CARD)
 
+    def revocations(self, archive: Archive, revoked: Sequence[Revoked], before: int | None) -> bytes:
+        """The last 4,096 that can be alive; where there are more, `before` has to stand for the rest."""
+        return self._sealed(
+            Revocations(
+                sequence=self._sequence(archive.sequence_of("revocations", self.peer)),
+                expires=int(self._now()) + limits.REVOCATIONS_LIFETIME,
+                revoked=list(revoked),
+                before=before,
+            ),
+            MAX_REVOCATIONS_RECORD,
+        )
+
     def renewals(self, archive: Archive) -> list[bytes]:
         """Own records of which a third of the lifetime has passed, made anew."""
         now = self._now()
@@ -101,10 +139,13 @@ class OwnRecords:
         node = archive.peers.get(self.peer)
         if node is None or node.record.expires - now < limits.NODE_RECORD_LIFETIME * 2 / 3:
             made.append(self.node(archive))
+        said = archive.revocations.get(self.peer)
+        if said is not None and said.record.expires - now < limits.REVOCATIONS_LIFETIME * 2 / 3:
+            made.append(self.revocations(archive, [entry for entry in said.record.revoked if entry.until > now], said.record.before))
         for holding in archive.holdings.all():
             held = holding.record
-            if holding.signer == self.peer and (held.held or held.full) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
-                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or ()))
+            if holding.signer == self.peer and says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
+                made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or (), held.serves or ()))
         for card in archive.catalog.all():
             if card.signer == self.peer and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))
@@ -130,7 +171,7 @@ class OwnRecords:
         self._last = max(int(self._now() * 1e9), self._last + 1, known + 1)
         return self._last
 
-    def _sealed(self, record: NodeRecord | Holding | Card, most: int) -> bytes:
+    def _sealed(self, record: AnyRecord, most: int) -> bytes:
         envelope = seal_record(self._key, record)
         if len(envelope) > most:
             raise TooLarge(f"this node's {type(record).__name__} has {len(envelope)} bytes, at most {most} travel")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from node.swarm.history import Known
 from protocol import limits
 from protocol.errors import BadInput, Conflict
 from protocol.framing import Record, pack, unpack
@@ -23,7 +24,7 @@ MAX_MEMBERS = 1_024
 class SwarmState(Record):
     """`trusts`: the owner's allow-list; `vouched`: trusted because a ticket's issuer does; `members`: proved a secret we hold.
 
-    All PeerIDs as text; `cards` are envelopes.
+    All PeerIDs as text; `cards` are envelopes; `began` and `known` as in node/swarm/history.py.
     """
 
     secret: bytes
@@ -33,6 +34,8 @@ class SwarmState(Record):
     members: list[str]
     peers: list[TicketPeer]
     cards: list[bytes]
+    began: float | None = None
+    known: list[Known] | None = None
 
     def secrets(self) -> list[bytes]:
         return list(dict.fromkeys([self.secret, *self.adopted]))

@@ -31,6 +31,9 @@ from node.transfer.slots import MOST, SharedMemory, Slot
 from protocol.encoding import encoding_id, parse_encoding
 from protocol.errors import BadInput
 
+NICE = 5
+"""On top of the transfer process', whose child this is."""
+
 
 @dataclass
 class _Job:
@@ -115,6 +118,7 @@ async def serve(sock: socket.socket) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    os.nice(NICE)
     configure_logs(sys.argv[2] if len(sys.argv) > 2 else "text")
     asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
 

@@ -314,7 +314,7 @@ class Desk:
         return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
-        await push_shard(job, self._staging, self._connections, self._coding)
+        await push_shard(job, self._staging, self._connections, self._coding, store=self._store)
 
     async def keep_shard(self, job: KeepShard) -> None:
         info = await self._in_files(self._keep, job)

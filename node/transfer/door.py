@@ -2,7 +2,8 @@
 
 Most of a swarm's bytes are shards being read, in requests of a MiB or two. For those the application's router, request and
 response objects, writer and a timer a write cost more than hashing, signing and sending the bytes: 2 ms of 2.5 a request.
-So a connection begins here. What is no `GET /shard/`, it hands to the application, and with it the connection for good.
+So a connection begins here. `PUT /shard/` it hands to what receives shards (`put_door.py`), and what is neither to the application, with
+the connection for good.
 
 asyncio's TLS copies what the socket doesn't take at once and moves up the rest after each write: pieces of 256 KiB, each waited for,
 halve a server's time. Rejected: own TLS over the socket (faster by a tenth, and a second event loop to care for).
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
 
-from node.transfer.serving import Bytes, Gate, ShardRequest, ShardServing
+from node.transfer.serving import Bytes, Closable, Gate, ShardRequest, ShardServing
 from protocol import limits
 from protocol.errors import BadInput, MfError
 
@@ -32,6 +33,7 @@ MAX_HEAD = 40 * limits.KIB
 """A grant of 16 KiB in base64, and room for the other fields."""
 
 _PREFIX = b"GET /shard/"
+_PUT = b"PUT /shard/"
 _LINE = re.compile(rb"GET /shard/([^ /?]{1,256})/([^ /?]{1,64})(?:\?([^ ]{0,256}))? HTTP/1\.1")
 
 
@@ -40,10 +42,18 @@ def error_body(error: MfError) -> bytes:
 
 
 class Door(asyncio.Protocol):
-    """One connection; one request at a time, the next ones wait in the buffer. `others` makes the application's protocol."""
+    """One connection; one request at a time, the next ones wait in the buffer. `others` makes the application's protocol, `puts` takes a
+    connection over with what has come of a put."""
 
-    def __init__(self, serving: ShardServing, gate: Gate, others: Callable[[], asyncio.Protocol], open_doors: set[Door]) -> None:
-        self._serving, self._gate, self._others, self._open = serving, gate, others, open_doors
+    def __init__(
+        self,
+        serving: ShardServing,
+        gate: Gate,
+        others: Callable[[], asyncio.Protocol],
+        puts: Callable[[asyncio.Transport, bytes], None],
+        open_doors: set[Closable],
+    ) -> None:
+        self._serving, self._gate, self._others, self._puts, self._open = serving, gate, others, puts, open_doors
         self.write_timeout = WRITE_TIMEOUT
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -104,7 +114,8 @@ class Door(asyncio.Protocol):
         if self._transport is None or not self._buffer:
             return
         if not self._buffer.startswith(_PREFIX[: len(self._buffer)]):
-            self._hand_over()
+            if not _PUT.startswith(self._buffer[: len(_PUT)]) or len(self._buffer) >= len(_PUT):
+                self._hand_over()
             return
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 and len(self._buffer) <= MAX_HEAD:
@@ -119,6 +130,10 @@ class Door(asyncio.Protocol):
         if self._transport is None:
             return
         self._leave()
+        if self._buffer.startswith(_PUT):
+            transport, self._transport = self._transport, None
+            self._puts(transport, bytes(self._buffer))
+            return
         application = self._others()
         self._transport.set_protocol(application)
         application.connection_made(self._transport)
@@ -167,13 +182,13 @@ class Door(asyncio.Protocol):
             self._transport = None
             return
         body = error_body(error)
-        self._transport.write(_head(error.status, "application/json", len(body), self._keep) + body)
+        self._transport.write(answer_head(error.status, "application/json", len(body), self._keep) + body)
 
     # As an `Out`.
 
     async def begin(self, length: int) -> None:
         self._begun = True
-        self._head = _head(200, "application/octet-stream", length, self._keep)
+        self._head = answer_head(200, "application/octet-stream", length, self._keep)
 
     async def send(self, data: Bytes) -> None:
         view = memoryview(data)
@@ -207,7 +222,7 @@ class Door(asyncio.Protocol):
             self._resumed = None
 
 
-def _head(status: int, kind: str, length: int, keep: bool) -> bytes:
+def answer_head(status: int, kind: str, length: int, keep: bool) -> bytes:
     connection = "" if keep else "Connection: close\r\n"
     text = f"HTTP/1.1 {status} {_reason(status)}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{connection}\r\n"
     return text.encode("ascii")

@@ -29,14 +29,14 @@ from protocol.errors import BadInput, DeadlineExceeded, PeerFault, Unavailable
 
 FIRST_BYTE_WITHIN = 0.7
 STALLED_AFTER = 1.0
-LAGGING_AFTER = 0.5
-LAGGING_FACTOR = 2.5
+LAGGING_AFTER = 0.1
+LAGGING_FACTOR = 3.0
 ALONE_AFTER = 2.0
 """Where too few others have delivered the window to compare with (k = 1 has none): one of 1 MiB that takes longer gets a spare."""
 
 SPARE_GRANTS = 2
 TRIES = 3
-_TICK = 0.1
+_TICK = 0.05
 _LATE = 0.3
 _PROGRESS_EVERY = 0.2
 _SLOWEST = 128 * limits.KIB
@@ -102,6 +102,7 @@ class GroupFetch:
                 if loop.time() - before < _TICK + _LATE:
                     self._hedge()
             self._reap()
+            self._drop_the_overtaken()
             await _first_fault(assembling)
         finally:
             await self._close(assembling)
@@ -145,7 +146,8 @@ class GroupFetch:
 
         def rank(place: int) -> tuple[int, bool, bool, bool, int]:
             peer, shard = self._sources[place].peer, self._sources[place].shard
-            return self._tries[peer, shard], peer in self._failures, shard in slow, peer in busy, place
+            doubtful = peer in self._failures or self._connections.lagging.has(peer)
+            return self._tries[peer, shard], doubtful, shard in slow, peer in busy, place
 
         def usable(source: Source) -> bool:
             name = (source.peer, source.shard)
@@ -202,6 +204,8 @@ class GroupFetch:
             return
         for task in overtaken:
             task.cancel()
+            if self._lanes[task].hedged:
+                self._connections.lagging.add(self._lanes[task].source.peer)
         for reader in self._readers():
             # Who was slow and is ahead now is in its stride again; else another spare would be started in the dropped one's place.
             reader.hedged = reader.position < self._board.front

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-
-from aiohttp import StreamReader
+from typing import Protocol
 
 from node.store.interface import ShardInfo, ShardStore, ShardWriter
 from node.transfer.admission import ExpectedPut
 from protocol import limits
 from protocol.encoding import leaf_count, parse_encoding
-from protocol.errors import BadInput, DeadlineExceeded, NotFound
+from protocol.errors import BadInput, NotFound
 from protocol.ids import EncodingId, encoding_text
 
-READ_TIMEOUT = 30.0
 BATCH = limits.MIB
+ROOMS_KEPT = 12
 _REMEMBERED = 64
 
 
@@ -58,29 +56,64 @@ class Shapes:
         return Shape(record.shard_length(), record.roots)
 
 
-async def take_in(store: ShardStore, executor: Executor, put: ExpectedPut, shape: Shape, body: StreamReader) -> ShardInfo:
+class Body(Protocol):
+    """A request's body, in order."""
+
+    async def fill(self, view: memoryview) -> None:
+        """Fills all of `view` with the bytes that come next.
+
+        `BadInput`: the body ended before; `DeadlineExceeded`: nothing came for long; `ConnectionError`: the client has left.
+        """
+
+
+class Rooms:
+    """Buffers of a batch each, kept for the next put: fresh memory costs a page fault for every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._rooms: list[bytearray] = []
+
+    def take(self) -> memoryview:
+        return memoryview(self._rooms.pop() if self._rooms else bytearray(BATCH))
+
+    def give_back(self, room: memoryview) -> None:
+        if len(self._rooms) < ROOMS_KEPT and isinstance(room.obj, bytearray):
+            self._rooms.append(room.obj)
+
+
+async def take_in(store: ShardStore, executor: Executor, rooms: Rooms, put: ExpectedPut, shape: Shape, body: Body) -> ShardInfo:
     """The stored shard. Whatever goes wrong, a client that leaves included, nothing stays behind."""
     if not put.key.shard < len(shape.roots):
         raise BadInput(f"the encoding commits to {len(shape.roots)} shards, there is no shard {put.key.shard}")
     info = ShardInfo(put.key, put.model, put.group, shape.shard_bytes, time.time(), put.owner)
     loop = asyncio.get_running_loop()
-    leaves = await _exactly(body, 32 * leaf_count(shape.shard_bytes))
-    opening = loop.run_in_executor(executor, store.put_shard, info, leaves, shape.roots[put.key.shard])
+    leaves = bytearray(32 * leaf_count(shape.shard_bytes))
+    await body.fill(memoryview(leaves))
+    opening = loop.run_in_executor(executor, store.put_shard, info, bytes(leaves), shape.roots[put.key.shard])
     try:
         writer = await asyncio.shield(opening)
     except asyncio.CancelledError:
         opening.add_done_callback(lambda done: done.exception() or loop.run_in_executor(executor, done.result().abort))
         raise
     running: asyncio.Future[None] | None = None
+    one, other = rooms.take(), rooms.take()
     try:
-        async for batch in _batches(body):
-            running = loop.run_in_executor(executor, _write, writer, batch)
+        for at in range(0, shape.shard_bytes, BATCH):
+            # One batch is hashed and written while the next one comes into the other room.
+            one, other = other, one
+            batch = one[: min(BATCH, shape.shard_bytes - at)]
+            await body.fill(batch)
+            if running is not None:
+                await asyncio.shield(running)
+            running = loop.run_in_executor(executor, writer.write, batch)
+        if running is not None:
             await asyncio.shield(running)
         running = loop.run_in_executor(executor, writer.commit)
         await asyncio.shield(running)
     finally:
         # An abort may only run once no thread writes any more, also when this task was cancelled.
         await asyncio.shield(asyncio.ensure_future(_abort(executor, writer, running)))
+        rooms.give_back(one)
+        rooms.give_back(other)
     return info
 
 
@@ -88,38 +121,3 @@ async def _abort(executor: Executor, writer: ShardWriter, running: asyncio.Futur
     if running is not None:
         await asyncio.wait([running])
     await asyncio.get_running_loop().run_in_executor(executor, writer.abort)
-
-
-def _write(writer: ShardWriter, batch: list[bytes]) -> None:
-    for data in batch:
-        writer.write(data)
-
-
-async def _exactly(body: StreamReader, size: int) -> bytes:
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            return await body.readexactly(size)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the client sent nothing for {READ_TIMEOUT:.0f} s") from None
-    except asyncio.IncompleteReadError as error:
-        raise BadInput(f"the body ended after {len(error.partial)} bytes, its leaf list has {size}") from error
-
-
-async def _batches(body: StreamReader) -> AsyncIterator[list[bytes]]:
-    """What comes, gathered to about 1 MiB, so that a thread is asked once for each."""
-    batch: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            async with asyncio.timeout(READ_TIMEOUT):
-                data = await body.readany()
-        except TimeoutError:
-            raise DeadlineExceeded(f"the client sent nothing for {READ_TIMEOUT:.0f} s") from None
-        if data:
-            batch.append(data)
-            size += len(data)
-        if batch and (size >= BATCH or not data):
-            yield batch
-            batch, size = [], 0
-        if not data:
-            return

@@ -168,7 +168,7 @@ class Fetched(Record):
 
 
 class PushShard(Record):
-    """Sends a staged shard to a peer by PUT; `grant` is its envelope."""
+    """Sends a staged shard, or with `held` one that lies in the store, to a peer by PUT; `grant` is its envelope."""
 
     encoding: bytes
     shard: int
@@ -176,6 +176,7 @@ class PushShard(Record):
     urls: list[str]
     tls: bytes
     grant: bytes
+    held: bool = False
 
 
 class KeepShard(Record):

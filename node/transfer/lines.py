@@ -1,11 +1,11 @@
-"""HTTPS lines to other nodes' data planes, for reading shards.
+"""HTTPS lines to other nodes' data planes, for reading shards and for putting them.
 
 A client spends more on moving bytes between buffers than on opening TLS: aiohttp hands out every record as an object of its own, which
 is then joined and copied. Here each record is opened straight into the window's buffer. That is worth some lines of
-HTTP/1.1 on our own wire: one GET, a head, a Content-Length. Rejected: blocking sockets in threads, which fight for the interpreter's
+HTTP/1.1 on our own wire: one GET or PUT, a head, a Content-Length. Rejected: blocking sockets in threads, which fight for the interpreter's
 lock at every record (100,000 system calls for 256 MiB).
 
-A wait ends when nothing came for `SILENT_AT_MOST`. A line whose waiting was cancelled may only be closed.
+A wait ends when nothing came for `patience` seconds. A line whose waiting was cancelled may only be closed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
@@ -27,10 +27,14 @@ SILENT_AT_MOST = 10.0
 IDLE_AT_MOST = 20.0
 """Less than the server's keep-alive, so that a line is seldom taken up just as it is closed."""
 
+UNSENT_AT_MOST = 64 * limits.KIB
 MAX_HEAD = 4 * limits.KIB
 MAX_IDLE = 512
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: [^\r\n]*)?")
+
+
+Bytes = bytes | bytearray | memoryview
 
 
 class Broken(Exception):
@@ -50,6 +54,7 @@ class Line(asyncio.BufferedProtocol):
         self.left = 0
         self.idle_since = 0.0
         self.used = False
+        self.patience = SILENT_AT_MOST
         self._pin = pin
         self._transport: asyncio.Transport | None = None
         self._head = memoryview(bytearray(MAX_HEAD))
@@ -59,6 +64,7 @@ class Line(asyncio.BufferedProtocol):
         self._keep = True
         self._lost: str | None = None
         self._waiting: asyncio.Future[None] | None = None
+        self._unsent: asyncio.Future[None] | None = None
         self._heard: Callable[[int], None] = _unheard
         self._last = 0.0
 
@@ -83,11 +89,34 @@ class Line(asyncio.BufferedProtocol):
 
     async def ask(self, path: str, grant: str) -> None:
         """Sends the GET and reads the answer's head."""
+        self._request(f"GET {path} HTTP/1.1", grant, "Accept: */*")
+        await self._answered()
+
+    async def put(self, path: str, grant: str, length: int, body: AsyncIterator[Bytes]) -> None:
+        """Sends the PUT with `length` bytes of `body`, whose pieces may share a buffer, and reads the answer's head. One that comes
+        early, a refusal, ends the sending; the line is then good for nothing else."""
+        self._request(f"PUT {path} HTTP/1.1", grant, f"Content-Length: {length}")
+        transport = self._connected()
+        transport.set_write_buffer_limits(high=UNSENT_AT_MOST)
+        transport.resume_reading()
+        async for piece in body:
+            if self._filled or self._lost is not None:
+                break
+            self._connected().write(piece)
+            length -= len(piece)
+            if self._unsent is not None:
+                await self._unsent
+        await self._answered()
+        self._keep = self._keep and length == 0
+
+    def _request(self, line: str, grant: str, field: str) -> None:
         host = self.base.partition("://")[2]
-        head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nMF-Grant: {grant}\r\nAccept: */*\r\n\r\n"
+        head = f"{line}\r\nHost: {host}\r\nMF-Grant: {grant}\r\n{field}\r\n\r\n"
+        self._target, self._filled = self._head, 0
         self._connected().write(head.encode("ascii"))
         self.used = True
-        self._target, self._filled = self._head, 0
+
+    async def _answered(self) -> None:
         while (end := bytes(self._head[: self._filled]).find(b"\r\n\r\n")) < 0:
             if self._filled == MAX_HEAD:
                 raise Broken("answered with a head that doesn't end")
@@ -144,6 +173,15 @@ class Line(asyncio.BufferedProtocol):
         if self._target is self._head or self._filled == len(self._target):
             self._wake()
 
+    def pause_writing(self) -> None:
+        if self._unsent is None:
+            self._unsent = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None and not unsent.done():
+            unsent.set_result(None)
+
     def eof_received(self) -> None:
         self._end("closed the connection early")
 
@@ -154,11 +192,14 @@ class Line(asyncio.BufferedProtocol):
         """What was asked for is here: nothing more is taken from the connection until the next question."""
         if self._transport is not None:
             self._transport.pause_reading()
+        if self._unsent is not None:
+            self.resume_writing()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     def _end(self, reason: str) -> None:
         self._lost = self._lost or reason
+        self.resume_writing()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -168,7 +209,7 @@ class Line(asyncio.BufferedProtocol):
         self._waiting = loop.create_future()
         before = self._filled
         self._last = time.monotonic()
-        watch = loop.call_later(SILENT_AT_MOST, self._check_silence)
+        watch = loop.call_later(self.patience, self._check_silence)
         transport.resume_reading()
         try:
             await self._waiting
@@ -180,11 +221,11 @@ class Line(asyncio.BufferedProtocol):
             raise Broken(self._lost)
 
     def _check_silence(self) -> None:
-        left = self._last + SILENT_AT_MOST - time.monotonic()
+        left = self._last + self.patience - time.monotonic()
         if self._waiting is None or self._waiting.done():
             return
         if left <= 0:
-            self._end(f"sent nothing for {SILENT_AT_MOST:g} s")
+            self._end(f"sent nothing for {self.patience:g} s")
         else:
             asyncio.get_running_loop().call_later(left, self._check_silence)
 

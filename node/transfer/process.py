@@ -19,6 +19,8 @@ from node.transfer.desk import Desk
 from node.transfer.dying import die_with_parent
 
 STOP_WITHIN = 0.8
+NICE = 10
+"""A person waits for each step of a reply, for a shard as a whole: where cores are short the network of replies comes first."""
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,7 @@ async def serve(sock: socket.socket, log_form: str) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    os.nice(NICE)
     log_form = sys.argv[2] if len(sys.argv) > 2 else "text"
     configure_logs(log_form)
     sock = socket.socket(fileno=int(sys.argv[1]))

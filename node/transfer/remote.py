@@ -295,7 +295,7 @@ class Transfer:
         return done
 
     async def push_shard(self, job: PushShard) -> None:
-        """Returns when the peer has it durably; the staged shard stays."""
+        """Returns when the peer has it durably; what lies here stays."""
         await self._call("push_shard", job, None, timeout=None)
 
     async def keep_shard(self, job: KeepShard) -> None:

@@ -4,8 +4,8 @@
     PUT /shard/{encoding}/{j}                              leaf list, then the shard; 201 once durable
     GET /blob/{hex id}                                     a manifest or an encoding, whole
 
-A connection begins in `door.py`, which answers the first of these itself. Every wait on a client has a deadline, requests and
-connections are counted, and one window a request is in memory.
+A connection begins in `door.py`, which answers the first of these itself and gives the second to `put_door.py`. Every wait on a client
+has a deadline, requests and connections are counted, and one window a request is in memory, two of a put.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.store.interface import ShardInfo, ShardStore
+from node.store.interface import ShardStore
 from node.transfer.admission import ExpectedPuts, Grants
 from node.transfer.door import WRITE_TIMEOUT, Door, error_body
-from node.transfer.intake import Shapes, take_in
-from node.transfer.serving import Bytes, Gate, ShardRequest, ShardServing, shard_key
+from node.transfer.put_door import SILENT_AT_MOST, PutDoor
+from node.transfer.receiving import Receiving, Stored
+from node.transfer.serving import Bytes, Closable, Gate, ShardRequest, ShardServing, shard_key
 from node.transfer.upkeep import Reads
 from protocol import limits
-from protocol.errors import BadInput, MfError, NotFound, TooLarge
-from protocol.grants import grant_from_header
+from protocol.errors import BadInput, DeadlineExceeded, MfError, NotFound
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-Stored = Callable[[ShardInfo], Awaitable[None]]
 
 
 def error_response(error: MfError) -> web.Response:
@@ -60,12 +59,11 @@ class TransferServer:
 
     def __init__(self, store: ShardStore, signer: Ed25519PrivateKey, executor: Executor, expected: ExpectedPuts, stored: Stored) -> None:
         self._store, self._signer, self._executor = store, signer, executor
-        self._expected, self._stored = expected, stored
-        self._grants = Grants(peer_of(signer), time.monotonic, time.time)
-        self._shapes = Shapes(store, executor)
+        grants = Grants(peer_of(signer), time.monotonic, time.time)
         self._gate = Gate()
-        self._serving = ShardServing(store, signer, executor, self._grants)
-        self._doors: set[Door] = set()
+        self._serving = ShardServing(store, signer, executor, grants)
+        self._receiving = Receiving(store, executor, grants, expected, stored)
+        self._doors: set[Closable] = set()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self.write_timeout = WRITE_TIMEOUT
@@ -103,7 +101,13 @@ class TransferServer:
         server = self._runner.server if self._runner is not None else None
         if server is None or len(server.connections) + len(self._doors) >= MAX_CONNECTIONS:
             return _Refusal()
-        door = Door(self._serving, self._gate, server, self._doors)
+        return self._door(server)
+
+    def _door(self, application: Callable[[], asyncio.Protocol]) -> Door:
+        def take_over(transport: asyncio.Transport, begun: bytes) -> None:
+            PutDoor(self._receiving, self._gate, lambda: self._door(application), self._doors).take_over(transport, begun)
+
+        door = Door(self._serving, self._gate, application, take_over, self._doors)
         door.write_timeout = self.write_timeout
         return door
 
@@ -142,19 +146,9 @@ class TransferServer:
         return out.response
 
     async def _put_shard(self, request: web.Request) -> web.StreamResponse:
+        """On a connection that began with another request; see `put_door.py` for all others."""
         key = shard_key(request.match_info["encoding"], request.match_info["shard"])
-        grant = self._grants.admit(grant_from_header(_grant(request)), "put", key)
-        put = self._expected.find(key)
-        shape = await self._shapes.of(key.encoding)
-        _check_length(request, shape.body_bytes)
-        self._grants.charge(grant, shape.shard_bytes)
-        try:
-            info = await take_in(self._store, self._executor, put, shape, request.content)
-        except BaseException:
-            self._grants.refund(grant, shape.shard_bytes)
-            raise
-        self._expected.done(key)
-        await self._stored(info)
+        info = await self._receiving.take(key, _grant(request), request.content_length, _Body(request.content))
         return web.json_response({"bytes": info.bytes}, status=201)
 
     async def _get_blob(self, request: web.Request) -> web.StreamResponse:
@@ -197,6 +191,22 @@ class _Response:
             raise ConnectionResetError(f"the client took nothing for {self._timeout} s") from None
 
 
+class _Body:
+    """The application's way to give a request's body, as a `Body`."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+
+    async def fill(self, view: memoryview) -> None:
+        try:
+            async with asyncio.timeout(SILENT_AT_MOST):
+                view[:] = await self._reader.readexactly(len(view))
+        except TimeoutError:
+            raise DeadlineExceeded(f"the client sent too little within {SILENT_AT_MOST:g} s") from None
+        except asyncio.IncompleteReadError as error:
+            raise BadInput(f"the body ends {len(view) - len(error.partial)} bytes early") from error
+
+
 class _Refusal(asyncio.Protocol):
     """One connection too many."""
 
@@ -206,13 +216,3 @@ class _Refusal(asyncio.Protocol):
 
 def _grant(request: web.Request) -> str:
     return request.headers.get("MF-Grant", "")
-
-
-def _check_length(request: web.Request, expected: int) -> None:
-    length = request.content_length
-    if length is None:
-        raise BadInput("a put needs a Content-Length")
-    if length > expected:
-        raise TooLarge(f"the body has {length} bytes, leaf list and shard have {expected}")
-    if length != expected:
-        raise BadInput(f"the body has {length} bytes, leaf list and shard have {expected}")

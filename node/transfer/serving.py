@@ -44,6 +44,12 @@ class Out(Protocol):
     async def send(self, data: Bytes) -> None: ...
 
 
+class Closable(Protocol):
+    """A connection."""
+
+    def close(self) -> None: ...
+
+
 class Gate:
     """Counts requests; at most `MAX_REQUESTS` at once."""
 

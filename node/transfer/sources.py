@@ -13,9 +13,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
 
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import GRANT_KEPT, Granted, Source
@@ -34,10 +31,10 @@ from protocol.windows import SIGNATURE, window_body
 
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
+LAGS_FOR = 10.0
 MAX_URLS = 4
-MAX_PINS = 4096
+MAX_LAGGING = 4096
 MAX_ERROR = 64 * limits.KIB
-_READ_BUFFER = 512 * limits.KIB
 log = logging.getLogger(__name__)
 
 
@@ -70,61 +67,32 @@ class Callbacks:
 
 
 class Connections:
-    """The HTTPS client of the transfer process: lines for shards to get, a session for those to put, buffers. `close` it with the loop."""
+    """The HTTPS client of the transfer process: lines, buffers, and what groups tell each other. `close` it with the loop."""
 
     def __init__(self) -> None:
         self.slots = Slots()
         self.turns = Turns()
+        self.lagging = Lagging()
         self.lines = Lines()
-        self._session: aiohttp.ClientSession | None = None
-        # aiohttp pools connections by the identity of this object: a fresh one per request would never meet its connection again.
-        self._pins: dict[bytes, aiohttp.Fingerprint] = {}
 
     async def close(self) -> None:
         self.lines.close()
-        if self._session is not None:
-            await self._session.close()
         self.slots.close()
 
-    async def request(
-        self, method: str, access: Access, peer: str, path: str, timeout: aiohttp.ClientTimeout, **options: Any
-    ) -> aiohttp.ClientResponse:
-        """The response (itself an async context manager) from the first URL that connects; `SourceFailed` names the peer and why."""
-        headers = {"MF-Grant": header_from(access.grant), **options.pop("headers", {})}
-        reason = "it gave no address"
-        for base in access.urls[:MAX_URLS]:
-            try:
-                return await self._open().request(
-                    method,
-                    base.rstrip("/") + path,
-                    ssl=self._pin(access, peer),
-                    headers=headers,
-                    timeout=timeout,
-                    allow_redirects=False,
-                    **options,
-                )
-            except aiohttp.ServerFingerprintMismatch as error:
-                raise SourceFailed(peer, f"{base} shows another certificate than the node's record names") from error
-            except (aiohttp.ClientConnectionError, TimeoutError, aiohttp.InvalidURL) as error:
-                reason = f"{base}: {error or type(error).__name__}"
-        raise SourceFailed(peer, f"can't be reached ({reason})")
 
-    def _pin(self, access: Access, peer: str) -> aiohttp.Fingerprint:
-        if len(access.tls) != 32:
-            raise SourceFailed(peer, "gave a certificate digest that isn't SHA-256")
-        if len(self._pins) >= MAX_PINS:
-            self._pins.clear()
-        return self._pins.setdefault(access.tls, aiohttp.Fingerprint(access.tls))
+class Lagging:
+    """Holders that a spare has overtaken lately: groups begun next ask them last, before their speeds are known to the node."""
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                read_bufsize=_READ_BUFFER,
-            )
-        return self._session
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def add(self, peer: str) -> None:
+        if len(self._until) >= MAX_LAGGING:
+            self._until.clear()
+        self._until[peer] = time.monotonic() + LAGS_FOR
+
+    def has(self, peer: str) -> bool:
+        return self._until.get(peer, 0.0) > time.monotonic()
 
 
 class SourceFailed(Exception):
@@ -151,16 +119,8 @@ def shard_path(encoding: bytes, shard: int) -> str:
     return f"/shard/{encoding_text(EncodingId(encoding))}/{shard}"
 
 
-async def refusal(response: aiohttp.ClientResponse) -> MfError:
+def refusal(status: int, data: bytes) -> MfError:
     """The error in a response that isn't the one wanted, in the words of the node that wrote it."""
-    try:
-        data = await response.content.read(MAX_ERROR)
-    except (aiohttp.ClientError, TimeoutError):
-        data = b""
-    return _refused(response.status, data)
-
-
-def _refused(status: int, data: bytes) -> MfError:
     try:
         wire = json.loads(data)
     except ValueError:
@@ -264,7 +224,7 @@ class ShardReader:
         path, grant = self._path(), header_from(access.grant)
         line = await self._ask(lines, access, path, grant)
         if line.status != 200:
-            raise SourceFailed(self.source.peer, f"refused: {_refused(line.status, await line.body(MAX_ERROR)).message}")
+            raise SourceFailed(self.source.peer, f"refused: {refusal(line.status, await line.body(MAX_ERROR)).message}")
         if path.endswith("&leaves=1"):
             listed = bytearray(32 * self._shape.leaves)
             await line.fill(memoryview(listed), self._note)

@@ -14,9 +14,9 @@ import tempfile
 import traceback
 
 from erasure.code import Code
-from tests.crash import child, fetch_child, staging_child, upgrade_child
+from tests.crash import child, fetch_child, repair_child, staging_child, upgrade_child
 
-CHILDREN = {module.__name__: module for module in (child, fetch_child, staging_child, upgrade_child)}
+CHILDREN = {module.__name__: module for module in (child, fetch_child, repair_child, staging_child, upgrade_child)}
 _PR_SET_PTRACER = 0x59616D61
 
 

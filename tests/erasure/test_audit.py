@@ -102,6 +102,16 @@ def test_what_was_put_counts_at_once_until_two_late_answers_or_one_fault() -> No
         assert book.counts(HELD, 0.0) is counts, said
 
 
+def test_a_late_first_answer_costs_seconds_and_not_the_wait_of_who_passed() -> None:
+    """A machine busy with taking the shards answers late; what it holds counts again soon after it is idle."""
+    book, rng, now = book_of([L]), Random(2), 0.0
+    while not book.counts(HELD, now) and now < SECOND_AFTER:
+        now += 1.0
+        for held in book.due([HELD], now, rng):
+            book.note(held, P, now, rng)
+    assert now <= 4 * RETRY
+
+
 def test_what_is_new_is_due_within_seconds_and_once() -> None:
     book, rng = AuditBook(), Random(3)
     held = [HeldShard(A, ENCODING, shard) for shard in range(50)]

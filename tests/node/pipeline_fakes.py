@@ -1,12 +1,13 @@
 """A swarm of stage servers over the in-memory network, with a worker that computes something checkable instead of a model.
 
-The hidden state carries the running sum of the tokens seen; the last stage's token is that sum modulo 97 plus one per layer
-passed, so that a lost, doubled or reordered step gives another token.
+Each layer is a running sum over all positions so far, as attention is over its cache: a lost, doubled or reordered step, a layer that
+was rebuilt from the wrong rows or not at all gives other tokens, and the same model cut anywhere gives the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,39 +19,89 @@ from node.network.memory import MemoryHub, MemoryNetwork
 from node.serve_stage import StageServer
 from node.stage_room import LoadedStage
 from node.steps import Steps
+from protocol.errors import BadInput, Conflict, MfError
 from protocol.ids import PeerId
 from protocol.messages import SESSION_PROTOCOL, STEP_PROTOCOL, StageSpec
 from runtime.interface import OpenSequence, Step, Stepped
 
 LAYERS = 6
+MODULUS = 97 * 300
+"""So small that no value looks like infinity in bf16."""
+
+
+class Toy:
+    """One session of one stage. `after[p]`: each layer's sum once position p was seen."""
+
+    def __init__(self, first: int, end: int) -> None:
+        self.first, self.end = first, end
+        self.epoch = 0
+        self.after: list[list[int]] = []
+
+    def row(self, position: int, value: int) -> int:
+        sums = list(self.after[position - 1]) if position else [0] * (self.end - self.first)
+        for layer, before in enumerate(sums):
+            value = sums[layer] = (before + value + 1) % MODULUS
+        self.after[position:] = [sums]
+        return value
 
 
 class SumWorker:
-    """Stands in for the worker process; `break_at` position raises there once."""
+    """Stands in for the worker process.
+
+    `break_at`: the first step from there fails. `spoil` changes an answer. `recurrent` can't go back. `stuck` never answers.
+    `words`: so many tokens there are; with few of them guesses are often right.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, int] = {}
-        self.stages: dict[str, tuple[int, int]] = {}
+        self.toys: dict[str, Toy] = {}
         self.steps: list[tuple[int, int]] = []
         self.break_at: int | None = None
+        self.spoil: Callable[[Step, Stepped], Stepped] = lambda step, done: done
+        self.recurrent = False
+        self.stuck = False
+        self.words = 97
 
-    async def step(self, step: Step) -> Stepped:
-        first, end = self.stages[step.session]
+    def begin_step(self, step: Step, done: Callable[[Stepped | MfError], None]) -> None:
+        def compute() -> None:
+            try:
+                answer: Stepped | MfError = self.spoil(step, self.compute(step))
+            except MfError as error:
+                answer = error
+            if not self.stuck:
+                done(answer)
+
+        asyncio.get_running_loop().call_soon(compute)
+
+    def compute(self, step: Step) -> Stepped:
+        toy = self.toys[step.session]
         self.steps.append((step.position, step.count))
         if self.break_at is not None and step.position >= self.break_at:
             self.break_at = None
-            raise RuntimeError("broken on purpose")
-        if step.tokens is not None:
-            self.sums[step.session] = self.sums.get(step.session, 0) + sum(step.tokens)
-            value = self.sums[step.session]
-        else:
-            assert step.hidden is not None
-            value = int.from_bytes(step.hidden[:4], "little")
-        value += end - first
-        if end == LAYERS:
-            return Stepped(token=value % 97)
-        raw = value.to_bytes(4, "little") * step.count
-        return Stepped(hidden=raw, dtype="bf16", shape=[step.count, 2])
+            raise MfError("broken on purpose")
+        if step.epoch > toy.epoch:
+            if self.recurrent and step.position < len(toy.after):
+                raise Conflict("this model's memory can't go back")
+            toy.epoch, toy.after = step.epoch, toy.after[: step.position]
+        if step.epoch < toy.epoch or step.position > len(toy.after):
+            raise Conflict(f"the session stands at {len(toy.after)}, the step begins at {step.position}")
+        raw, rows = step.hidden or b"", step.tokens or []
+        if step.hidden is not None:
+            rows = [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
+        if len(rows) != step.count:
+            raise BadInput(f"{len(rows)} rows for {step.count} positions")
+        made = [toy.row(step.position + at, value) for at, value in enumerate(rows)]
+        if toy.end == LAYERS:
+            return self.choose(toy, step, made) if step.sample else Stepped()
+        return Stepped(hidden=b"".join(value.to_bytes(4, "little") for value in made), dtype="bf16", shape=[step.count, 2])
+
+    def choose(self, toy: Toy, step: Step, made: list[int]) -> Stepped:
+        """The guesses as far as they are right, and one more; what was computed beyond goes."""
+        tokens = [value % self.words for value in made[len(made) - 1 - step.guessed :]]
+        guesses = step.drafted or (step.tokens or [])[len(made) - step.guessed :]
+        assert len(guesses) == step.guessed
+        right = next((at for at, guess in enumerate(guesses) if guess != tokens[at]), len(guesses))
+        del toy.after[step.position + step.count - step.guessed + right :]
+        return Stepped(token=tokens[0], more=tokens[1 : right + 1] or None)
 
 
 class SumRoom:
@@ -59,16 +110,25 @@ class SumRoom:
     def __init__(self, worker: SumWorker) -> None:
         self.worker = worker
         self.fault: Exception | None = None
-        self.open = 0
+        self.open = self.asked = 0
+        self.goes_back = False
+        self.prepared: list[tuple[int, int]] = []
+
+    async def prepare(self, located: Any, first: int, end: int, precision: str) -> dict[str, float]:
+        if self.fault is not None:
+            raise self.fault
+        self.prepared.append((first, end))
+        return {}
 
     @asynccontextmanager
     async def sequence(self, located: Any, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
+        self.asked += 1
         if self.fault is not None:
             raise self.fault
-        self.worker.stages[opening.session] = (first, end)
+        self.worker.toys[opening.session] = Toy(first, end)
         self.open += 1
         try:
-            yield LoadedStage("stage", 0, timings={"load": 0.01})
+            yield LoadedStage("stage", 0, self.goes_back, timings={"load": 0.01})
         finally:
             self.open -= 1
 
@@ -82,7 +142,7 @@ class Member:
 
     def __post_init__(self) -> None:
         async def locate(model: bytes) -> object:
-            return SimpleNamespace(model=model)
+            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(hidden=2)))
 
         self.room = SumRoom(self.worker)
         self.steps = Steps(self.network)
@@ -116,10 +176,11 @@ def route(*peers: PeerId) -> list[StageSpec]:
     return [StageSpec(peer, at * size, LAYERS if at == len(peers) - 1 else (at + 1) * size) for at, peer in enumerate(peers)]
 
 
-def expected(prompt: list[int], count: int) -> list[int]:
+def expected(prompt: list[int], count: int, words: int = 97) -> list[int]:
     """The tokens a healthy run gives."""
-    total, tokens = sum(prompt), []
+    toy, tokens = Toy(0, LAYERS), list(prompt)
+    made = [toy.row(at, token) for at, token in enumerate(prompt)]
     for _ in range(count):
-        tokens.append((total + LAYERS) % 97)
-        total += tokens[-1]
-    return tokens
+        tokens.append(made[-1] % words)
+        made.append(toy.row(len(tokens) - 1, tokens[-1]))
+    return tokens[len(prompt) :]

@@ -58,12 +58,20 @@ class Routes:
         self.routes = routes
         self.asked: list[tuple[int, set[PeerId]]] = []
 
-    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
         self.asked.append((tokens_max, set(avoid)))
         for stages in self.routes:
             if not {stage.peer for stage in stages} & set(avoid):
                 return Plan("pipeline" if len(stages) > 1 else "peer", stages, "chosen by the test")
         raise Unavailable("no route: nobody is left")
+
+    def replace(
+        self, located: Any, plan: Plan, gone: set[PeerId], tokens_max: int, precision: str, avoid: set[PeerId], *known: Iterable[Any]
+    ) -> Plan:
+        return self.plan(located, tokens_max, precision, avoid)
+
+    def may_come_back(self) -> bool:
+        return False
 
 
 class Setting:
@@ -75,7 +83,7 @@ class Setting:
         entry = nodes[0]
 
         async def locate(model: ModelId) -> Any:
-            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(context=None)))
+            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(context=None, vocabulary=97)))
 
         async def text(located: Any) -> TextLoaded:
             return TextLoaded(eos=list(eos), context=context, has_template=True)
@@ -241,35 +249,53 @@ def test_a_stages_bad_input_is_the_askers_and_not_tried_again() -> None:
 def test_it_gives_up_after_so_many_losses_with_the_last_reason() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         class Stubborn(Routes):
-            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = ()) -> Plan:
+            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
                 return super().plan(located, tokens_max, precision)
 
-        nodes[1].room.fault = Busy("full for ever")
+        nodes[1].room.fault = MfError("broken for ever")
         setting = Setting(nodes, route(nodes[1].peer))
         setting.generator._router = stubborn = Stubborn(setting.routes.routes)  # type: ignore[assignment]
-        with pytest.raises(Busy, match="full for ever"):
+        with pytest.raises(MfError, match="broken for ever"):
             await setting.events()
         assert len(stubborn.asked) == 1 + REPLACEMENTS
 
     virtually(test)
 
 
-def test_an_own_stage_is_tried_a_second_time_but_not_for_ever() -> None:
+def test_an_own_stage_is_tried_again_but_not_for_ever() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         nodes[0].room.fault = MfError("the worker ended")
         setting = Setting(nodes, route(nodes[0].peer))
         with pytest.raises(MfError, match="the worker ended"):
             await setting.events()
-        assert [avoid for _tokens, avoid in setting.routes.asked] == [set()] * 3
+        assert nodes[0].room.asked == 1 + REPLACEMENTS
+
+    virtually(test)
+
+
+def test_a_full_peer_is_asked_again_when_nobody_else_is_there() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        nodes[1].room.fault = Busy("full")
+
+        def room_again() -> None:
+            nodes[1].room.fault = None
+
+        asyncio.get_running_loop().call_later(5.0, room_again)
+        assert said(await Setting(nodes, route(nodes[1].peer)).events()) == shown(expected(PROMPT, 8))
 
     virtually(test)
 
 
 def test_when_no_route_is_left_the_loss_is_told_too() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
-        nodes[1].room.fault = Busy("full")
-        with pytest.raises(Unavailable, match=f"nobody is left; before that, stage at {nodes[1].peer}: full"):
-            await Setting(nodes, route(nodes[1].peer)).events()
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer))
+
+        def kill() -> None:
+            hub.kill(nodes[1].peer)
+            setting.routes.routes.clear()
+
+        with pytest.raises(Unavailable, match=f"nobody is left; before that, stage at {nodes[1].peer}:"):
+            await setting.events(kill, max_tokens=500)
 
     virtually(test)
 

@@ -16,7 +16,7 @@ from node.network.interface import Stream
 from node.renew_leases import LeaseRenewer
 from node.source import GroupSource
 from node.store.interface import ShardInfo, ShardKey
-from node.transfer.jobs import EncodeGroup
+from node.transfer.jobs import EncodeGroup, PushShard
 from protocol import limits
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, Forbidden, MfError, NotFound, PeerFault, StorageFull
 from protocol.framing import pack
@@ -188,6 +188,25 @@ async def test_only_who_put_a_shard_takes_it_back(pair: tuple[VerbNode, VerbNode
     await mine.book.to_drop(other.peer, info.key.encoding, info.key.shard)
     assert not other.transfer.store.has(info.key)
     assert told == [info.model]
+
+
+async def test_who_brought_somebody_elses_shard_may_take_it_back_and_so_may_whose_it_is(tmp_path: Path) -> None:
+    async with verb_swarm(4, tmp_path) as swarm:
+        publisher, bringer, holder, third = swarm.nodes
+        wanted = await offer(publisher, small_model(tmp_path / "m"))
+        await bringer.transfer.put_blob(await publisher.transfer.get_blob(wanted.model) or b"")
+        staged = publisher.transfer.staged[wanted.encoding]
+        for taker in (bringer, publisher):
+            bringer.transfer.staged[wanted.encoding] = list(staged)
+            reply = await bringer.book.to_put(holder.peer, wanted.encoding, wanted.envelope, 1, wanted.model)
+            push = PushShard(encoding=wanted.encoding, shard=1, peer=holder.peer, urls=reply.urls, tls=reply.tls, grant=reply.grant)
+            await bringer.transfer.push_shard(push)
+            (info,) = holder.transfer.store.list_shards()
+            assert info.owner == publisher.peer
+            await third.book.to_drop(holder.peer, wanted.encoding, 1)
+            assert holder.transfer.store.list_shards() == [info]
+            await taker.book.to_drop(holder.peer, wanted.encoding, 1)
+            assert holder.transfer.store.list_shards() == []
 
 
 async def test_only_who_put_a_shard_renews_its_lease(pair: tuple[VerbNode, VerbNode, VerbSwarm], tmp_path: Path) -> None:

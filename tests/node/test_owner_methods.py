@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.gateway import Finished, Piece, Planned
-from node.keep_holdings import GATHER, HoldingKeeper
+from node.keep_holdings import GATHER, GATHER_AT_MOST, HoldingKeeper
 from node.owner_methods import OwnerMethods
 from node.store.interface import ShardInfo, ShardKey
 from node.swarm.interface import CardView
@@ -199,6 +199,20 @@ def test_a_burst_is_gathered_into_one_holding() -> None:
         shelf.shards.clear()
         keeper.changed(MODEL)
         await until(lambda: not board.holdings, 2.0, "withdrawn")
+
+    keeping(shelf, test)
+
+
+def test_a_long_burst_is_told_now_and_then() -> None:
+    shelf = Shelf()
+
+    async def test(keeper: HoldingKeeper, board: Board) -> None:
+        for group in range(60):
+            shelf.add(group, 1)
+            keeper.changed(MODEL)
+            await asyncio.sleep(GATHER / 2)
+        assert 2 <= len(board.told) <= 1 + 30 * GATHER / GATHER_AT_MOST
+        await until(lambda: len(board.holdings[PeerId("me"), MODEL].held) == 60, 3 * GATHER, "the last too")
 
     keeping(shelf, test)
 

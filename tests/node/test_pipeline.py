@@ -14,6 +14,7 @@ from protocol.errors import BadInput, Busy, MfError
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId
 from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from runtime.interface import Step, Stepped
 from tests.node.pipeline_fakes import LAYERS, Member, expected, members, route
 from tests.support.wait import until
 
@@ -31,7 +32,7 @@ async def swarm() -> AsyncIterator[tuple[MemoryHub, list[Member]]]:
 
 def request(stages: list[StageSpec], new_max: int = 8, stop_tokens: list[int] | None = None) -> PipelineRequest:
     model = ModelId(bytes(32))
-    return PipelineRequest(model, stages, PROMPT, new_max, stop_tokens or [], Sampling(), "bf16", epoch=0)
+    return PipelineRequest(model, stages, PROMPT, new_max, stop_tokens or [], Sampling(), "bf16")
 
 
 async def run(entry: Member, wanted: PipelineRequest) -> list[Sampled]:
@@ -54,6 +55,33 @@ async def test_the_same_tokens_over_any_route(swarm: tuple[MemoryHub, list[Membe
     made = await run(nodes[0], request(route(*(nodes[place].peer for place in places))))
     assert [sampled.token for sampled in made] == expected(PROMPT, 8)
     assert [sampled.finish for sampled in made] == [None] * 7 + ["length"]
+
+
+@pytest.mark.parametrize("places", [[1], [0, 1, 2], [1, 2, 3], [1, 2, 0], [0, 1, 0]])
+async def test_guesses_change_nothing_but_the_trips(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
+    _hub, nodes = swarm
+    for node in nodes:
+        node.room.goes_back, node.worker.words = True, 2
+    made = await run(nodes[0], request(route(*(nodes[place].peer for place in places)), new_max=60))
+    assert [sampled.token for sampled in made] == expected(PROMPT, 60, words=2)
+    trips = len({position for position, _count in nodes[places[-1]].worker.steps})
+    assert trips < 50
+
+
+async def test_stages_in_the_middle_never_see_what_was_guessed(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+    seen: list[Step] = []
+    for node in nodes:
+        node.room.goes_back, node.worker.words = True, 2
+
+    def spy(step: Step, done: Stepped) -> Stepped:
+        seen.append(step)
+        return done
+
+    nodes[2].worker.spoil = spy
+    await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer, nodes[3].peer), new_max=30))
+    assert any(step.guessed for step in seen)
+    assert all(step.drafted is None and step.tokens is None for step in seen)
 
 
 async def test_a_stop_token_ends_the_reply(swarm: tuple[MemoryHub, list[Member]]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node import publish
 from node.publish import PublishRequest
 from protocol.errors import BadInput, StorageFull
-from protocol.ids import model_from
+from protocol.ids import EncodingId, model_from
 from tests.node.verb_fakes import VerbSwarm, full, merged_model, quiet, small_model, verb_swarm
 from tests.support.wait import until
 
@@ -66,6 +68,70 @@ async def test_a_node_without_room_is_never_asked_and_nothing_hangs(six: VerbSwa
         with pytest.raises(StorageFull):
             await six.nodes[0].publish(model, k=2, n=12)
     assert not six.nodes[2].transfer.store.list_shards()
+
+
+async def test_when_enough_is_durable_the_rest_goes_on_without_the_command(
+    six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "AFTER_R", 0.1)
+    node, slow = six.nodes[0], six.nodes[5]
+    slow.transfer.takes.clear()
+    done = await node.publish(model, k=2, n=6)
+    groups = done["groups"]
+    assert (done["shards"], done["durable"]) == (6 * groups, 5 * groups)
+    await until(lambda: lying(six) == 5 * groups, 5, "as it said")
+    [line] = (await node.reporter.status())["publishing"]
+    assert (line["model_id"], line["name"], line["shards"], line["durable"]) == (done["model_id"], done["name"], 6 * groups, 5 * groups)
+    slow.transfer.takes.set()
+    await until(lambda: not node.unfinished.lines(), 5, "the rest has ended")
+    assert lying(six) == 6 * groups
+    assert not node.transfer.staged
+    assert (await node.reporter.status())["publishing"] == []
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_stopped_twice_nothing_stays_staged(six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    """A client that leaves ends what it asked for, and so does the end of its connection."""
+    node, slow = six.nodes[0], six.nodes[5]
+    slow.transfer.takes.clear()
+    real = node.transfer.list_staged
+
+    async def in_its_time() -> dict[EncodingId, list[int]]:
+        await asyncio.sleep(0.01)
+        return await real()
+
+    monkeypatch.setattr(node.transfer, "list_staged", in_its_time)
+    publishing = asyncio.create_task(node.publish(model, k=2, n=6))
+    await until(lambda: lying(six) >= 15, 5, "it is in the middle")
+    assert node.transfer.staged
+    publishing.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    await until(lambda: not node.transfer.staged, 5, "nothing staged")
+
+
+@pytest.mark.parametrize("how", ["published again", "the node stops"])
+async def test_a_rest_ends_with_the_next_publish_and_with_the_node(
+    six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(publish, "AFTER_R", 0.1)
+    node, slow = six.nodes[0], six.nodes[5]
+    slow.transfer.takes.clear()
+    groups = (await node.publish(model, k=2, n=6))["groups"]
+    assert node.unfinished.lines()
+    if how == "published again":
+        await six.tell()
+        slow.transfer.takes.set()
+        assert (await node.publish(model, k=2, n=6))["durable"] == 6 * groups
+    else:
+        await node.unfinished.close()
+        assert lying(six) == 5 * groups
+        assert six.board.cards
+    assert not node.unfinished.lines()
+    assert not node.transfer.staged
 
 
 async def test_too_few_homes_names_refusals_and_leaves_nothing(six: VerbSwarm, model: Path) -> None:
@@ -248,3 +314,36 @@ async def test_progress_is_told(six: VerbSwarm, model: Path) -> None:
     stored = [event for event in events if event.get("stage") == "store"]
     assert stored[-1]["done"] == stored[-1]["total"]
     assert [event["done"] for event in stored] == sorted(event["done"] for event in stored)
+
+
+async def test_nodes_known_for_less_than_a_day_get_one_shard_of_a_group_together(six: VerbSwarm, model: Path) -> None:
+    publisher = six.nodes[0]
+    publisher.swarm.trust_all = False
+    ordinary = publisher.swarm.view
+    publisher.swarm.view = lambda peer: replace(ordinary(peer), new=True)  # type: ignore[method-assign]
+    with pytest.raises(StorageFull, match="needs 3 nodes") as caught:
+        await publisher.publish(model, k=2, n=4)
+    assert "of the 5 known for less than a day only one counts" in (caught.value.hint or "")
+    done = await publisher.publish(model)
+    assert (done["shards"], done["durable"]) == (2 * done["groups"], 2 * done["groups"])
+    assert len(publisher.transfer.store.list_shards()) == done["groups"]
+
+
+async def test_an_encoding_commits_to_more_shards_than_are_made(six: VerbSwarm, model: Path, tmp_path: Path) -> None:
+    done = await six.nodes[0].publish(model, k=2, n=3, n_max=6)
+    assert done["shards"] == done["durable"] == 3 * done["groups"]
+    await six.tell()
+    told = await six.nodes[0].reporter.holders(model_from(done["model_id"]))
+    assert {(group["k"], group["n"], group["n_max"]) for group in told["groups"]} == {(2, 3, 6)}
+    coded = len(six.nodes[0].transfer.encoded)
+    await six.nodes[0].publish(model, k=2, n=3)
+    assert len(six.nodes[0].transfer.encoded) == coded, "what commits to more serves who asks for less"
+    await six.nodes[0].publish(model, k=2, n=3, n_max=5)
+    assert len(six.nodes[0].transfer.encoded) == coded
+    assert (await six.nodes[5].fetcher.fetch(done["model_id"], tmp_path / "back", quiet))["bytes"] == done["bytes"]
+
+
+@pytest.mark.parametrize("n_max", [0, 2, 7])
+async def test_committing_to_fewer_than_n_or_more_than_twice_n_is_refused(six: VerbSwarm, model: Path, n_max: int) -> None:
+    with pytest.raises(BadInput, match="n_max"):
+        await six.nodes[0].publish(model, k=2, n=3, n_max=n_max)

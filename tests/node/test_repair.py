@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,43 @@ def test_rounds_follow_the_long_clock() -> None:
     usual, quick = settings_for(12 * HOUR, 4e6), settings_for(30.0, 4e6)
     assert (usual.round, usual.settle, usual.clocks.blink) == (60.0, 30.0, 60.0)
     assert (quick.round, quick.settle, quick.clocks.blink) == (5.0, 2.5, 30.0)
+
+
+async def test_a_group_grows_beyond_n_where_its_nodes_are_up_less_than_it_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FakeSwarm.view
+    monkeypatch.setattr(FakeSwarm, "view", lambda self, peer: dataclasses.replace(plain(self, peer), last_seen=None))
+    async with verb_swarm(10, tmp_path) as swarm:
+        done = await swarm.nodes[0].publish(small_model(tmp_path / "little"), k=2, n=3, n_max=6)
+        fixed = await swarm.nodes[1].publish(small_model(tmp_path / "other", seed=5), k=2, n=3)
+        await swarm.tell()
+        healing = Healing(swarm, tmp_path)
+        before = healing.lying()
+        assert {len(shards) for shards in before.values()} == {3}
+        await healing.minute(30)
+        numbers = {encoding: sorted(shards) for encoding, shards in healing.lying().items()}
+        grown = {encoding for encoding, shards in numbers.items() if shards == [0, 1, 2, 3, 4, 5]}
+        assert (len(grown), len(numbers) - len(grown)) == (done["groups"], fixed["groups"])
+        assert all(numbers[encoding] == [0, 1, 2] for encoding in numbers.keys() - grown)
+        for shards in healing.lying().values():
+            assert max(Counter(peer for peers in shards.values() for peer in peers).values()) == 1
+        holders = [healing.lying()[encoding] for encoding in grown]
+        assert len(healing.rebuilt()) == len(holders), "one read made all three"
+
+
+async def test_homes_are_chosen_by_the_rules_of_a_publish(ten: Healing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are new to each other, so none may get another shard of a group; once they trust each other they may."""
+    seen = FakeSwarm.view
+    monkeypatch.setattr(FakeSwarm, "view", lambda self, peer: dataclasses.replace(seen(self, peer), new=True))
+    for node in ten.swarm.nodes:
+        node.swarm.trust_all = False
+    ten.kill_holders(3)
+    below = {encoding for encoding, shards in ten.lying().items() if len(shards) < 4}
+    await ten.minute(26)
+    assert ten.rebuilt() == []
+    assert sum(repairs.counts.failed for repairs in ten.repairs.values()) > 0
+    for node in ten.swarm.nodes:
+        node.swarm.trust_all = True
+    await ten.minute(60)
+    assert below <= {encoding for encoding, shards in ten.lying().items() if len(shards) == 6}

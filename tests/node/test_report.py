@@ -81,6 +81,26 @@ async def test_each_loss_is_one_less_to_survive_down_to_unreadable(stored: Store
     assert said == [4, 3, 2, 1, 0, -1]
 
 
+async def test_each_group_says_what_it_survives_and_the_weakest_is_named(stored: Stored) -> None:
+    swarm, node, model = stored
+    names = [group["group"] for group in (await node.reporter.holders(model))["groups"]]
+    assert (await node.reporter.storage(model))["group_survives_losses"] == dict.fromkeys(names, 4)
+    located = await node.locator.located_here(model)
+    assert located is not None
+    weak = located.encodings[2][0].id
+    for other in swarm.nodes[3:]:
+        for info in other.transfer.store.list_shards():
+            if info.key.encoding == weak:
+                other.transfer.store.drop_shard(info.key, "lost")
+    await swarm.tell()
+    storage = await node.reporter.storage(model)
+    assert storage["group_survives_losses"] == dict.fromkeys(names, 4) | {names[2]: 1}
+    assert (storage["survives_losses"], storage["weakest_group"]) == (1, names[2])
+    line = (await node.reporter.status())["models"][0]
+    assert (line["survives_losses"], line["weakest_group"]) == (1, names[2])
+    assert (await node.reporter.model("alice/little@1")).storage == storage
+
+
 async def test_figures_of_storage(stored: Stored) -> None:
     swarm, node, model = stored
     infos = [info for other in swarm.nodes for info in other.transfer.store.list_shards()]
@@ -117,7 +137,8 @@ async def test_a_model_known_by_its_card_alone_has_nulls(stored: Stored, tmp_pat
     (info,) = await late.reporter.models()
     assert (info.name, info.storage["holders"]) == ("alice/little@1", 6)
     unknown = {name for name, value in info.storage.items() if value is None}
-    assert unknown == {"groups", "shards", "k", "n", "redundancy_factor", "survives_losses", "stored_bytes"}
+    per_group = {"weakest_group", "group_survives_losses"}
+    assert unknown == {"groups", "shards", "k", "n", "redundancy_factor", "survives_losses", "stored_bytes"} | per_group
 
 
 async def test_lists_match_every_word_and_model_falls_back_to_the_manifest(stored: Stored) -> None:
@@ -154,7 +175,7 @@ async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> Non
     room: Any = type("Room", (), {"loaded": lambda self: [], "memory": 7})()
     transfer: Any = node.transfer
     probe = Probe(node.swarm, transfer, worker, room, lambda: "https://127.0.0.1:1", bytes(32))
-    gateway = NodeGateway(node.reporter, nothing, nothing, probe)
+    gateway = NodeGateway(node.reporter, nothing, nothing, nothing, probe, nothing)
     health = await gateway.health()
     assert (health["status"], health["last_probe"], health["model_registry"]) == ("degraded", None, {"models": 1})
     assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "sessions": 0, "memory": 7}

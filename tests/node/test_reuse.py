@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from node.drain import Drainer
+from node.hand_over import HandOver
 from node.renew_leases import LeaseRenewer
 from node.store.interface import ShardInfo
 from node.store.leases import DAY
@@ -137,7 +139,7 @@ async def test_missing_shards_of_it_are_made_again_and_sent(two: Two, tmp_path: 
     other = two.swarm.nodes[3]
     done = await two.publish(other)
     assert done["durable"] == done["shards"]
-    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {other.peer}
+    assert {info.owner for info in two.swarm.nodes[4].transfer.store.list_shards()} == {two.swarm.nodes[0].peer, other.peer}
     encodings = {info.key.encoding for info in two.lying()}
     assert len(encodings) == two.done["groups"] + 1, "under the encodings that were there"
     held = two.swarm.board.holdings[two.swarm.nodes[4].peer, two.model].held
@@ -190,6 +192,33 @@ async def test_what_a_desk_refuses_to_share(two: Two, tmp_path: Path) -> None:
         holder.transfer.store.share(ModelId(number.to_bytes(32, "big")), [info.key.encoding])
     with pytest.raises(Conflict, match="belongs to 64 models"):
         await asker.book.to_share(holder.peer, ModelId(b"\xff" * 32), [ask])
-    holder.desk._config = type(holder.desk._config)(urls=[], tls=bytes(32), lend="none")
+    holder.puts.lends_storage = False
     with pytest.raises(Forbidden):
         await asker.book.to_share(holder.peer, second, [ask])
+
+
+async def test_a_node_that_drains_hands_over_what_two_models_share_for_both(tmp_path: Path) -> None:
+    async with verb_swarm(6, tmp_path) as swarm:
+        first = await swarm.nodes[0].publish(small_model(tmp_path / "little"), k=2, n=4)
+        await swarm.tell()
+        second = await swarm.nodes[0].publish(other_version(tmp_path / "other"), name="little", version="2", k=2, n=4)
+        await swarm.tell()
+        models = [model_from(done["model_id"]) for done in (first, second)]
+
+        def listed(model: ModelId) -> set[tuple[bytes, int]]:
+            helds = [held for (_, of), view in swarm.board.holdings.items() if of == model for held in view.held]
+            return {(held.encoding, shard) for held in helds for shard in held.shards}
+
+        before, leaver = [listed(model) for model in models], swarm.nodes[1]
+        assert {info.key.encoding for info in leaver.transfer.store.list_shards()} & {name for name, _ in before[0] & before[1]}
+        known: Any = leaver.transfer
+        hands = HandOver(leaver.peer, leaver.swarm, known, leaver.book, leaver.keeper)
+
+        async def tell_space() -> None:
+            """Nobody asks for it here."""
+
+        await Drainer(leaver.view, known, leaver.puts, hands, tell_space).drain(quiet)
+        assert leaver.transfer.store.list_shards() == []
+        swarm.leave(leaver)
+        await swarm.tell()
+        assert [listed(model) for model in models] == before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from node.figures import PeerFigures
 from node.locate import Located
 from node.model_cost import StageCost
 from node.model_folder import build_manifest, scan
@@ -35,7 +37,7 @@ def setting(privacy: str, memory: int = 1 << 30) -> tuple[Router, FakeSwarm]:
     swarm.trust_all = False
     swarm.trust(FRIEND)
     room: Any = SimpleNamespace(memory=memory)
-    return Router(ME, swarm, room, privacy, "remote"), swarm
+    return Router(ME, swarm, room, privacy, "remote", 10.0, PeerFigures(), random.Random(1)), swarm
 
 
 def offered(router: Router, located: Located, *avoid: PeerId) -> list[str]:

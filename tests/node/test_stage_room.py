@@ -59,7 +59,7 @@ class FakeWorker:
     async def unload(self, stage: str) -> None:
         self.unloads.append(stage)
 
-    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling) -> None:
+    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling, reply: list[int] | None = None) -> None:
         if self.open_fault:
             raise self.open_fault
         self.open.add(session)

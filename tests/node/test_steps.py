@@ -26,7 +26,7 @@ class Inbox:
     def __init__(self) -> None:
         self.got: list[tuple[PeerId, int, bytes]] = []
 
-    async def __call__(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+    def __call__(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
         self.got.append((sender, head.position, bytes(raw)))
 
 
@@ -141,7 +141,7 @@ def test_a_refused_frame_is_told_in_the_log_and_the_stream_goes_on(caplog: pytes
     async def main() -> None:
         _hub, mine, other, inbox = await two()
 
-        async def refuse(sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        def refuse(sender: PeerId, head: StepHead, raw: memoryview) -> None:
             raise PeerFault(f"{sender} may not")
 
         other.steps.listen(OTHER, refuse)

@@ -141,6 +141,65 @@ async def test_a_load_beyond_the_budget_is_refused_before_it_is_loaded(tmp_path:
         await worker.stop()
 
 
+def wanted(session: str, new_max: int, **more: object) -> api.Generate:
+    return api.Generate(
+        stage="0-6-bf16",
+        session=session,
+        tokens=[1, 2, 3],
+        tokens_max=new_max + 3,
+        new_max=new_max,
+        stop_tokens=[],
+        sampling=Sampling(),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def reply(worker: Worker, asked: api.Generate) -> tuple[list[int], str]:
+    tokens, text = [], ""
+    async for note in worker.generate(asked):
+        if isinstance(note, api.Made):
+            tokens, text = tokens + note.tokens, text + note.text
+        else:
+            assert note.made == len(tokens)
+    return tokens, text
+
+
+async def test_replies_are_made_side_by_side_and_one_that_is_left_ends_at_once(worker: Worker) -> None:
+    await load_tiny(worker)
+    alone = await reply(worker, wanted("a", 24, text=True))
+    assert len(alone[0]) == 24
+    assert alone[1]
+    left = worker.generate(wanted("left", 200))
+    await anext(left)
+    together = asyncio.gather(*(reply(worker, wanted(f"b{number}", 24, text=True)) for number in range(4)))
+    await anext(left)
+    await left.aclose()
+    assert (await worker.usage()).sequences <= 4
+    assert await together == [alone] * 4
+    assert (await worker.usage()).kv == 0
+    assert worker._replies == {}
+
+
+async def test_a_crash_in_the_middle_of_a_reply_is_told_and_the_next_life_works(worker: Worker) -> None:
+    await load_tiny(worker)
+    going = worker.generate(wanted("a", 200))
+    await anext(going)
+    kill(worker)
+    with pytest.raises(Unavailable, match="SIGKILL"):
+        async for _note in going:
+            pass
+    await load_tiny(worker)
+    assert len((await reply(worker, wanted("a", 8)))[0]) == 8
+
+
+async def test_a_reply_that_cant_begin_says_why(worker: Worker) -> None:
+    await load_tiny(worker)
+    with pytest.raises(BadInput, match="0 new tokens"):
+        await reply(worker, wanted("a", 0))
+    with pytest.raises(Busy, match="no room"):
+        await reply(worker, wanted("a", 1_000_000))
+
+
 async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
     with pytest.raises(NotFound, match="stage isn't loaded"):
         await worker.open_sequence("none", "s", 4, Sampling())

@@ -6,6 +6,7 @@ but only under a grant that opens there. `FakeSwarm` knows at once what every li
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -28,6 +29,7 @@ from node.assemble import Assembler
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
+from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
@@ -37,7 +39,9 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.place import Placer
+from node.placement_view import PlacementView
 from node.publish import Publisher, PublishRequest
+from node.put_desk import PutDesk
 from node.report import Reporter
 from node.reuse import Reuser
 from node.store.interface import ShardInfo, ShardKey, Space
@@ -49,13 +53,14 @@ from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards
 from node.transfer.sink import Sink
+from node.unfinished import Unfinished
 from protocol import limits
 from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing
+from protocol.records import Card, Held, NodeRecord, Repairing, Serving
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -85,6 +90,9 @@ class FakeTransfer:
         self.rebuilt: list[tuple[bytes, list[int]]] = []
         self.fetches = 0
         self.refuse: MfError | None = None
+        self.takes = asyncio.Event()
+        """Cleared: a shard pushed here hangs."""
+        self.takes.set()
         self.lie = False
         self._key, self._peer, self._plane = key, peer, plane
         self._expected: dict[ShardKey, tuple[ModelId, int, str]] = {}
@@ -195,12 +203,21 @@ class FakeTransfer:
         other = self._plane[PeerId(job.peer)]
         if other.refuse is not None:
             raise other.refuse
+        await other.takes.wait()
         grant = open_grant(job.grant, PeerId(job.peer), time.time())
         assert (grant.verb, grant.client, grant.shards) == ("put", self._peer, [job.shard])
         key = ShardKey(EncodingId(job.encoding), job.shard)
         model, group, owner = other._expected.pop(key)
         self.pushed.append((job.encoding, job.shard, job.peer))
-        await other._take(key, model, group, owner, self.staged[job.encoding][job.shard])
+        await other._take(key, model, group, owner, self._outgoing(job, key))
+
+    def _outgoing(self, job: PushShard, key: ShardKey) -> bytes:
+        if not job.held:
+            return self.staged[job.encoding][job.shard]
+        reader = self.store.open_shard(key)
+        if reader is None:
+            raise NotFound("isn't held here")
+        return reader.read(0, reader.length)
 
     async def keep_shard(self, job: KeepShard) -> None:
         if self.refuse is not None:
@@ -368,10 +385,12 @@ class FakeSwarm:
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
 
-    async def put_holding(self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = ()) -> None:
+    async def put_holding(
+        self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()
+    ) -> None:
         self.board.told.append((self.me, model))
-        if held or full:
-            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs)
+        if held or full or serves:
+            self.board.holdings[self.me, model] = HoldingView(self.me, model, held, full, repairs, serves)
         else:
             self.board.holdings.pop((self.me, model), None)
 
@@ -426,17 +445,22 @@ class VerbNode:
         executor = InlineExecutor()
         self.locator = Locator(self.network, self.swarm, known, executor)
         self.keeper = HoldingKeeper(self.swarm, known, self.locator)
-        config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32), lend=lend)
-        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config)
+        config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32))
+        self.blocks = BlockList(scratch / self.peer)
+        self.puts = PutDesk(self.network, self.swarm, known, lend in ("storage", "both"), self.blocks)
+        self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.puts)
         self.book = GrantBook(self.network, self.swarm, self.desk)
         self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
+        self.view = PlacementView(me, self.swarm)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)
-        self.placer = Placer(me, self.swarm, known, self.book, self.reuser)
-        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, GgufConverter(scratch), executor, "alice")
+        self.placer = Placer(self.view, self.swarm, known, self.book, self.reuser)
+        self.unfinished = Unfinished()
+        converter = GgufConverter(scratch)
+        self.publisher = Publisher(self.swarm, known, self.locator, self.placer, self.reuser, converter, self.unfinished, executor, "alice")
         self.fetcher = Fetcher(self.swarm, self.locator, self.assembler, executor)
-        self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer)
+        self.reporter = Reporter(self.peer, "1", self.swarm, known, self.locator, self.placer, self.unfinished)
         self.network.serve(BLOB_PROTOCOL, BlobServer(known).handle)
         self.network.serve(GRANT_PROTOCOL, self.desk.handle)
         self.auditor = Auditor(self.network, self.swarm, known, self.locator)

@@ -187,6 +187,14 @@ WRONG_RECORDS = [
     (cases.NODE, {"transfer": ["a" * (limits.MAX_ADDRESS + 1)]}),
     (cases.NODE, {"version": "v" * (limits.MAX_LABEL + 1)}),
     (cases.NODE, {"memory": -1}),
+    (cases.NODE, {"storage": -1}),
+    (cases.NODE, {"region": "r" * (limits.MAX_LABEL + 1)}),
+    (cases.PLACED, {"coordinate": [0, 0, 0]}),
+    (cases.PLACED, {"coordinate": [limits.COORDINATE_FARTHEST + 1, 0, 0, 0]}),
+    (cases.PLACED, {"coordinate": [0, -limits.COORDINATE_FARTHEST - 1, 0, 0]}),
+    (cases.PLACED, {"coordinate": [0, 0, limits.COORDINATE_FARTHEST + 1, 0]}),
+    (cases.PLACED, {"coordinate": [0, 0, -1, 0]}),
+    (cases.PLACED, {"coordinate": [0, 0, 0, limits.COORDINATE_WORST_ERROR + 1]}),
     (cases.HOLDING, {"model": b"x"}),
     (cases.HOLDING, {"held": [records.Held(limits.MAX_GROUPS, cases.ID, [1])]}),
     (cases.HOLDING, {"held": [records.Held(0, cases.ID, [limits.MAX_SHARDS])]}),
@@ -195,6 +203,13 @@ WRONG_RECORDS = [
     (cases.HOLDING, {"repairs": [records.Repairing(cases.ID, cases.NOW)] * (limits.MAX_REPAIRS + 1)}),
     (cases.HOLDING, {"repairs": [records.Repairing(b"x", cases.NOW)]}),
     (cases.HOLDING, {"repairs": [records.Repairing(cases.ID, -1)]}),
+    (cases.HOLDING, {"serves": [records.Serving(0, 1, "bf16", True)] * (limits.MAX_SERVED + 1)}),
+    (cases.HOLDING, {"serves": [records.Serving(0, limits.MAX_LAYERS + 1, "bf16", True)]}),
+    (cases.HOLDING, {"serves": [records.Serving(4, 4, "bf16", True)]}),
+    (cases.HOLDING, {"serves": [records.Serving(-1, 4, "bf16", True)]}),
+    (cases.HOLDING, {"serves": [records.Serving(0, 4, "p" * 17, True)]}),
+    (cases.HOLDING, {"serves": [records.Serving(0, 4, "bf16", True, 0)]}),
+    (cases.HOLDING, {"serves": [records.Serving(0, 4, "bf16", True, limits.MAX_LAYER_US + 1)]}),
     (cases.CARD, {"name": "../x"}),
     (cases.CARD, {"name": "n" * 97}),
     (cases.CARD, {"size": -1}),
@@ -286,6 +301,19 @@ def test_roots_pin_length_and_leaves(shard: bytes) -> None:
     root = encoding.shard_root(len(shard), leaves)
     assert root == encoding.shard_root(len(shard), b"".join(leaves))
     assert root != encoding.shard_root(len(shard) + 1, leaves)
+
+
+def test_tokens_of_one_frame_are_few() -> None:
+    most = limits.MAX_DRAFTED
+    for kind, fits in (("token", most + 1), ("guess", most)):
+        head = messages.StepHead(session=bytes(16), epoch=0, position=5, kind=kind)
+        assert len(messages.parse_step(messages.step_frame(head, bytes(4 * fits)))[1]) == 4 * fits
+        for count in (0, fits + 1):
+            with pytest.raises(BadInput):
+                messages.parse_step(messages.step_frame(head, bytes(4 * count)))
+    for guessed in (-1, most + 1):
+        with pytest.raises(BadInput):
+            messages.parse_step(messages.step_frame(msgspec.structs.replace(cases.HIDDEN, guessed=guessed), bytes(16)))
 
 
 def test_steps_with_wrong_shapes_are_refused() -> None:

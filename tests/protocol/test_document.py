@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import audits, dtypes, encoding, grants, limits, manifest, messages, records, signing, ticket, windows
+from protocol import audits, dtypes, encoding, grants, limits, manifest, messages, records, signing, ticket, tokens, windows
 from tests.protocol.vector_cases import VECTORS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -33,6 +33,9 @@ def test_limits_table_is_the_code() -> None:
         encoding.Encoding,
         audits.AuditTags,
         audits.AuditLeaves,
+        records.Revocations,
+        tokens.Link,
+        tokens.SignedRequest,
     ],
 )
 def test_signed_records_list_every_field(kind: type[msgspec.Struct]) -> None:
@@ -67,6 +70,9 @@ def test_domains_protocols_and_envelope_stand_there() -> None:
         windows.DOMAIN,
         audits.TAGS_DOMAIN,
         audits.LEAVES_DOMAIN,
+        records.REVOCATIONS_DOMAIN,
+        tokens.TOKEN_DOMAIN,
+        tokens.REQUEST_DOMAIN,
     ]
     protocols = [value for name, value in vars(messages).items() if name.endswith("_PROTOCOL")]
     for word in (*domains, *protocols, *signing.Envelope.__struct_fields__, encoding.SCHEME, manifest.RULE, *encoding.COMPRESSIONS):

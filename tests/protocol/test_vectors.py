@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from protocol import encoding, grants, messages, records, ticket
+from protocol import encoding, grants, messages, prints, records, ticket
 from protocol.framing import pack, unpack
 from protocol.manifest import manifest_bytes, model_id, parse_manifest
 from tests.protocol import vector_cases as cases
@@ -25,10 +25,14 @@ def _pinned(file: str, name: str) -> bytes:
 def test_pinned_records_are_read_back() -> None:
     for kind, record in ((records.NodeRecord, cases.NODE), (records.Holding, cases.HOLDING), (records.Card, cases.CARD)):
         assert records.open_record(_pinned("records.json", kind.__name__), kind, cases.NOW) == (cases.PEER, record)
+    assert records.open_record(_pinned("records.json", "NodeRecord with a place"), records.NodeRecord, cases.NOW)[1] == cases.PLACED
     repairing = _pinned("records.json", "Holding that repairs")
     assert records.open_record(repairing, records.Holding, cases.NOW) == (cases.PEER, cases.REPAIRING)
+    serving = _pinned("records.json", "Holding that serves")
+    assert records.open_record(serving, records.Holding, cases.NOW) == (cases.PEER, cases.SERVING)
     assert grants.open_grant(_pinned("records.json", "Grant"), cases.PEER, cases.NOW) == cases.GRANT
     assert encoding.parse_encoding(_pinned("records.json", "Encoding")) == (cases.PEER, cases.ENCODING)
+    assert prints.open_prints(_pinned("records.json", "Prints")) == (cases.PEER, cases.PRINTS)
     text = json.loads((cases.VECTORS / "records.json").read_text())["Ticket"]
     assert ticket.parse_ticket(text, cases.NOW) == (cases.PEER, cases.TICKET)
 
@@ -44,6 +48,8 @@ def test_pinned_steps_are_read_back() -> None:
     assert (head, bytes(raw)) == (cases.HIDDEN, bytes(range(16)))
     head, raw = messages.parse_step(_pinned("frames.json", "step tokens"))
     assert head == cases.TOKENS
+    assert messages.parse_step(_pinned("frames.json", "step cut"))[0] == cases.CUT
+    assert messages.parse_step(_pinned("frames.json", "step tokens, more to come"))[0] == cases.MORE
     assert list(memoryview(bytes(raw)).cast("i")) == [1, 2, 300]
 
 

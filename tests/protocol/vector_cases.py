@@ -11,14 +11,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.model_folder import build_manifest, scan
-from protocol import audits, encoding, grants, messages, records, ticket
+from protocol import audits, encoding, grants, messages, prints, records, ticket, tokens
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
-from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public
+from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public, public_from_peer
 from protocol.manifest import Summary, model_id
 from protocol.signing import peer_of, sign_bytes
 
@@ -36,14 +37,26 @@ NODE = records.NodeRecord(
     sequence=7, expires=NOW + 3600, boot=NONCE, version="0.1.0", addresses=["/ip4/127.0.0.1/tcp/4840"], transfer=["127.0.0.1:4841"],
     tls=ID, lend="both", storage_free=20_000_000_000, memory=1 << 31,
 )  # fmt: skip
+PLACED = msgspec.structs.replace(NODE, region="eu-west", storage=40_000_000_000, coordinate=[-12_000, 34_500, 1_200, 87_000])
 HOLDING = records.Holding(sequence=8, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1, 5])], full=[2])
 REPAIRING = records.Holding(
     sequence=9, expires=NOW + 10_800, model=ID, held=[records.Held(0, ID, [1])], full=[], repairs=[records.Repairing(ID, NOW + 600)]
 )
+SERVING = records.Holding(
+    sequence=10, expires=NOW + 10_800, model=ID, held=[], full=[],
+    serves=[records.Serving(0, 15, "bf16", True, 850), records.Serving(15, 30, "bf16", False)],
+)  # fmt: skip
 CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
 )  # fmt: skip
+REVOCATIONS = records.Revocations(sequence=10, expires=NOW + 86_400, revoked=[records.Revoked(NONCE, NOW + 3600)], before=NOW - 60)
+HOLDER = Ed25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
+KEY_LINK = tokens.Link(
+    id=NONCE, account=ID, scopes=["inference", "models:read"], issued=NOW, expires=NOW + 86_400,
+    holder=public_from_peer(peer_of(HOLDER)), name="ann", tier="free",
+)  # fmt: skip
+TOKEN_LINK = tokens.Link(id=NONCE[::-1], account=ID, scopes=["inference"], issued=NOW, expires=NOW + 3600, audience=PEER)
 GRANT = grants.Grant(verb="get", client=PEER, server=PEER, encoding=ID, shards=[0, 255], max_bytes=1 << 20, nonce=NONCE, issued=NOW)
 TICKET = ticket.Ticket(
     peers=[ticket.TicketPeer(peer=PEER, addresses=["/ip4/127.0.0.1/tcp/4840"])], trusts=[PEER], expires=NOW + 86_400, swarm=ID
@@ -62,13 +75,28 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
+    "OpenSession of an audit": messages.OpenSession(
+        session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=1,
+        stop_tokens=[], sampling=SAMPLING, prints=NONCE, check=messages.Checked(5, [1, 300]),
+    ),
     "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
     "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
+    "SessionEvent with prints": messages.SessionEvent(kind="alive", timings={"layer": 0.5}, prints=[b"p"]),
+    "SessionEvent that blames": messages.SessionEvent(kind="failed", error={"code": "peer_fault"}, blames=PEER),
+    "SessionEvent alive": messages.SessionEvent(kind="alive", position=7, busy=True, pace=[0.25, 0.125]),
+    "Reroute": messages.Reroute(epoch=2, stages=[messages.StageSpec(PEER, 0, 2)], index=0, position=9, resume=0),
+    "DirectRequest": messages.DirectRequest(),
+    "DirectReply": messages.DirectReply(port=4842, name=NONCE, key=ID),
 }  # fmt: skip
+PRINTS = prints.Prints(
+    session=NONCE, model=ID, precision="bf16", first=0, end=15, position=7, count=2, inputs=bytes(64), outputs=ID + ID, gaps=[0.5, -1.0]
+)
 AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
+CUT = messages.StepHead(session=NONCE, epoch=1, position=256, kind="cut")
+MORE = messages.StepHead(session=NONCE, epoch=1, position=0, kind="tokens", stage=0, more=True)
 
 
 def records_vectors() -> dict[str, Any]:
@@ -80,9 +108,13 @@ def records_vectors() -> dict[str, Any]:
         "fingerprint": fingerprint(bytes(32)),
         "model text": model_text(ModelId(ID)),
         "NodeRecord": records.seal_record(KEY, NODE).hex(),
+        "NodeRecord with a place": records.seal_record(KEY, PLACED).hex(),
         "Holding": records.seal_record(KEY, HOLDING).hex(),
         "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
+        "Holding that serves": records.seal_record(KEY, SERVING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
+        "Prints": prints.seal_prints(KEY, PRINTS).hex(),
+        "token print": prints.token_print(NONCE, 7, 300).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),
         "Encoding": sealed_encoding.hex(),
@@ -93,6 +125,17 @@ def records_vectors() -> dict[str, Any]:
     }
 
 
+def token_vectors() -> dict[str, Any]:
+    first = tokens.seal_link(KEY, KEY_LINK)
+    return {
+        "Revocations": records.seal_record(KEY, REVOCATIONS).hex(),
+        "Link": first.hex(),
+        "token": tokens.token_text([first, tokens.narrow(HOLDER, first, TOKEN_LINK)]),
+        "signed request": tokens.sign_request(HOLDER, PEER, "post", "/v1/chat/completions?x=1", b"{}", NOW, NONCE),
+        "signed request abroad": tokens.sign_request(HOLDER, PEER, "GET", "/v1/models", b"", NOW, NONCE, [first]),
+    }
+
+
 def frames_vectors() -> dict[str, Any]:
     bodies = {name: pack(message).hex() for name, message in MESSAGES.items()}
     return bodies | {
@@ -100,6 +143,8 @@ def frames_vectors() -> dict[str, Any]:
         "refusal": messages.refusal_frame(NotFound("no such model", hint="try another")).hex(),
         "step hidden": messages.step_frame(HIDDEN, bytes(range(16))).hex(),
         "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
+        "step cut": messages.step_frame(CUT, b"").hex(),
+        "step tokens, more to come": messages.step_frame(MORE, struct.pack("<3i", 1, 2, 300)).hex(),
         "frame of 3 bytes": frame(b"abc").hex(),
         "varint 300": encode_varint(300).hex(),
     }
@@ -231,6 +276,7 @@ ALL = {
     "grouping.json": grouping_vectors,
     "manifest.json": manifest_vectors,
     "audit.json": audit_vectors,
+    "tokens.json": token_vectors,
 }
 
 if __name__ == "__main__":

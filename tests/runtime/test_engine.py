@@ -17,11 +17,11 @@ from runtime.text import write_files
 from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
 
 
-def engine_with(folder: Path, config: dict[str, Any], memory: int = 50_000_000) -> Engine:
+def engine_with(folder: Path, config: dict[str, Any], memory: int = 50_000_000, **changes: Any) -> Engine:
     """An engine that knows the model's config as "m"; no tokenizer is needed here."""
-    engine = Engine(api.WorkerConfig(scratch=str(folder), threads=1, memory=memory))
+    engine = Engine(api.WorkerConfig(scratch=str(folder), threads=1, memory=memory, **changes))
     write_files(folder / "model-0", {"config.json": config_bytes(config)})
-    engine._folders["m"] = folder / "model-0"
+    engine.texts.folders["m"] = folder / "model-0"
     return engine
 
 
@@ -45,7 +45,9 @@ def engine(tmp_path: Path) -> Engine:
     config = tiny_config()
     made = engine_with(tmp_path, config)
     loaded = load(made, stored_tensors(tiny_model(config)))
-    assert loaded.self_test == "weights there and finite, 6 positions and 2 one by one as 8 at once"
+    assert loaded.self_test.startswith(
+        "weights there and finite, 6 positions and 2 one by one as 8 at once; run lean, as transformers gives"
+    )
     return made
 
 
@@ -65,7 +67,7 @@ def test_a_context_beyond_the_pool_is_busy(tmp_path: Path) -> None:
     config = tiny_config(max_position_embeddings=1 << 20)
     engine = engine_with(tmp_path, config)
     load(engine, stored_tensors(tiny_model(config)))
-    with pytest.raises(Busy, match="no room for 1000000 positions: 768"):
+    with pytest.raises(Busy, match=r"no room for this sequence: 768\.0 MB needed"):
         engine.open_sequence(opening(1_000_000))
     assert engine.usage().kv == 0
 
@@ -94,7 +96,8 @@ def test_a_stage_that_failed_leaves_nothing(tmp_path: Path) -> None:
     [
         ({"task": "dream"}, "embed and classify, bf16 and fp32 are known"),
         ({"task": "embed", "end": 4}, r"runs whole, layers 0\.\.4 were asked"),
-        ({"precision": "int4"}, "isn't bf16 or fp32"),
+        ({"precision": "int5"}, "'int5' isn't one of bf16, fp32, int8, int4"),
+        ({"precision": "int4", "task": "embed"}, "at precision 'int4': embed and classify, bf16 and fp32 are known"),
         ({"end": 7}, r"config\.json says 6"),
         ({"first": 3, "end": 3}, r"layers 3\.\.3 of 6 were asked"),
         ({"first": -1}, r"layers -1\.\.6 of 6 were asked"),
@@ -125,3 +128,22 @@ def test_an_encoder_opens_no_sequence(tmp_path: Path) -> None:
     for texts in ([], [[1]] * 257):
         with pytest.raises(BadInput, match="1 to 256 are allowed"):
             engine.encode(api.Encode(stage="0-6-bf16", tokens=texts))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_fewer_bits_take_less_of_the_budget_and_step(precision: str, tmp_path: Path) -> None:
+    config = tiny_config()
+    engine = engine_with(tmp_path, config)
+    tensors = stored_tensors(tiny_model(config))
+    whole = load(engine, tensors)
+    few = load(engine, tensors, stage="few", precision=precision)
+    assert "run lean" in few.self_test
+    assert few.bytes < whole.bytes * (0.65 if precision == "int8" else 0.5)
+    runner = engine._stages["few"].runs.runner  # type: ignore[union-attr]
+    assert runner.weight_bytes <= few.bytes * 1.05
+    engine.open_sequence(api.OpenSequence(stage="few", session="s", tokens_max=20, sampling=Sampling()))
+    first = engine.step(api.Step(session="s", epoch=0, position=0, tokens=[5, 6, 7], count=3))
+    back = engine.step(api.Step(session="s", epoch=1, position=0, tokens=[5, 6, 7], count=3))
+    assert first.token == back.token
+    engine.close_sequence(api.CloseSequence(session="s"))
+    assert runner._slabs.places == {}

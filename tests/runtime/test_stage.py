@@ -15,9 +15,9 @@ from protocol.messages import Sampling
 from runtime import interface as api
 from runtime.model_config import read_config
 from runtime.self_test import self_test
-from runtime.sequence import Sequence
 from runtime.stage import Stage, build_stage
 from runtime.weights import build_tensors, check_stored, let_go, map_groups
+from tests.runtime.alone import Alone
 from tests.runtime.support import config_bytes, cuts, for_stage, lay_out, read_tensors, stored_tensors, tiny_config, tiny_model
 
 PROMPT = [5, 9, 30, 77, 101, 3, 3, 64]
@@ -50,7 +50,7 @@ def build(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 
 
 def run(stages: list[Stage], count: int, sampling: Sampling | None = None) -> list[int]:
-    sequences = [Sequence(stage, 64, sampling or Sampling()) for stage in stages]
+    sequences = [Alone(stage, 64, sampling or Sampling()) for stage in stages]
     position, tokens, made = 0, PROMPT, []
     for _ in range(count):
         answer = api.Stepped()

@@ -6,6 +6,8 @@
     jobs.py       repairs under way, byte by byte                 reads.py   requests and their latency
     results.py    what came out, beside the least possible
 
+    serving.py    who serves which layers, a simulation of its own   petals_rule.py   another's rule, beside it
+
 Nothing here decides what to repair, when or where to: `erasure.repair`, `.presence`, `.standing`, `.placement` and `.durability` do. The
 simulator decides what they see. Departures are seen after 5 s; a new holding or claim after 1 s to 2 min, by a lag drawn per observer
 and event; over a cut not before it heals. What is simplified: the nodes of one side of a cut share one `Presence` (who is away

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from erasure.placement import place
+from erasure.placement import Placement
 from erasure.repair import Repair
 from tests.simulator.groups import SimGroup
 from tests.simulator.nodes import SimNode, round_trip
@@ -73,10 +73,11 @@ class Job:
         if not self._left or self._tries > TRIES:
             self._end(not self._left)
             return
-        known = self._refused | {name for peers in group.seen_by(self._node, swarm.events.now).holders.values() for name in peers}
-        free = [other.candidate() for other in swarm.some_up(CANDIDATES, self._node) if other.name not in known and other is not self._node]
-        homes = place(group.name, len(self._left), free, salt=str(self._order.make).encode()) if free else []
-        pairs = [(shard, swarm.by_name[peer]) for shard, (_, peer) in zip(self._left, homes, strict=False)]
+        holding = {name for peers in group.seen_by(self._node, swarm.events.now).holders.values() for name in peers} | {self._node.name}
+        known = [*swarm.some_up(CANDIDATES, self._node), *(swarm.by_name[name] for name in holding)]
+        placement = Placement(node.candidate() for node in known)
+        homes = placement.choose(group.name, group.n, k=group.k, beside=holding, without=self._refused, shards=self._left)
+        pairs = [(shard, swarm.by_name[peer]) for shard, peer in homes]
         self._tries += 1
         self._push(pairs)
 

@@ -276,7 +276,7 @@ class SimSwarm:
 
     def _place_first(self, group: SimGroup) -> None:
         candidates = [node.candidate() for node in self.rng.sample(self.up, min(len(self.up), group.n + 16))]
-        for shard, peer in place(group.name, group.n, candidates):
+        for shard, peer in place(group.name, group.n, candidates, k=group.k):
             node = self.by_name[peer]
             node.shards[group.number] = shard
             group.holders[shard] = [node]

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, ModelInfo, Piece, Planned
+from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, GenerationRequest, ModelInfo, Piece, Planned, TextLogprob
+from node.model_index import ModelQuery
 from protocol.errors import MfError, NotFound
 
 PEERS = ["12D3KooWAlpha", "12D3KooWBeta", "12D3KooWGamma"]
@@ -44,6 +45,7 @@ class FakeGateway:
     late: Exception | None = None
     hold: str | None = None
     silent_end: bool = False
+    reason: str = "stop"
     asked: list[GenerationRequest] = field(default_factory=list)
     embedded: list[EmbeddingRequest] = field(default_factory=list)
     queries: list[str | None] = field(default_factory=list)
@@ -54,11 +56,20 @@ class FakeGateway:
         self.queries.append(query)
         return [info for info in self.listed if query is None or query in (info.name or "")]
 
+    async def page(self, query: ModelQuery) -> tuple[list[ModelInfo], int]:
+        self.queries.append(query.search)
+        found = [info for info in self.listed if not query.search or query.search in (info.name or "")]
+        return found[query.offset : query.offset + query.limit], len(found)
+
     async def model(self, name: str) -> ModelInfo:
         for info in self.listed:
             if name in (info.model_id, info.name):
                 return info
         raise NotFound(f"no model is called {name!r}", details={"candidates": [info.name for info in self.listed][:5]})
+
+    async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+        info = await self.model(model)
+        return {"model_id": info.model_id, "kind": "pipeline", "stages": ROUTE, "tokens": tokens, "forced": force}
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.asked.append(request)
@@ -68,13 +79,15 @@ class FakeGateway:
                 raise self.early
             await self._hold("plan")
             yield Planned(info.model_id, "pipeline", ROUTE, 7)
+            if request.echo:
+                yield Piece(request.text or "".join(f"<{token}>" for token in request.tokens or ()), 0, _spelled(request, "Prompt", None))
             for made, word in enumerate(self.words, 1):
-                yield Piece(word, made)
+                yield Piece(word, made, _spelled(request, word, -0.25 * made))
             await self._hold("words")
             if self.late:
                 raise self.late
             if not self.silent_end:
-                yield Finished("stop", 7, len(self.words), ROUTE, TIMINGS)
+                yield Finished(self.reason, 7, len(self.words), ROUTE, TIMINGS)
         finally:
             self.closed.set()
 
@@ -100,6 +113,14 @@ class FakeGateway:
         peers = [{"peer_id": peer, "alive": peer != PEERS[2], "addresses": ["/ip4/10.0.0.9/tcp/4840"]} for peer in PEERS]
         models = [{"model_id": MODEL.model_id, "name": MODEL.name, "survives_losses": 4, "holders": 6}]
         return {"peer_id": PEERS[0], "version": "0.1.0", "peers": peers, "models": models}
+
+
+def _spelled(request: GenerationRequest, word: str, logprob: float | None) -> tuple[TextLogprob, ...]:
+    """A token a word, the likeliest beside it being its capitals."""
+    if request.sampling.logprobs is None:
+        return ()
+    top = [(word, word.encode(), logprob or 0.0), (word.upper(), word.upper().encode(), -9.0)]
+    return (TextLogprob(word, word.encode(), logprob, tuple(top[: request.sampling.logprobs])),)
 
 
 def refusal(kind: type[MfError]) -> MfError:

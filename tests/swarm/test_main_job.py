@@ -56,7 +56,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
             told = swarm.nodes[0].cli("publish", str(folder), "--name", "smollm2", timeout=240.0)
             tools.report("publish", f"{told['bytes'] / 1e6:.0f} MB in {told['seconds']} s")
             survivor = swarm.nodes[N - 1]
-            wait_until(lambda: survives(survivor, told["model_id"]) == N - K, 30.0, "the survivor to see what is held")
+            wait_until(lambda: survives(survivor, told["model_id"]) == N - K, 90.0, "the survivor to see what is held")
             status = survivor.cli("status")
             holders = tools.holders_of(survivor, told["model_id"])
             for node in swarm.nodes[: N - K]:

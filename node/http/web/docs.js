@@ -1,48 +1,180 @@
-// Shows /openapi.json: one panel an operation, with its bodies' schemas; GETs without parameters can be tried.
+// Shows /openapi.json as panels by API, each with a form to try the operation from here: parameters, body, the reply as it comes.
 
-const made = (tag, cls, text) => Object.assign(document.createElement(tag), { className: cls, textContent: text ?? "" });
-const spec = await (await fetch("/openapi.json")).json();
+import { example, named, schemaText } from "/web/schema.js";
 
-function resolved(schema, depth = 0) {
-  if (Array.isArray(schema)) return schema.map((part) => resolved(part, depth));
-  if (schema === null || typeof schema !== "object") return schema;
-  if (schema.$ref && depth < 8) return resolved(spec.components.schemas[schema.$ref.split("/").pop()], depth + 1);
-  return Object.fromEntries(Object.entries(schema).map(([key, part]) => [key, resolved(part, depth)]));
-}
+const byId = (id) => document.getElementById(id);
+const make = (tag, cls, text) => Object.assign(document.createElement(tag), { className: cls ?? "", textContent: text ?? "" });
+const TITLES = { "/api/v1": "The node's API", "/v1": "OpenAI's API", "/api": "Ollama's API" };
+const titleOf = (path) => TITLES[Object.keys(TITLES).find((prefix) => path.startsWith(`${prefix}/`))] ?? "The node itself";
 
-function shown(title, content) {
-  const parts = [made("h2", "", title)];
-  for (const [media, { schema }] of Object.entries(content ?? {})) {
-    parts.push(made("span", "soft", media), made("pre", "", JSON.stringify(resolved(schema), null, 2)));
-  }
-  return parts;
-}
-
-function tryIt(path) {
-  const button = made("button", "send", "Try it");
-  const output = made("pre", "");
-  output.hidden = true;
-  button.onclick = async () => {
-    const reply = await fetch(path);
-    const text = await reply.text();
-    output.hidden = false;
-    output.textContent = `HTTP ${reply.status}\n${text.startsWith("{") ? JSON.stringify(JSON.parse(text), null, 2) : text}`;
-  };
-  return [button, output];
-}
-
-function panel(path, method, operation) {
-  const box = made("details", "panel");
-  const head = made("summary", "");
-  head.append(made("span", "verb", method.toUpperCase()), made("code", "", path), made("span", "soft", operation.summary));
-  box.append(head);
-  if (operation.parameters) box.append(made("h2", "", "Parameters"), made("pre", "", JSON.stringify(operation.parameters, null, 2)));
-  if (operation.requestBody) box.append(...shown("Body", operation.requestBody.content));
-  box.append(...shown("Reply", operation.responses["200"].content));
-  if (method === "get" && !path.includes("{")) box.append(...tryIt(path));
+function field(label, input, about) {
+  const box = make("label", "field");
+  box.append(make("span", "", label), input);
+  if (about) box.append(make("small", "soft", about));
   return box;
 }
 
-for (const [path, methods] of Object.entries(spec.paths)) {
-  for (const [method, operation] of Object.entries(methods)) document.getElementById("docs").append(panel(path, method, operation));
+function parameterFields(parameters) {
+  return parameters.map((parameter) => {
+    const input = make("input");
+    input.required = parameter.required;
+    input.placeholder = parameter.schema.default ?? "";
+    input.dataset.place = parameter.in;
+    input.name = parameter.name;
+    return field(`${parameter.name} (${parameter.in})`, input, parameter.schema.description);
+  });
 }
+
+function bodyField(spec, body) {
+  const [media, content] = Object.entries(body.content)[0];
+  const area = make("textarea", "code");
+  area.name = "body";
+  area.spellcheck = false;
+  area.value = JSON.stringify(example(spec, content), null, 2);
+  area.rows = Math.min(18, area.value.split("\n").length + 1);
+  return field(`Body (${media})`, area, "");
+}
+
+function target(path, form) {
+  const query = new URLSearchParams();
+  for (const input of form.querySelectorAll("[data-place]")) {
+    if (input.dataset.place === "path") path = path.replace(`{${input.name}}`, encodeURIComponent(input.value));
+    else if (input.value !== "") query.append(input.name, input.value);
+  }
+  return query.size ? `${path}?${query}` : path;
+}
+
+function request(method, form) {
+  const headers = {};
+  if (byId("key").value) headers.Authorization = `Bearer ${byId("key").value}`;
+  if (form.elements.body) headers["Content-Type"] = "application/json";
+  return { method: method.toUpperCase(), headers, body: form.elements.body?.value };
+}
+
+function curl(path, given) {
+  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const headers = Object.entries(given.headers).map(([name, value]) => ` -H ${quoted(`${name}: ${name === "Authorization" ? "Bearer $KEY" : value}`)}`);
+  return `curl -X ${given.method} ${quoted(location.origin + path)}${headers.join("")}${given.body ? ` -d ${quoted(given.body)}` : ""}`;
+}
+
+async function show(reply, output, began) {
+  const pretty = (text) => { try { return JSON.stringify(JSON.parse(text), null, 2); } catch { return text; } };
+  const streamed = /event-stream|ndjson/.test(reply.headers.get("Content-Type") ?? "");
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    text += part.value;
+    if (streamed) output.textContent = text;
+    output.scrollTop = output.scrollHeight;
+  }
+  output.textContent = streamed ? text : pretty(text);
+  return `HTTP ${reply.status} after ${Math.round(performance.now() - began)} ms`;
+}
+
+function tryIt(spec, path, method, operation) {
+  const form = make("form", "try");
+  form.append(...parameterFields(operation.parameters ?? []));
+  if (operation.requestBody) form.append(bodyField(spec, operation.requestBody));
+  const send = make("button", "send", "Send");
+  const stop = make("button", "plain", "Stop");
+  const status = make("span", "soft");
+  stop.type = "button";
+  stop.hidden = true;
+  const row = make("div", "row");
+  row.append(send, stop, status);
+  const line = make("pre", "line");
+  const output = make("pre", "reply");
+  line.hidden = output.hidden = true;
+  form.append(row, line, output);
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const abort = new AbortController();
+    stop.onclick = () => abort.abort();
+    stop.hidden = line.hidden = output.hidden = false;
+    send.disabled = true;
+    const address = target(path, form);
+    const given = request(method, form);
+    line.textContent = curl(address, given);
+    output.textContent = "";
+    const began = performance.now();
+    try {
+      const reply = await fetch(address, { ...given, signal: abort.signal });
+      status.textContent = `HTTP ${reply.status}`;
+      status.className = reply.ok ? "good" : "bad";
+      status.textContent = await show(reply, output, began);
+    } catch (error) {
+      status.textContent = error.name === "AbortError" ? "stopped" : `no reply: ${error.message}`;
+      status.className = "bad";
+    }
+    stop.hidden = true;
+    send.disabled = false;
+  };
+  return form;
+}
+
+function shape(spec, title, content) {
+  const box = make("details", "shape");
+  box.append(make("summary", "soft", title));
+  for (const [media, { schema }] of Object.entries(content ?? {})) box.append(make("span", "soft", media), make("pre", "", schemaText(spec, schema)));
+  return box;
+}
+
+function panel(spec, path, method, operation) {
+  const box = make("details", "panel operation");
+  box.dataset.words = `${method} ${path} ${operation.summary}`.toLowerCase();
+  box.id = `${method}${path}`;
+  const head = make("summary", "");
+  head.append(make("span", `verb ${method}`, method.toUpperCase()), make("code", "", path), make("span", "soft", operation.summary));
+  box.append(head);
+  box.addEventListener("toggle", () => {
+    if (!box.open || box.childElementCount > 1) return;
+    if (operation.description) box.append(make("p", "", operation.description));
+    box.append(tryIt(spec, path, method, operation));
+    if (operation.requestBody) box.append(shape(spec, "Body's schema", operation.requestBody.content));
+    for (const [status, { description, content }] of Object.entries(operation.responses)) box.append(shape(spec, `${status} ${description}`, content));
+    fill();
+  });
+  return box;
+}
+
+// The model chosen above stands in every form that names one.
+function fill() {
+  const model = byId("model").value;
+  if (!model) return;
+  for (const input of document.querySelectorAll('input[name="id"][data-place="path"]')) if (!input.value) input.value = model;
+  for (const area of document.querySelectorAll("textarea.code")) area.value = named(area.value, model);
+}
+
+async function models() {
+  const listed = await (await fetch("/v1/models", { headers: request("get", make("form")).headers })).json();
+  if (!listed.data?.length) return;
+  byId("model").replaceChildren(...listed.data.map(({ id }) => Object.assign(make("option", "", id), { value: id })));
+  fill();
+}
+
+function find() {
+  const words = byId("find").value.toLowerCase().split(/\s+/);
+  for (const box of document.querySelectorAll(".operation")) box.hidden = !words.every((word) => box.dataset.words.includes(word));
+}
+
+async function start() {
+  const spec = await (await fetch("/openapi.json")).json();
+  const groups = new Map();
+  for (const [path, methods] of Object.entries(spec.paths)) {
+    for (const [method, operation] of Object.entries(methods)) {
+      const title = titleOf(path);
+      groups.set(title, [...(groups.get(title) ?? []), panel(spec, path, method, operation)]);
+    }
+  }
+  for (const [title, panels] of groups) byId("docs").append(make("h2", "group", title), ...panels);
+  byId("state").textContent = spec.info.description;
+  byId("find").oninput = find;
+  byId("model").onchange = () => {
+    for (const input of document.querySelectorAll('input[name="id"][data-place="path"]')) input.value = "";
+    fill();
+  };
+  if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
+  await models();
+}
+
+start().catch((error) => { byId("state").textContent = `This page couldn't be made: ${error.message}`; });

@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
     "holders": {
         "model_id": "mfm1x",
         "layers": 30,
-        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
+        "groups": [{"group": "embed", "encoding": "mfe1x", "k": 2, "n": 6, "n_max": 6, "survives_losses": -1, "shards": {"0": [PEER]}}],
     },
     "forget": {"model_id": "mfm1x", "freed": 10},
     "status": {
@@ -76,11 +76,28 @@ ANSWERS: dict[str, Any] = {
         "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
         "holdings": [HELD],
         "space": {"quota": 9, "used": 1, "free": 99, "saved": 5},
-        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "holders": 6}],
+        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "weakest_group": "embed", "holders": 6}],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
+        "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
     },
-    "explain": {"model_id": "mfm1x", "kind": "here", "why": "it fits", "tokens": 2048, "stages": [{"peer": PEER, "first": 0, "end": 30}]},
+    "explain": {
+        "model_id": "mfm1x",
+        "kind": "here",
+        "why": "it fits",
+        "hint": None,
+        "tokens": 2048,
+        "precision": "bf16",
+        "stages": [
+            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0, "ms_per_token": 20.0, "basis": "measured here"}
+        ],
+        "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
+        "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
+        "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
+    },
+    "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
+    "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
+    "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
     "stop": {"stopping": True},
 }
 LINES = {
@@ -94,6 +111,9 @@ LINES = {
     "holdings": ["holdings"],
     "holders": ["holdings", "a/b"],
     "forget": ["forget", "a/b"],
+    "block": ["block", "a/b"],
+    "rebalance": ["rebalance", "--rate", "20MB"],
+    "drain": ["drain"],
     "status": ["status"],
     "explain": ["explain", "a/b"],
     "stop": ["stop"],
@@ -171,7 +191,40 @@ def test_brackets_in_names_are_shown(fake: FakeNode, tmp_path: Path, capsys: pyt
 def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
-    assert fake.asked == [("publish", {"path": "/usr", "name": None, "version": None, "k": 2, "n": 3, "compression": None, "gguf": None})]
+    unset = dict.fromkeys(("name", "version", "n_max", "compression", "gguf"))
+    assert fake.asked == [("publish", {"path": "/usr", "k": 2, "n": 3, **unset})]
+
+
+def test_blocking_and_its_end(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["block", "a/b"], ["block", "a/b", "--off"], ["block"], ["rebalance"]):
+        assert run_command_line(["--data-dir", str(tmp_path), *line]) == 0
+    assert [params for _name, params in fake.asked] == [{"what": "a/b", "block": True}, {"what": "a/b", "block": False}, {}, {}]
+    assert f"{PEER}\nmfm1x" in capsys.readouterr().out
+    assert run_command_line(["--data-dir", str(tmp_path), "block", "--off"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "changed", "said"),
+    [
+        ("drain", {}, "handed over 4 shards (10 B) to 2 nodes, left 1 that another node has as well; stopping"),
+        ("drain", {"handed_over": 1, "peers": 1, "held_elsewhere": 0}, "handed over 1 shard (10 B) to 1 node; stopping"),
+        ("drain", {"handed_over": 0, "held_elsewhere": 0}, "nothing lies here; stopping"),
+        ("rebalance", {}, f"moved 2 of 3 shards (10 B) to 1 node\n  {PEER}: full"),
+        ("rebalance", {"planned": 0}, "nothing to move: no node that is emptier than this one should hold any shard that lies here"),
+    ],
+)
+def test_space_commands_say_what_became_of_the_shards(
+    fake: FakeNode,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    changed: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.setitem(ANSWERS, command, {**ANSWERS[command], **changed})
+    assert run_command_line(["--data-dir", str(tmp_path), command]) == 0
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +284,7 @@ def test_the_conversation_survives_an_error(fake: FakeNode, tmp_path: Path, monk
 
 
 def test_every_command_is_in_the_guide() -> None:
-    assert set(cli.commands) | {"holders"} == set(schemas())
+    assert set(cli.commands) | {"holders", "keys", "revoked", "tier", "shown"} == set(schemas())
 
 
 def test_the_guide_has_every_exit_code() -> None:

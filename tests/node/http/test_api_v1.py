@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from yarl import URL
 
-from node.http import replies
+from node.http import model_replies, replies
 from protocol.errors import Busy, StorageFull, Unavailable
 from tests.node.http.conftest import Site, Start
 from tests.support.fake_gateway import MODEL, PEERS, FakeGateway, many_models, refusal
@@ -29,9 +29,9 @@ async def test_models_are_paged(start: Start) -> None:
     reply, raw = await site.call("GET", "/api/v1/models?page=2&limit=20&search=model")
     body = msgspec.json.decode(raw)
     assert body["status"] == "success"
-    page = shaped(body["data"], replies.ModelPage)
+    page = shaped(body["data"], model_replies.ModelPage)
     assert [model.name for model in page.models] == [f"ann/model-{i:04d}@1" for i in range(20, 40)]
-    assert page.pagination == replies.Pagination(current_page=2, total_pages=3, total_models=45, has_next=True, has_previous=True)
+    assert page.pagination == model_replies.Pagination(current_page=2, total_pages=3, total_models=45, has_next=True, has_previous=True)
     assert site.gateway.queries == ["model"]
     assert '</api/v1/models?page=3&limit=20&search=model>; rel="next"' in reply.headers["Link"]
 
@@ -46,9 +46,9 @@ async def test_a_page_past_the_end_is_empty(site: Site) -> None:
 async def test_one_model_by_name_or_id(site: Site, name: str) -> None:
     async with site.session.get(URL(f"{site.server.url}/api/v1/models/{name}", encoded=True)) as reply:
         body = await reply.json()
-    model = shaped(body["data"], replies.Model)
+    model = shaped(body["data"], model_replies.ModelDetail)
     assert (model.id, model.storage["survives_losses"], model.created_at) == (MODEL.model_id, 4, "2023-11-14T22:13:20Z")
-    assert model.performance_metrics == replies.Performance()
+    assert model.performance_metrics == model_replies.Performance()
 
 
 @pytest.mark.parametrize("path", ["/api/v1/models/nobody%2Fx", "/v1/models/nobody"])

@@ -11,18 +11,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.http.bodies import parse_json
-from node.http.schemas import ChatRequest, InferenceRequest
+from node.http.openai_schemas import ChatRequest, CompletionsRequest
+from node.http.responses_schemas import ResponsesRequest
+from node.http.schemas import InferenceRequest
 from protocol.errors import BadInput
 from tests.node.http.conftest import Site
 
 SAY = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}
 WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"temprature": 1}, "temprature"),
-    ({"tools": []}, "tools"),
-    ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"functions": []}, "functions"),
+    ({"n": 17}, "n"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"7": 101}}, "logit_bias[...]"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[...].function.name"),
+    ({"tools": [TOOL, TOOL]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"store": True}, "store"),
+    ({"messages": [{"role": "assistant"}]}, "messages[...].content"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[...].tool_call_id"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}, "messages[...].tool_calls[...].function.arguments"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"top_p": 0}, "top_p"),
@@ -37,7 +54,6 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"stream": 1}, "stream"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"response_format": {"type": "json_object"}}, "response_format.type"),
     ({"continue_final_message": True}, "continue_final_message"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages[...].role"),
@@ -54,7 +70,7 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"input": {"text": ""}}, "input.text"),
     ({"input": {"text": "a"}, "extra": 1}, "extra"),
     ({"input": {"text": "a"}, "parameters": {"timeout_seconds": 0}}, "parameters.timeout_seconds"),
-    ({"input": {"text": "a"}, "parameters": {"async": True}}, "parameters.async"),
+    ({"input": {"text": "a"}, "parameters": {"asink": True}}, "parameters.asink"),
 ]
 
 
@@ -85,9 +101,9 @@ async def test_inference_names_the_wrong_field(site: Site, given_body: dict[str,
 
 
 async def test_all_unknown_options_are_named_and_known_ones_told_apart(site: Site) -> None:
-    body = {"model": "m", "messages": SAY, "tools": [], "foo": 1, "bar": 2}
+    body = {"model": "m", "messages": SAY, "functions": [], "foo": 1, "bar": 2}
     _, answer = await site.post("/v1/chat/completions", body)
-    assert "not supported by this node: tools" in answer["error"]["message"]
+    assert "not supported by this node: functions" in answer["error"]["message"]
     assert "unknown option: foo, bar" in answer["error"]["message"]
 
 
@@ -107,7 +123,7 @@ async def test_a_wrong_query_is_named(site: Site, query: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_struct_or_bad_input(raw: bytes) -> None:
-    for kind in (ChatRequest, InferenceRequest):
+    for kind in (ChatRequest, CompletionsRequest, ResponsesRequest, InferenceRequest):
         with suppress(BadInput):
             assert isinstance(parse_json(raw, kind), kind)
 

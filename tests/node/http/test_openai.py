@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from node.http import replies
+from node.http import openai_replies as replies
 from protocol.errors import Unavailable
 from tests.node.http.conftest import Site, Start
 from tests.node.http.test_api_v1 import shaped

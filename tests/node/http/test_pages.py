@@ -61,7 +61,7 @@ async def test_the_document_covers_every_route_and_its_references_hold(site: Sit
     assert served["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/web/style.css", "/web/chat.js", "/web/docs.js", "/web/icon.svg"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/style.css", "/web/chat.js", "/web/docs.js", "/web/schema.js", "/web/icon.svg"])
 async def test_pages_come_from_the_package_and_call_nobody_else(site: Site, path: str) -> None:
     reply, raw = await site.call("GET", path)
     assert reply.status == 200

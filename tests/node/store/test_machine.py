@@ -136,6 +136,17 @@ class DiskMachine(StoreMachine):
         on_disk = sum(path.stat().st_size for folder in ("shards", "blobs") for path in (self.root / folder).iterdir())
         assert self.disk.space().used == on_disk
 
+    @rule()
+    def kill(self) -> None:
+        """Goes on with the directory as it lies there at this moment, the log of the index not yet folded in, puts half done."""
+        killed, self.root = self.disk, Path(tempfile.mkdtemp())
+        shutil.copytree(killed.root, self.root, dirs_exist_ok=True)
+        killed.close()
+        shutil.rmtree(killed.root)
+        self.store = self.disk = DiskStore(self.root, QUOTA, reserve=0)
+        self.disk.open()
+        assert list((self.root / "incoming").iterdir()) == []
+
     @rule(seed=SEEDS)
     def rot_is_found_by_the_scrub(self, seed: int) -> None:
         key = shard(seed, LENGTHS[seed])[0].key

@@ -6,17 +6,18 @@ import contextlib
 import random
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.swarm.archive import BUCKETS, Archive, differing, split_marks, sums
+from node.swarm.archive import BUCKETS, Archive, Taken, differing, split_marks, sums
 from node.swarm.book import MARK, Kept, Outcome, RecordBook, mark_of
 from node.swarm.holdings import HoldingBook
 from node.swarm.peers import PeerBook
 from protocol import limits
 from protocol.errors import BadInput
 from protocol.ids import EncodingId, PeerId, digest
-from protocol.records import Card, Held, Holding, NodeRecord, seal_record
+from protocol.records import Card, Held, Holding, NodeRecord, Revocations, Revoked, seal_record
 from protocol.signing import peer_of, seal
 from tests.node.swarm.nodes import NOW, card, key_of, model_of
 
@@ -206,3 +207,26 @@ def test_an_archive_forgets_the_marks_of_what_it_lost() -> None:
     kept = archive.envelopes([mark, bytes(MARK)], 10_000)
     assert len(kept) == 1
     assert Card is type(archive.catalog.all()[0].record)
+
+
+def test_revocations_are_the_homes_own_word() -> None:
+    """The newest record of a home stands for all before it; another signer's says nothing about its tokens."""
+    archive = Archive()
+    one, other = key_of(1), key_of(2)
+
+    def said(key: Ed25519PrivateKey, sequence: int, ids: list[bytes], before: int | None = None) -> Taken | None:
+        revoked = [Revoked(name, NOW + 60) for name in ids]
+        record = Revocations(sequence=sequence, expires=NOW + 3_600, revoked=revoked, before=before)
+        return archive.take(seal_record(key, record), NOW, lambda peer: False)
+
+    assert said(one, 2, [b"a" * 16]) is not None
+    said(one, 1, [b"b" * 16])
+    said(other, 9, [b"c" * 16])
+    home = peer_of(one)
+    assert archive.revocations.revoked(home, [b"x" * 16, b"a" * 16], NOW)
+    assert not archive.revocations.revoked(home, [b"b" * 16, b"c" * 16], NOW)
+    said(one, 3, [], before=NOW)
+    assert archive.revocations.revoked(home, [b"x" * 16], NOW - 1)
+    assert not archive.revocations.revoked(home, [b"a" * 16], NOW)
+    archive.expire(NOW + 3_600 + 301)
+    assert not archive.revocations.revoked(home, [b"x" * 16], NOW - 1)

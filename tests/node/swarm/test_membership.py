@@ -9,12 +9,13 @@ from random import Random
 import pytest
 
 from erasure.audit import HeldShard, Verdict
+from erasure.coordinates import coordinate_from
 from node.swarm.door import model_key
 from node.swarm.own import OwnRecords
 from node.swarm.reputation import shard_text
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import EncodingId, digest
-from protocol.records import Held
+from protocol.records import Held, Serving
 from tests.node.swarm.nodes import Nodes, card, model_of, routable
 from tests.support.wait import until
 
@@ -157,6 +158,17 @@ async def test_a_model_is_found_through_the_door_when_no_holder_is_known() -> No
         assert nodes.dht.providers[model_key(model_of(9))] == {}
 
 
+async def test_layers_served_are_known_though_no_shard_lies_there() -> None:
+    async with Nodes() as nodes:
+        one, two = await nodes.swarm(2)
+        serving = Serving(0, 15, "bf16", True, 850)
+        await one.membership.put_holding(model_of(7), [], [], serves=[serving])
+        await until(lambda: bool(two.membership.holdings(model_of(7))), 3, "told")
+        assert two.membership.holdings(model_of(7))[0].serves == (serving,)
+        await one.membership.put_holding(model_of(7), [], [])
+        await until(lambda: two.membership.holdings(model_of(7)) == [], 3, "withdrawn")
+
+
 async def test_tickets_that_lead_nowhere_say_so() -> None:
     async with Nodes() as nodes:
         one, gone = await nodes.node(), await nodes.node()
@@ -227,3 +239,34 @@ async def test_banned_peers_and_bad_shards_are_left_out_of_holders() -> None:
         assert one.membership.banned(two.peer)
         assert one.membership.holders(ENCODING) == {}
         assert [entry["shard"] for entry in one.membership.blamed()] == [shard_text(ENCODING, 1), "a", "b"]
+
+
+async def test_a_node_finds_its_place_among_others_tells_it_and_remembers_whom_it_knows() -> None:
+    async with Nodes() as nodes:
+        three = await nodes.swarm(3)
+        await until(lambda: all(len(routable(node)) == 2 for node in three), 5, "full mesh")
+        await asyncio.sleep(90)
+        for node in three:
+            await node.membership.put_node(10, None, 20)
+        one, two = three[:2]
+
+        def told() -> bool:
+            view = one.membership.peer(two.peer)
+            return view is not None and view.record is not None and view.record.coordinate is not None
+
+        await until(told, 5, "the other's coordinate")
+        view = one.membership.peer(two.peer)
+        assert view is not None
+        assert view.record is not None
+        assert (view.record.storage, view.record.storage_free) == (20, 10)
+        there = coordinate_from(view.record.coordinate or [])
+        assert there.error < 1.0
+        assert view.rtt is not None
+        assert view.distance == view.rtt
+        assert 0.3 * view.rtt < one.membership._own.facts.coordinate.distance(there) < 3 * view.rtt
+        assert not view.new
+        assert view.availability is None
+        await one.stop()
+        assert one.saved is not None
+        assert {entry.peer for entry in one.saved.known or ()} == {node.peer for node in three[1:]}
+        assert one.saved.began is not None

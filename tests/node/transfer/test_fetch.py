@@ -136,6 +136,15 @@ async def test_a_wrong_leaf_list_is_a_fault_too(swarm: Swarm) -> None:
     assert [(shard, evidence) for _, shard, evidence in node.faults] == [(0, None)]
 
 
+async def test_who_was_overtaken_is_asked_last_for_what_follows(swarm: Swarm) -> None:
+    node = await swarm.hold("trickles", *["honest"] * (N - 1), after=1)
+    slow = swarm.holders[0].peer
+    assert slow in (await swarm.fetch(node)).asked
+    assert slow not in (await swarm.fetch(node)).asked
+    swarm.connections.lagging._until[slow] = 0.0
+    assert slow in (await swarm.fetch(node)).asked, "not for ever"
+
+
 @pytest.mark.parametrize("manner", ["mute", "stalls", "trickles"])
 @pytest.mark.parametrize("after", [0, 1])
 async def test_the_slow_cost_little_time_and_no_blame(swarm: Swarm, manner: str, after: int) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.store.interface import ShardInfo, ShardKey
+from node.store.memory import MemoryStore
 from node.transfer.encode import encode_group
 from node.transfer.jobs import EncodeGroup, PushShard, SourceSpan
 from node.transfer.push import push_shard
 from node.transfer.sources import Connections
 from node.transfer.staging import Staging
 from protocol.errors import DeadlineExceeded, NotFound, Unavailable
+from protocol.ids import EncodingId, ModelId
 from tests.node.transfer.holders import Holder, certificate
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -46,9 +49,11 @@ class Pusher:
         self.holders.append(holder)
         return holder
 
+    def job(self, holder: Holder, shard: int = 2, held: bool = False) -> PushShard:
+        return PushShard(encoding=self.encoding, shard=shard, peer=holder.peer, urls=[holder.url], tls=holder.tls, grant=b"g", held=held)
+
     async def push(self, holder: Holder, shard: int = 2, **options: float) -> None:
-        job = PushShard(encoding=self.encoding, shard=shard, peer=holder.peer, urls=[holder.url], tls=holder.tls, grant=b"g")
-        await push_shard(job, self.staging, self.connections, self.executor, **options)
+        await push_shard(self.job(holder, shard), self.staging, self.connections, self.executor, **options)
 
 
 @pytest.fixture
@@ -66,6 +71,23 @@ async def test_the_leaf_list_and_the_bytes_arrive(pusher: Pusher) -> None:
     await pusher.push(holder)
     staged = pusher.staging.open(pusher.encoding, 2)
     assert holder.put == staged.leaves + staged.path.read_bytes()
+
+
+async def test_a_shard_that_lies_in_the_store_is_sent_as_well(pusher: Pusher) -> None:
+    holder = await pusher.prepare("honest")
+    staged, record = pusher.staging.open(pusher.encoding, 2), pusher.staging.record(pusher.encoding)
+    store = MemoryStore(100_000_000)
+    key = ShardKey(EncodingId(pusher.encoding), 2)
+    job = pusher.job(holder, held=True)
+    with pytest.raises(NotFound, match="isn't held here"):
+        await push_shard(job, pusher.staging, pusher.connections, pusher.executor, store=store)
+    store.put_blob(pusher.staging.envelope(pusher.encoding))
+    writer = store.put_shard(ShardInfo(key, ModelId(bytes(32)), 0, staged.length, 0.0, "me"), staged.leaves, record.roots[2])
+    writer.write(staged.path.read_bytes())
+    writer.commit()
+    await push_shard(job, pusher.staging, pusher.connections, pusher.executor, store=store)
+    assert holder.put == staged.leaves + staged.path.read_bytes()
+    assert store.has(key)
 
 
 async def test_a_refusal_keeps_its_words_and_names_the_peer(pusher: Pusher) -> None:

@@ -24,7 +24,7 @@ from tests.node.transfer.plane import MODEL, Coded, certificate, grant, open_win
 from tests.support.wait import until
 
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-KEY, CERTIFICATE, _ = certificate()
+KEY, CERTIFICATE, TLS = certificate()
 
 
 @dataclass

@@ -1,0 +1,326 @@
+"""What audits of stages can tell: `python -m bench.stage_audit [quick] [bf16] [int8] [fp32] [layers] [tokens]`. Prints a table.
+
+One model (SmolLM2-135M-Instruct), texts of this repository, rows compared at three cuts as an audit does: the one side as a session
+computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first,
+then cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random, "accused" those on
+honest rows, a verdict for each 200 and for each single step that would be held against a peer.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bootstrap.demo_model import demo_model
+from protocol.messages import Sampling
+from runtime import fingerprint
+from runtime.fingerprint import KEY, Printer, compare, compare_tokens, distances
+from runtime.sampler import sample
+from runtime.stage import Stage, build_stage
+from runtime.token_gap import token_gap
+from runtime.weights import DTYPES
+from tests.runtime.support import read_tensors
+
+LAYERS = 30
+MIDDLE = (10, 20)
+CUTS = (10, 20, 30)
+TEXT = 512
+AUDITED = 200
+TRIES = 1_000
+WARM = Sampling(temperature=0.8, top_p=0.95, seed=11)
+GREEDY = Sampling()
+Change = Callable[[nn.ModuleList], None]
+
+
+@dataclass
+class Ran:
+    """Prints by cut, one row after the other, and the logits of each text."""
+
+    prints: dict[int, bytes] = field(default_factory=dict)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+
+class Machine:
+    """One way to run the model: a precision, a number of threads, and what was done to the layers."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], precision: str, threads: int, change: Change | None = None) -> None:
+        self.threads = threads
+        self.stage: Stage = build_stage(demo_model(), dict(tensors), 0, LAYERS, LAYERS, precision)
+        if change is not None:
+            change(self.stage.model.model.layers)
+        self._printer = Printer(bytes(range(KEY)), self.stage.hidden)
+        self._ran = Ran()
+        for index, layer in enumerate(self.stage.model.model.layers):
+            if index + 1 in CUTS:
+                layer.register_forward_hook(self._keep(index + 1))
+
+    def run(self, texts: Sequence[torch.Tensor], step: int, logits: bool = False) -> Ran:
+        torch.set_num_threads(self.threads)
+        self._ran = Ran({cut: b"" for cut in CUTS})
+        self.stage._extra = {"logits_to_keep": 0 if logits else 1}
+        for text in texts:
+            cache, parts = self.stage.new_cache(), []
+            for begin in range(0, len(text), step):
+                self.stage.tell_position(cache, begin)
+                cut = text[begin : begin + step].unsqueeze(0)
+                with torch.inference_mode():
+                    out = self.stage.model(input_ids=cut, past_key_values=cache, use_cache=True, **self.stage._extra)
+                if logits:
+                    parts.append(out.logits[0].to(torch.bfloat16))
+            if logits:
+                self._ran.logits.append(torch.cat(parts))
+        return self._ran
+
+    def _keep(self, cut: int) -> Callable[..., None]:
+        def hook(_layer: nn.Module, _given: Any, out: Any) -> None:
+            rows = (out[0] if isinstance(out, tuple) else out).flatten(0, -2)
+            word = {torch.bfloat16: "bf16", torch.float32: "fp32"}[rows.dtype]
+            self._ran.prints[cut] += self._printer.of(rows.contiguous().view(torch.uint8).numpy().tobytes(), word)
+
+        return hook
+
+
+def skip(index: int) -> Change:
+    def change(layers: nn.ModuleList) -> None:
+        layers[index].forward = lambda hidden, *_given, **_more: hidden  # type: ignore[method-assign]
+
+    return change
+
+
+def swap(index: int) -> Change:
+    """Two neighbours' weights exchanged; each keeps its slot of the cache."""
+
+    def change(layers: nn.ModuleList) -> None:
+        one, two = dict(layers[index].named_parameters()), dict(layers[index + 1].named_parameters())
+        for name in one:
+            one[name].data, two[name].data = two[name].data, one[name].data
+
+    return change
+
+
+def rounded(first: int, end: int, bits: int, group: int) -> Change:
+    """Weights as `bits` integers with a scale for each `group` of a row (0: for the row)."""
+
+    def change(layers: nn.ModuleList) -> None:
+        for layer in list(layers)[first:end]:
+            for part in layer.modules():
+                if isinstance(part, nn.Linear):
+                    part.weight.data = _round(part.weight.data, bits, group)
+
+    return change
+
+
+def _round(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    grouped = weight.float().view(weight.shape[0], -1, group or weight.shape[1])
+    scale = grouped.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((grouped / scale).round() * scale).view(weight.shape).to(weight.dtype)
+
+
+class Int8Linear(nn.Module):
+    """torch's own int8 kernel, one scale a row: another kernel over the weights that `rounded(bits=8, group=0)` has."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.scale = (weight.float().abs().amax(1) / 127).to(torch.bfloat16)
+        scale = weight.float().abs().amax(1, keepdim=True) / 127
+        self.weight = nn.Parameter((weight.float() / scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        flat = rows.reshape(-1, rows.shape[-1])
+        return torch._weight_int8pack_mm(flat, self.weight, self.scale).view(*rows.shape[:-1], -1)
+
+
+def int8_kernel(layers: nn.ModuleList) -> None:
+    for layer in layers:
+        for part in list(layer.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(part, name, Int8Linear(child.weight.data))
+
+
+def sibling(texts: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor], steps: int, rate: float) -> Change:
+    """The middle stage of a child of this model: all of it trained a little further on other texts."""
+    torch.set_num_threads(2)
+    model = build_stage(demo_model(), {name: held.clone() for name, held in tensors.items()}, 0, LAYERS, LAYERS, "fp32").model
+    tuned = [parameter.requires_grad_() for parameter in model.model.layers.parameters()]
+    optimiser = torch.optim.AdamW(tuned, lr=rate)
+    for step in range(steps):
+        text = texts[step % len(texts)][:128].unsqueeze(0)
+        loss = model(input_ids=text, labels=text, use_cache=False).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    learned = [{name: held.detach().clone() for name, held in layer.named_parameters()} for layer in model.model.layers]
+
+    def change(layers: nn.ModuleList) -> None:
+        for index in range(*MIDDLE):
+            for name, held in layers[index].named_parameters():
+                held.data = learned[index][name].to(held.dtype)
+
+    return change
+
+
+def texts_of(count: int, first: int = 0) -> list[torch.Tensor]:
+    from transformers import AutoTokenizer
+
+    top = Path(__file__).parent.parent
+    words = "".join(path.read_text() for path in sorted([*top.glob("docs/*.md"), *top.glob("node/*.py"), *top.glob("runtime/*.py")]))
+    ids = AutoTokenizer.from_pretrained(demo_model())(words)["input_ids"]
+    return [torch.tensor(ids[index * TEXT : (index + 1) * TEXT]) for index in range(first, first + count)]
+
+
+def rows_of(prints: bytes, chosen: Sequence[int]) -> bytes:
+    size = fingerprint.ROW_BYTES
+    return b"".join(prints[row * size : (row + 1) * size] for row in chosen)
+
+
+def verdicts(one: bytes, two: bytes, precision: str, rng: random.Random) -> float:
+    """The part of audits of 200 rows that find a difference."""
+    total = len(one) // fingerprint.ROW_BYTES
+    picks = [rng.sample(range(total), min(AUDITED, total)) for _ in range(TRIES)]
+    return sum(compare(rows_of(one, pick), rows_of(two, pick), precision).differs is True for pick in picks) / TRIES
+
+
+def in_order(one: bytes, two: bytes, precision: str) -> int:
+    """Audits of the rows as they come, 200 at a time, that find a difference."""
+    size = AUDITED * fingerprint.ROW_BYTES
+    return sum(compare(one[at : at + size], two[at : at + size], precision).differs is True for at in range(0, len(one), size))
+
+
+def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random, precision: str = "bf16") -> None:
+    apart = distances(one, two)
+    spread = " ".join(f"{np.quantile(apart, part):7.4f}" for part in (0.01, 0.5, 0.99, 1.0))
+    above = int((apart > fingerprint.ROW[precision]).sum())
+    print(
+        f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {verdicts(one, two, precision, rng):8.3f} {in_order(one, two, precision):4}",
+        flush=True,
+    )
+
+
+def token_line(name: str, gaps: list[float], rng: random.Random) -> None:
+    found = np.array(gaps)
+    spread = " ".join(f"{np.quantile(found, part):7.4f}" for part in (0.5, 0.9, 0.99, 1.0))
+    picks = [[gaps[row] for row in rng.sample(range(len(gaps)), min(AUDITED, len(gaps)))] for _ in range(TRIES)]
+    hit = sum(compare_tokens(pick).differs is True for pick in picks) / TRIES
+    print(f"{name:34}     {len(gaps):6} {spread} {int((found > fingerprint.TOKEN_GAP).sum()):6} {hit:8.3f}", flush=True)
+
+
+def gaps_between(given: Ran, audit: Ran, sampling: Sampling, choose: Callable[[torch.Tensor, int], int] | None = None) -> list[float]:
+    """Each row's token as `given` samples it (or `choose`s), and how far it lies behind by `audit`."""
+    gaps, seed = [], sampling.seed or 0
+    for mine, other in zip(given.logits, audit.logits, strict=True):
+        for row in range(len(mine)):
+            logits = mine[row].float()
+            token = choose(logits, row) if choose is not None else sample(logits, sampling, seed, row + 1)
+            gaps.append(token_gap(other[row].float(), sampling, seed, row + 1, token))
+    return gaps
+
+
+def second(logits: torch.Tensor, _row: int) -> int:
+    return int(logits.topk(2).indices[1])
+
+
+def sometimes_second(logits: torch.Tensor, row: int) -> int:
+    return int(logits.topk(2).indices[1 if row % 10 == 0 else 0])
+
+
+def own_dice(logits: torch.Tensor, row: int) -> int:
+    return sample(logits, WARM, 4_711, row + 1)
+
+
+def honest(precision: str) -> Callable[..., None]:
+    """Machines that do what they should, with one thread and two, in small cuts and large, row by row."""
+
+    def run(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+        many, few = texts_of(20 // scale), texts_of(1)
+        two, one = Machine(tensors, precision, 2), Machine(tensors, precision, 1)
+        audit, cuts = two.run(many, 256), one.run(many, 64)
+        for cut in CUTS:
+            line(f"{precision} cuts of 64, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
+        stepped, rows = one.run(few, 1), sum(map(len, few)) * fingerprint.ROW_BYTES
+        for cut in CUTS:
+            line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng, precision)
+
+    return run
+
+
+def honest_int8(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """One kernel for 8-bit weights beside another way to the same: the weights dequantised."""
+    many = texts_of(20 // scale)
+    kernel, plain = Machine(tensors, "bf16", 1, int8_kernel), Machine(tensors, "bf16", 2, rounded(0, LAYERS, 8, 0))
+    audit, stepped = plain.run(many, 256), kernel.run(many, 64)
+    for cut in CUTS:
+        line("int8 kernel beside dequantised", cut, stepped.prints[cut], audit.prints[cut], rng)
+
+
+def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> Iterator[tuple[str, Change]]:
+    step = 3 * scale
+    yield from ((f"layer {index} skipped", skip(index)) for index in range(MIDDLE[0], MIDDLE[1], step))
+    yield from ((f"layers {index}, {index + 1} swapped", swap(index)) for index in range(MIDDLE[0], MIDDLE[1] - 1, step))
+    yield "int4 for bf16, groups of 32", rounded(*MIDDLE, 4, 32)
+    yield "int4 for bf16, one scale a row", rounded(*MIDDLE, 4, 0)
+    yield "int8 for bf16, one scale a row", rounded(*MIDDLE, 8, 0)
+    yield "int8 for bf16, groups of 32", rounded(*MIDDLE, 8, 32)
+    for steps, rate in ((20, 2e-5), (60, 1e-4), (60, 5e-4)):
+        yield f"sibling: {steps} steps at {rate:g}", sibling(texts_of(20, 100), tensors, max(2, steps // scale), rate)
+
+
+def in_layers(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """Cheats in the layers of a middle stage."""
+    texts = texts_of(2 // min(scale, 2))
+    audit = Machine(tensors, "bf16", 2).run(texts, 256)
+    for name, change in cheats(tensors, scale, rng):
+        ran = Machine(tensors, "bf16", 2, change).run(texts, 64)
+        line(name, MIDDLE[1], ran.prints[MIDDLE[1]], audit.prints[MIDDLE[1]], rng)
+
+
+def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """Tokens of honest last stages, of ones with other layers, and of ones that choose as they like."""
+    texts = texts_of(2 // min(scale, 2))
+    print(f"\n{'tokens':34}       rows    0.5     0.9    0.99     max  above detected of 200", flush=True)
+    audit = Machine(tensors, "bf16", 2).run(texts, 256, logits=True)
+    plain = Machine(tensors, "bf16", 1).run(texts, 64, logits=True)
+    for sampling, word in ((GREEDY, "greedy"), (WARM, "t 0.8")):
+        token_line(f"honest, {word}", gaps_between(plain, audit, sampling), rng)
+        token_line(f"second best, {word}", gaps_between(plain, audit, sampling, second), rng)
+        token_line(f"second best each tenth, {word}", gaps_between(plain, audit, sampling, sometimes_second), rng)
+    token_line("own dice, t 0.8", gaps_between(plain, audit, WARM, own_dice), rng)
+    del plain
+    for name, change in (("layer 25 skipped", skip(25)), ("layers 25, 26 swapped", swap(25)), ("int4 in 20..30", rounded(20, 30, 4, 32))):
+        ran = Machine(tensors, "bf16", 2, change).run(texts, 64, logits=True)
+        token_line(f"{name}, greedy", gaps_between(ran, audit, GREEDY), rng)
+        token_line(f"{name}, t 0.8", gaps_between(ran, audit, WARM), rng)
+        line(f"{name}, rows before the head", LAYERS, ran.prints[LAYERS], audit.prints[LAYERS], rng)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    scale = 5 if "quick" in words else 1
+    parts: dict[str, Callable[..., object]] = {
+        "bf16": honest("bf16"),
+        "int8": honest_int8,
+        "fp32": honest("fp32"),
+        "layers": in_layers,
+        "tokens": in_tokens,
+    }
+    rng, began = random.Random(5), time.monotonic()
+    tensors = read_tensors(demo_model() / "model.safetensors")
+    assert all(held.dtype in DTYPES.values() for held in tensors.values())
+    print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order", flush=True)
+    for name, part in parts.items():
+        if name in words or not parts.keys() & set(words):
+            part(tensors, scale, rng)
+    print(f"{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the OpenAPI document says of /api/v1's accounts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.http import account_schemas as accounts
+from node.http import job_schemas as jobs
+from node.http.operation import Operation
+
+_OWN = (400, 401, 403, 421, 429, 500, 503)
+_ASKED = (400, 401, 403, 404, 409, 413, 429, 500, 503)
+_PLAIN = dict[str, Any]
+
+
+def _account(method: str, path: str, summary: str, reply: Any, body: Any = None, **more: Any) -> Operation:
+    return Operation(method, f"/api/v1{path}", summary, reply, body, wrapped=True, **{"errors": _OWN, **more})
+
+
+OPERATIONS = [
+    _account("post", "/auth/register", "A new account here, and its first key", accounts.Registered, accounts.RegisterRequest,
+             status=201, errors=(400, 403, 409, 429, 500, 507)),
+    _account("post", "/auth/login", "Tokens for a password, at the account's home", accounts.LoggedIn, accounts.LoginRequest),
+    _account("post", "/auth/refresh", "The next pair of tokens; one used twice ends the login", accounts.LoggedIn, accounts.RefreshRequest),
+    _account("post", "/auth/logout", "End the login that the access token came from", accounts.Done),
+    _account("post", "/auth/totp", "Begin to use one-time codes", accounts.Enrolled, accounts.ConfirmRequest),
+    _account("post", "/auth/totp/confirm", "Turn one-time codes on", accounts.RecoveryCodes, accounts.CodeRequest),
+    _account("delete", "/auth/totp", "Turn one-time codes off", accounts.Done, accounts.ConfirmRequest),
+    _account("get", "/auth/keys", "The account's keys", accounts.Keys),
+    _account("post", "/auth/keys", "A new key, no wider than the credential", accounts.MadeKey, accounts.KeyBody, status=201),
+    _account("delete", "/auth/keys/{key}", "Revoke a key everywhere", accounts.Done, errors=(*_OWN, 404)),
+    _account("get", "/auth/keys/{key}/link", "The home's word for a key, to make tokens from", accounts.KeyLink, errors=(*_OWN, 404)),
+    _account("post", "/auth/tokens", "The credential narrowed to one node", accounts.MadeToken, accounts.TokenBody),
+    _account("get", "/users/me", "Who this node takes the caller for", accounts.Me),
+    _account("delete", "/users/me", "Delete the account", accounts.Done, accounts.ConfirmRequest),
+    _account("get", "/users/me/export", "Everything kept about the caller", _PLAIN),
+    _account("get", "/users/me/usage", "What the caller used", accounts.UsageReport, query=accounts.UsageQuery),
+    _account("get", "/inference/{inference}", "How an async request is, and its result", jobs.JobState, errors=_ASKED),
+    _account("delete", "/inference/{inference}", "Cancel an async request, or forget its result", _PLAIN, errors=_ASKED),
+    _account("post", "/inference/compare", "Ask several models the same", jobs.Comparison, jobs.CompareRequest, errors=_ASKED),
+    _account("post", "/models/{id}/inference/batch", "Many questions at once", jobs.BatchReply, jobs.BatchRequest, errors=_ASKED),
+    _account("get", "/audit", "The audit log, newest first", _PLAIN, query=accounts.AuditQuery),
+]  # fmt: skip

@@ -1,0 +1,41 @@
+"""How to ask a model, in three languages, for the very address that the caller used. Each runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from urllib.parse import quote
+
+_BODY = {"input": {"text": "The capital of France is", "max_tokens": 16}}
+
+
+def example_usage(base: str, model: str, keyed: bool) -> dict[str, str]:
+    """curl, python and javascript (Node 18 or later); with `keyed` they take an API key from MF_API_KEY."""
+    url = f"{base}/api/v1/models/{quote(model, safe='')}/inference"
+    return {"curl": _curl(url, keyed), "python": _python(url, keyed), "javascript": _javascript(url, keyed)}
+
+
+def _curl(url: str, keyed: bool) -> str:
+    key = ' -H "Authorization: Bearer $MF_API_KEY"' if keyed else ""
+    return f"curl -sS {shlex.quote(url)}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(_BODY))}"
+
+
+def _python(url: str, keyed: bool) -> str:
+    key = ', "Authorization": "Bearer " + os.environ["MF_API_KEY"]' if keyed else ""
+    return f"""import json{", os" if keyed else ""}
+from urllib.request import Request, urlopen
+
+headers = {{"Content-Type": "application/json"{key}}}
+request = Request({url!r}, json.dumps({_BODY!r}).encode(), headers)
+print(json.load(urlopen(request))["data"]["result"]["text"])
+"""
+
+
+def _javascript(url: str, keyed: bool) -> str:
+    key = ', Authorization: "Bearer " + process.env.MF_API_KEY' if keyed else ""
+    return f"""fetch({json.dumps(url)}, {{
+  method: "POST",
+  headers: {{"Content-Type": "application/json"{key}}},
+  body: JSON.stringify({json.dumps(_BODY)}),
+}}).then(reply => reply.json()).then(body => console.log(body.data.result.text));
+"""

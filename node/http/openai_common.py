@@ -1,0 +1,53 @@
+"""What the endpoints of `/v1` have in common: the name of a completion, its stream, its usage."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from node.gateway import Finished, GenerationRequest, Planned
+from node.http.context import SETTINGS, STREAM
+from node.http.generation import route_header
+from node.http.replies import Usage
+from node.http.stream import EventStream
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What is equal in all parts of one completion."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def fields(self) -> dict[str, Any]:
+        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.system_fingerprint}
+
+
+def naming(prefix: str, model: str, planned: Planned, wanted: GenerationRequest) -> Naming:
+    """The fingerprint is the model's id and the precision: with a seed, what decides the words."""
+    return Naming(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, f"{planned.model_id}-{wanted.precision}")
+
+
+async def open_stream(request: web.Request, planned: Planned, *, named: bool = False) -> EventStream:
+    stream = EventStream(request, request.app[SETTINGS].write_timeout, named=named)
+    request[STREAM] = stream
+    await stream.open({"X-MF-Route": route_header(planned.kind, planned.route)})
+    return stream
+
+
+def usage_of(ends: Sequence[Finished], choices: int = 1) -> Usage:
+    """Of all choices together; a prompt counts once, however many choices it has."""
+    prompt = sum(end.prompt_tokens for end in ends[::choices])
+    made = sum(end.completion_tokens for end in ends)
+    return Usage(prompt_tokens=prompt, completion_tokens=made, total_tokens=prompt + made)
+
+
+def call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

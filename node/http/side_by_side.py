@@ -1,0 +1,88 @@
+"""Several generations behind one request: `n` choices of a chat, the prompts of a completion.
+
+Each runs in a task of its own, since what a generation opens must be closed by the task that opened it; the engine batches them. The
+first failure ends all: half of the choices is not what was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from node.gateway import Finished, Gateway, GenerationRequest, Piece, Planned
+from node.http.generation import generation
+from node.http.metrics import Metrics
+from node.http.settings import HttpSettings
+
+Event = Planned | Piece | Finished
+
+
+class SideBySide:
+    """`planned` and, after `events()`, `ends`: one of each request, in their order."""
+
+    def __init__(self, count: int) -> None:
+        self._queue: asyncio.Queue[tuple[int, Event] | asyncio.Task[None]] = asyncio.Queue()
+        self._planned: dict[int, Planned] = {}
+        self._ends: dict[int, Finished] = {}
+        self._count = count
+        self._early: list[tuple[int, Event]] = []
+
+    @property
+    def planned(self) -> list[Planned]:
+        return [self._planned[index] for index in range(self._count)]
+
+    @property
+    def ends(self) -> list[Finished]:
+        return [self._ends[index] for index in range(self._count)]
+
+    async def events(self) -> AsyncIterator[tuple[int, Piece | Finished]]:
+        """(number of the request, what came), until the last has finished."""
+        while len(self._ends) < self._count:
+            index, event = self._early.pop(0) if self._early else await self._next()
+            if isinstance(event, Finished):
+                self._ends[index] = event
+            if not isinstance(event, Planned):
+                yield index, event
+
+    async def begin(self) -> None:
+        """Returns when all are planned: until then the HTTP status can still say what is wrong."""
+        while len(self._planned) < self._count:
+            index, event = await self._next()
+            if isinstance(event, Planned):
+                self._planned[index] = event
+            else:
+                self._early.append((index, event))
+
+    async def _next(self) -> tuple[int, Event]:
+        while isinstance(item := await self._queue.get(), asyncio.Task):
+            item.result()
+        return item
+
+    async def run(self, index: int, gateway: Gateway, wanted: GenerationRequest, metrics: Metrics, settings: HttpSettings) -> None:
+        async with generation(gateway, wanted, metrics, settings) as reply:
+            self._queue.put_nowait((index, reply.planned))
+            async for piece in reply.pieces():
+                self._queue.put_nowait((index, piece))
+        self._queue.put_nowait((index, reply.end()))
+
+    def over(self, task: asyncio.Task[None]) -> None:
+        self._queue.put_nowait(task)
+
+
+@asynccontextmanager
+async def side_by_side(
+    gateway: Gateway, wanted: Sequence[GenerationRequest], metrics: Metrics, settings: HttpSettings
+) -> AsyncIterator[SideBySide]:
+    """All of them, once they are planned; leaving the block ends those that still run."""
+    together = SideBySide(len(wanted))
+    tasks = [asyncio.create_task(together.run(index, gateway, one, metrics, settings)) for index, one in enumerate(wanted)]
+    for task in tasks:
+        task.add_done_callback(together.over)
+    try:
+        await together.begin()
+        yield together
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,67 @@
+"""A reply made whole by this node's worker: no session, no steps, a note for each pass with tokens and text of it.
+
+The worker's death is a lost stage like any other: what was made so far is the prompt of the next try.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from node.locate import Located
+from node.pipeline import PipelineRequest, Sampled, StageLost
+from node.stage_room import StageRoom
+from node.worker import Worker
+from protocol.errors import MfError
+from protocol.ids import PeerId
+from runtime.interface import Generate, Generated, Made
+
+
+class LocalRun:
+    """One run; `timings` as a pipeline's, and what the worker tells of its own at the end."""
+
+    def __init__(self, me: PeerId, room: StageRoom, worker: Worker, located: Located) -> None:
+        self._me = me
+        self._room = room
+        self._worker = worker
+        self._located = located
+        self.timings: dict[str, float] = {}
+
+    async def run(self, request: PipelineRequest) -> AsyncGenerator[Sampled, None]:
+        """Tokens as they come; raises `StageLost` when the worker can't go on. Closing it ends the work before the next pass."""
+        started, session = time.monotonic(), secrets.token_hex(16)
+        tokens_max = len(request.tokens) + request.new_max
+        try:
+            async with self._room.reply(self._located, request.precision, session, tokens_max) as stage:
+                self.timings = {**stage.timings, "open": time.monotonic() - started}
+                asked = Generate(
+                    stage=stage.key,
+                    session=session,
+                    tokens=request.tokens,
+                    tokens_max=tokens_max,
+                    new_max=request.new_max,
+                    stop_tokens=request.stop_tokens,
+                    sampling=request.sampling,
+                    reply=request.tokens[request.prompt :] or None,
+                    text=True,
+                    drafts=request.drafts,
+                )
+                async with aclosing(self._worker.generate(asked)) as notes:
+                    async for sampled in self._sampled(notes):
+                        yield sampled
+        except StageLost:
+            raise
+        except MfError as error:
+            raise StageLost(self._me, error.message, error) from error
+
+    async def _sampled(self, notes: AsyncGenerator[Made | Generated, None]) -> AsyncGenerator[Sampled, None]:
+        async for note in notes:
+            if isinstance(note, Generated):
+                self.timings |= {"queue": note.wait, "prefill": note.prefill, "decode": note.decode}
+                return
+            for at, token in enumerate(note.tokens):
+                end = at == len(note.tokens) - 1
+                spelled = note.logprobs[at] if note.logprobs is not None and at < len(note.logprobs) else None
+                yield Sampled(token, note.finish if end else None, text=note.text if end else "", spelled=spelled)

@@ -1,0 +1,120 @@
+"""The entry's view of one stage: a session stream that says how the stage is, and what the entry concludes from it.
+
+A stage is lost when its stream ends, when it says "failed" or "leaving", or when it is silent longer than SILENCE although it
+should say "alive" twice a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from node.network.interface import Stream
+from protocol.errors import MfError, Unavailable, error_from_wire
+from protocol.framing import pack, unpack
+from protocol.ids import PeerId
+from protocol.messages import Reroute, SessionEvent, StageSpec
+
+SILENCE = 1.6
+
+
+class StageLost(Unavailable):
+    """A stage of the running pipeline can't go on. `peer` is to be replaced; `cause` is what it said itself, if it did.
+
+    `accuser` is the stage that found fault with it; `leaving`: it asked for it, and runs until it is replaced.
+    """
+
+    code = "stage_lost"
+
+    def __init__(
+        self, peer: PeerId, why: str, cause: MfError | None = None, *, accuser: PeerId | None = None, leaving: bool = False
+    ) -> None:
+        super().__init__(f"stage at {peer}: {why}", details={"peer": peer})
+        self.peer = peer
+        self.cause = cause
+        self.accuser = accuser
+        self.leaving = leaving
+
+
+class StageLink:
+    """`proven` once a token has come through it: only then it has all the positions that were sent."""
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        stream: Stream,
+        lost: Callable[[StageLost], None],
+        heard: Callable[[StageSpec, SessionEvent], None] = lambda spec, event: None,
+    ) -> None:
+        self.spec = spec
+        self.peer = PeerId(spec.peer)
+        self._stream = stream
+        self._tell_lost = lost
+        self._tell_heard = heard
+        self.heard = self.moved = asyncio.get_running_loop().time()
+        self.position = 0
+        self.busy = False
+        self.proven = False
+        self.dead = False
+        self.epoch = -1
+        self.ready = asyncio.Event()
+        self.rerouted = asyncio.Event()
+        self.timings: dict[str, float] = {}
+        self.pace = 0.0, 0.0
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {spec.peer}")
+
+    async def reroute(self, change: Reroute) -> None:
+        self.rerouted.clear()
+        self.epoch = change.epoch
+        try:
+            await self._stream.send(pack(change), SILENCE)
+        except MfError as error:
+            self._lose(error.message)
+
+    async def close(self) -> None:
+        self.dead = True
+        self._stream.reset()
+        self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while not self.dead:
+            try:
+                event = unpack(await self._stream.receive(SILENCE), SessionEvent, f"session event from {self.peer}")
+            except MfError as error:
+                self._lose(error.message)
+                return
+            self.heard = asyncio.get_running_loop().time()
+            try:
+                self._tell_heard(self.spec, event)
+            except MfError as error:
+                self._lose(error.message)
+                return
+            self._heard(event)
+
+    def _heard(self, event: SessionEvent) -> None:
+        if event.kind == "failed":
+            cause = error_from_wire(event.error or {})
+            if event.blames is not None and event.blames != self.peer:
+                self.dead = True
+                self._tell_lost(StageLost(PeerId(event.blames), f"{cause.message} (says {self.peer})", accuser=self.peer))
+            else:
+                self._lose(cause.message, cause)
+        elif event.kind == "leaving":
+            self._tell_lost(StageLost(self.peer, "its node is stopping", leaving=True))
+        elif event.kind == "ready":
+            self.timings = event.timings or {}
+            self.ready.set()
+        elif event.kind == "rerouted" and event.epoch == self.epoch:
+            self.rerouted.set()
+        elif event.position is not None:
+            if event.position != self.position:
+                self.moved = self.heard
+            self.position, self.busy = event.position, event.busy
+            if event.pace is not None and len(event.pace) == 2:
+                self.pace = event.pace[0], event.pace[1]
+
+    def _lose(self, why: str, cause: MfError | None = None) -> None:
+        if not self.dead:
+            self.dead = True
+            self._tell_lost(StageLost(self.peer, why, cause))

@@ -1,0 +1,388 @@
+"""One session on one stage: steps in, computed in order, results passed on at once.
+
+The way of a single token is the hot path: a frame is checked, given to the worker, and its result sealed and sent, each in the very
+callback that brought it, without a task or a turn of the loop between. Everything else may take its time.
+
+What comes is believed as far as it was checked: sender, epoch, position, dtype, shape, and that all numbers are finite. A peer that is
+the right one and sends something else is blamed by name, and the entry replaces it: a wrong reply is never passed on. What has been
+sent is kept (node/step_log.py), so that the next stage can be rebuilt on another node from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+
+from node.figures import Figures
+from node.locate import Locator
+from node.stage_room import StageRoom
+from node.statements import Seal, Statements
+from node.step_log import LogRoom, StepLog
+from node.steps import Steps
+from node.worker import STEP_SECONDS, Worker
+from protocol import limits
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, PeerFault
+from protocol.ids import ModelId, PeerId
+from protocol.messages import OpenSession, Reroute, StageSpec, StepHead, TokenLogprob
+from runtime.drafting import Drafter
+from runtime.interface import OpenSequence, Step, Stepped
+from runtime.memory import TRAVELS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    head: StepHead
+    raw: memoryview
+    count: int
+
+
+@dataclass
+class StageParts:
+    """What every session of a node works with."""
+
+    me: PeerId
+    steps: Steps
+    locator: Locator
+    room: StageRoom
+    worker: Worker
+    logs: LogRoom
+    figures: Figures = field(default_factory=Figures)
+    seal: Seal | None = None
+
+
+class StageSession:
+    """`run` holds it; `fault` and `blames` say why it ended. `BadInput` for a route that makes no sense."""
+
+    def __init__(self, parts: StageParts, request: OpenSession) -> None:
+        self._parts = parts
+        self._request = request
+        self.spec = check_route(request, parts.me)
+        self._stages, self._index, self._epoch, self._resume = request.stages, request.index, request.epoch, request.resume
+        # an entry that keeps both ends runs two stages of one session, and a stage may be opened again
+        self._name = f"{request.session.hex()}.{self.spec.first}.{request.epoch}"
+        self.statements = Statements(request, self.spec, parts.seal)
+        self._queue: deque[Incoming] = deque()
+        self._history: list[int] = []
+        self._drafter: Drafter | None = None
+        self._guessed = 0
+        self._sent_guesses = 0
+        self._ids: dict[int, list[int]] = {}
+        self._goes_back = False
+        self._log = StepLog(parts.logs)
+        self._due = 0
+        self._begun: float | None = None
+        self._hidden: int | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._warming: set[asyncio.Task[None]] = set()
+        self.ready = asyncio.Event()
+        self.timings: dict[str, float] = {}
+        self.position = 0
+        self.blames: PeerId | None = None
+        self.pace: list[float] = []
+
+    @property
+    def busy(self) -> bool:
+        return self._begun is not None
+
+    @property
+    def _last(self) -> bool:
+        return self._index == len(self._stages) - 1
+
+    async def run(self) -> None:
+        """Loads, then computes until cancelled; raises what went wrong."""
+        request, parts = self._request, self._parts
+        located = await parts.locator.locate(ModelId(request.model))
+        self._hidden = located.manifest.summary.hidden if located.manifest is not None else None
+        opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
+        started = time.monotonic()
+        async with parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening) as stage:
+            self._goes_back = stage.goes_back and request.drafts
+            self.timings = {**stage.timings, "open": time.monotonic() - started}
+            parts.steps.listen(request.session, self._take)
+            self._warm()
+            try:
+                self.ready.set()
+                await self._over
+            finally:
+                parts.steps.forget(request.session, self._take)
+                self._log.drop()
+                for task in self._warming:
+                    task.cancel()
+
+    def check(self, now: float) -> None:
+        """Called now and then: ends the session when a step has taken too long."""
+        if self._begun is not None and now - self._begun > STEP_SECONDS:
+            self._fail(DeadlineExceeded(f"the worker didn't finish a step within {STEP_SECONDS:.0f} s"))
+
+    def reroute(self, change: Reroute) -> None:
+        """Another stage is replaced: the new route, and what the next stage lacks from the log. `Conflict` when the log hasn't got it."""
+        changed = OpenSession(
+            **{name: getattr(self._request, name) for name in OpenSession.__struct_fields__}
+            | {"stages": change.stages, "index": change.index, "epoch": change.epoch, "resume": change.resume}
+        )
+        spec = check_route(changed, self._parts.me)
+        if (spec.first, spec.end) != (self.spec.first, self.spec.end) or change.epoch <= self._epoch:
+            raise BadInput("reroute: another stage, or an epoch that isn't new")
+        if not 0 <= change.resume <= change.position <= self.position:
+            raise Conflict(f"the stage stands at position {self.position}, the route begins again at {change.position}")
+        self._stages, self._index, self._epoch, self._resume = change.stages, change.index, change.epoch, change.resume
+        self._queue.clear()
+        self._guessed, self._drafter = 0, None
+        self._ids.clear()
+        self._due = self.position = change.position
+        self._log.truncate(change.position)
+        self._warm()
+        if change.resume < change.position and not self._last:
+            self._send_again(change.resume, change.position)
+
+    def _send_again(self, start: int, end: int) -> None:
+        if not self._log.complete or self._log.end != end:
+            raise Conflict("what this stage sent isn't kept any more: the next one has to be rebuilt from the prompt")
+        for sent in self._log.since(start):
+            self._send_on(sent.position, sent.count, sent.raw, more=True)
+
+    def _warm(self) -> None:
+        """Makes the connections ahead, so that the first step doesn't wait for them."""
+        towards = [self._request.entry, self._stages[0].peer] if self._last else [self._stages[self._index + 1].peer]
+        for peer in towards:
+            task = asyncio.create_task(self._parts.steps.warm(PeerId(peer)), name="warm a connection")
+            self._warming.add(task)
+            task.add_done_callback(self._warming.discard)
+
+    # In
+
+    def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        """A frame for this stage, from the one peer that may send it."""
+        if head.stage != self._index or head.epoch < self._epoch or head.kind == "cut" or head.finish is not None:
+            return  # for the entry, for another stage of the session on this node, or left over from before a replacement
+        expected = {"tokens": self._request.entry, "token": self._stages[-1].peer, "hidden": self._stages[self._index - 1].peer}
+        if head.kind == "guess":
+            self._take_ids(sender, head, raw)
+            return
+        if sender != expected.get(head.kind) or (self._index == 0) == (head.kind == "hidden"):
+            raise PeerFault(f"{sender} may not send {head.kind} to stage {self._index}")
+        if self._guessed and self._due - self._guessed <= head.position < self._due:
+            self._due = self.position = head.position  # no more of the guesses were right
+        if head.position < self._due:
+            return  # sent twice
+        try:
+            incoming = self._checked(head, raw)
+        except MfError as error:
+            self._fail(error, blames=sender)
+            raise
+        self._guessed = head.guessed
+        if self._index == 0:
+            incoming = self._guess(incoming)
+        self._due = incoming.head.position + incoming.count
+        self._queue.append(incoming)
+        if self._begun is None:
+            self._next()
+
+    def _checked(self, head: StepHead, raw: memoryview) -> Incoming:
+        if head.epoch > self._epoch:
+            raise PeerFault(f"a step of epoch {head.epoch}, the session is in {self._epoch}")
+        count = len(raw) // 4
+        if head.kind == "hidden":
+            assert head.shape is not None  # parse_step checked it
+            count = head.shape[0]
+            if head.dtype != TRAVELS[self._request.precision]:
+                raise PeerFault(f"hidden states of {head.dtype}, the session runs in {self._request.precision}")
+            if self._hidden is not None and head.shape[1] != self._hidden:
+                raise PeerFault(f"hidden states of width {head.shape[1]}, the model's is {self._hidden}")
+            if not all_finite(raw, head.dtype):
+                raise PeerFault("hidden states that aren't numbers")
+        if head.guessed and (head.kind != "hidden" or head.guessed >= count):
+            raise PeerFault(f"{head.guessed} guessed tokens among {count} positions")
+        if count < 1 or head.position != self._due or head.position + count > self._request.tokens_max:
+            raise PeerFault(f"a step at position {head.position} of {count}, {self._due} comes next of {self._request.tokens_max}")
+        return Incoming(head, raw, count)
+
+    def _guess(self, incoming: Incoming) -> Incoming:
+        """The first stage knows all tokens: to the newest one it adds those that are likely to follow, to be verified on the same way."""
+        head, tokens = incoming.head, list(memoryview(incoming.raw).cast("i"))
+        if not self._goes_back or head.more:
+            self._history[head.position :] = tokens
+            return incoming
+        if self._drafter is None or head.kind == "tokens":
+            self._history[head.position :] = tokens
+            self._drafter = Drafter(self._history)
+            return incoming
+        self._history[head.position :] = tokens
+        self._drafter.learn(self._sent_guesses, len(tokens) - 1)
+        self._drafter.extend(tokens)
+        # What came before the newest is in the caches here already: those were the right guesses.
+        position = head.position + len(tokens) - 1
+        guesses = self._drafter.draft(self._request.tokens_max - position - 2)
+        self._guessed = self._sent_guesses = len(guesses)
+        given = [tokens[-1], *guesses]
+        # The entry reads the same head.
+        head = msgspec.structs.replace(head, position=position, guessed=len(guesses))
+        if guesses and not self._last:
+            ids = self._head("guess", position, len(self._stages) - 1)
+            self._post(self._stages[-1].peer, ids, struct.pack(f"<{len(guesses)}i", *guesses))
+        return Incoming(head, memoryview(struct.pack(f"<{len(given)}i", *given)), len(given))
+
+    def _take_ids(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        """What was guessed, for the last stage alone: those between need only know how many."""
+        if not self._last or self._index == 0 or sender != self._stages[0].peer:
+            raise PeerFault(f"{sender} may not send guesses to stage {self._index}")
+        if head.epoch != self._epoch or head.position < self.position:
+            return
+        self._ids = {head.position: list(memoryview(raw).cast("i"))}
+        if self._queue and self._begun is None:
+            self._next()
+
+    def _next(self) -> None:
+        head = self._queue[0].head
+        ids = self._ids.get(head.position) if self._last and head.kind == "hidden" and head.guessed else None
+        if ids is None and self._last and head.kind == "hidden" and head.guessed:
+            return  # they come another way, and not always first
+        incoming = self._queue.popleft()
+        step = Step(session=self._name, epoch=head.epoch, position=head.position, count=incoming.count, sample=self._last and not head.more)
+        step.guessed, step.drafted = head.guessed, ids
+        if head.kind == "hidden":
+            step.hidden = bytes(incoming.raw)
+        else:
+            step.tokens = list(memoryview(incoming.raw).cast("i"))
+        if self._last:
+            step.check, step.tail = self.statements.given(head.position, incoming.count), self.statements.asked
+        self._begun = asyncio.get_running_loop().time()
+        self._parts.worker.begin_step(step, self._done(incoming, step, time.monotonic()))
+
+    # Out
+
+    def _done(self, incoming: Incoming, step: Step, began: float) -> Callable[[Stepped | MfError], None]:
+        def done(answer: Stepped | MfError) -> None:
+            self._begun = None
+            if self._over.done():
+                return
+            if incoming.head.epoch == self._epoch:
+                if isinstance(answer, MfError):
+                    self._fail(answer, blames=self._to_blame(incoming.head, answer))
+                    return
+                self._pass_on(incoming.head, incoming.count, answer)
+                self._note(step, answer, began)
+            if self._queue and self._begun is None:
+                self._next()
+
+        return done
+
+    def _note(self, step: Step, answer: Stepped, began: float) -> None:
+        """When the result is on its way: how long it took, and what was computed."""
+        now = time.monotonic()
+        self._parts.figures.own.step(step.count, self.spec.end - self.spec.first, answer.seconds, now - began, now)
+        self.statements.add(step, answer)
+
+    def _to_blame(self, head: StepHead, error: MfError) -> PeerId | None:
+        """What the worker finds wrong with a step is the fault of who sent it; a prompt's is the asker's own."""
+        if not isinstance(error, BadInput) or head.kind == "tokens":
+            return None
+        return PeerId(self._stages[-1 if head.kind == "token" else self._index - 1].peer)
+
+    def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
+        after = head.position + count - (head.guessed if self._last else 0)
+        self.position = after + len(done.more or ())
+        if not self._last:
+            if done.hidden is None:
+                self._fail(MfError("the worker gave no hidden state"))
+                return
+            self._log.add(head.position, count, done.hidden)
+            if after > self._resume:
+                self._send_on(head.position, count, done.hidden, head.more, head.guessed)
+            elif head.more:
+                self._tell_cut(after)
+        elif head.more:
+            self._tell_cut(after)
+        elif done.token is None:
+            self._fail(MfError("the worker gave no token"))
+        else:
+            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs)
+
+    def _note_pace(self, count: int, seconds: float) -> None:
+        """Smoothed, each kind of step by itself."""
+        pace, at = self.pace or [0.0, 0.0], 0 if count == 1 else 1
+        pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
+        self.pace = pace
+
+    def _send_on(self, position: int, count: int, raw: bytes, more: bool, guessed: int = 0) -> None:
+        head = self._head("hidden", position, self._index + 1)
+        head.guessed = guessed
+        dtype = TRAVELS[self._request.precision]
+        head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
+        self._post(self._stages[self._index + 1].peer, head, raw)
+
+    def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
+        """First to the first stage, which has work to do on them; those behind one that ends the reply are none of it."""
+        entry, first = self._request.entry, self._stages[0].peer
+        ends = [self._finish(token, after + at) for at, token in enumerate(tokens)]
+        end = next((at for at, finish in enumerate(ends) if finish is not None), len(tokens) - 1)
+        raw = struct.pack(f"<{end + 1}i", *tokens[: end + 1])
+        for peer in dict.fromkeys([first, entry] if ends[end] is None else [entry]):
+            head = self._head("token", after, 0 if peer == first else None)
+            head.finish, head.logprobs = ends[end], logprobs if peer == entry else None
+            self._post(peer, head, raw)
+
+    def _tell_cut(self, after: int) -> None:
+        self._post(self._request.entry, self._head("cut", after, None), b"")
+
+    def _head(self, kind: str, position: int, stage: int | None) -> StepHead:
+        return StepHead(session=self._request.session, epoch=self._epoch, position=position, kind=kind, stage=stage)
+
+    def _post(self, peer: str, head: StepHead, raw: bytes) -> None:
+        epoch = head.epoch
+
+        def failed(error: MfError) -> None:
+            if epoch == self._epoch and peer != self._request.entry:
+                self._fail(PeerFault(f"a step couldn't be sent to {peer}: {error.message}"), blames=PeerId(peer))
+
+        self._parts.steps.post(PeerId(peer), head, raw, failed)
+
+    def _finish(self, token: int, after: int) -> str | None:
+        if token in self._request.stop_tokens:
+            return "stop"
+        return "length" if after + 1 >= self._request.tokens_max else None
+
+    def _fail(self, error: MfError, blames: PeerId | None = None) -> None:
+        if not self._over.done():
+            self.blames = blames
+            self._over.set_exception(error)
+
+
+WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4}
+_EXPONENT = {"bf16": ("<u2", 0x7F80), "fp16": ("<u2", 0x7C00), "fp32": ("<u4", 0x7F800000)}
+
+
+def all_finite(raw: bytes | memoryview, dtype: str) -> bool:
+    """Whether none of these numbers is infinite or NaN: both have all bits of the exponent set."""
+    kind, mask = _EXPONENT[dtype]
+    numbers = np.frombuffer(raw, dtype=kind)
+    return not bool(((numbers & mask) == mask).any())
+
+
+def check_route(request: OpenSession, me: PeerId) -> StageSpec:
+    """The own stage, if the route makes sense: contiguous, this node at `index`, counts within limits."""
+    stages = request.stages
+    if len(request.session) != 16 or not 1 <= len(stages) <= limits.MAX_LAYERS or not 0 <= request.index < len(stages):
+        raise BadInput("session: id of 16 bytes, 1 to 4096 stages, index among them")
+    if stages[0].first != 0 or any(after.first != before.end for before, after in pairwise(stages)):
+        raise BadInput("session: the stages' layers aren't contiguous from 0")
+    if any(stage.end <= stage.first for stage in stages) or stages[request.index].peer != me:
+        raise BadInput("session: an empty stage, or a stage number that isn't this node's")
+    if not 0 < request.tokens_max <= 1 << 22 or not 0 < request.new_max <= request.tokens_max or len(request.stop_tokens) > 64:
+        raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
+    if not 0 <= request.resume <= request.tokens_max or not 0 <= request.epoch < 1 << 31:
+        raise BadInput("session: resume or epoch out of range")
+    if request.precision not in TRAVELS:
+        raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
+    return stages[request.index]

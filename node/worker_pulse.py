@@ -1,0 +1,67 @@
+"""Notices a worker that is frozen: asked for something, and using no processor time at all.
+
+Problem: a step of a large model takes what it takes, so silence of a worker means nothing, and a deadline that suits the largest
+model lets a reply hang for minutes on a stopped process. Choice: a worker that computes uses processor time; one that was stopped (by a
+debugger, a container's freezer, a signal) uses none. Two looks apart without a tick between them, with something asked all the while,
+end it: it starts anew, and its sessions go on elsewhere. A node whose own timer woke late was stopped itself, which tells nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+
+from node.worker import Worker
+
+log = logging.getLogger(__name__)
+EVERY = 0.4
+STILL = 4
+"""Looks in a row without a tick (10 ms) of processor time."""
+_LATE = 0.3
+
+
+class WorkerPulse:
+    """`run` looks until cancelled; where the system doesn't tell a process' time it does nothing."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._seen: tuple[int, int] | None = None
+        self._still = 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(EVERY)
+            if loop.time() - before > EVERY + _LATE:
+                self._still = 0
+            else:
+                self.look()
+
+    def look(self) -> None:
+        """One look; ends a worker that was still for too long."""
+        pid = self._worker.pid
+        if pid is None or not self._worker.waiting:
+            self._seen, self._still = None, 0
+            return
+        seen = (pid, processor_ticks(pid))
+        self._still = self._still + 1 if seen == self._seen and seen[1] >= 0 else 0
+        self._seen = seen
+        if self._still >= STILL:
+            self._still = 0
+            log.warning("the worker is frozen and is ended", extra={"event": "worker_frozen", "fields": {"pid": pid}})
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def processor_ticks(pid: int) -> int:
+    """Processor time of a process and its threads so far, in clock ticks; -1 where it can't be known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return -1

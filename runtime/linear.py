@@ -1,0 +1,230 @@
+"""Matrices as they are stored for each precision, and the kernel that multiplies by them.
+
+A stored form is made once, at load, and serves every batch size; where there are two kernels they read the same bytes.
+Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
+
+    bf16   F.linear                                356 / 511 /  910   any device; what a tied head keeps, since it is the embedding
+           packed by oneDNN                        124 / 241 /  679   the same numbers in another order of bytes
+    int8   `_weight_int8pack_mm`                    97 / 757 / 1852   one scale a row of the matrix; up to three rows
+           `_int_mm`, activations as two int8 rows  45 / 213 /  627   8 + 8 bits of each activation; from four rows on
+           cast to bf16 on the way                 314 / 456 /  722   from 32 rows on
+           FBGEMM, the same in its own order        43 / 200 /  686   the head
+    int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16
+
+The int8 way: an activation row is its greatest magnitude times (hi + lo / 254) / 127, hi and lo whole numbers of 8 bits;
+both go through one 8-bit multiplication, whose sums are exact, so that a row's result doesn't depend on its neighbours. That
+is closer to the stored weights than bf16 activations are, and costs what a bf16 multiplication costs. Where 8-bit products
+saturate (processors without VNNI) it isn't used: `whole_products_are_exact` and `head_is_exact` try. For one row the calls
+that cut activations in two take longer than they save, except for the head. Rejected: activations in 8 bits alone (twice as
+fast from 16 rows on, but a row with one large value loses the small ones), one scale for a whole batch (a
+reply would depend on its neighbours), a 4-bit head (agrees with bf16 in 81-84 % of words, 8 bits in 97 %).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+GROUP = 32
+"""Weights of a row that share scale and zero in int4."""
+_NOTHING: list[float | None] = []
+_INT4_ROWS = 16
+"""The packed kernel takes matrices of a multiple of this many rows."""
+_FEW = 3
+"""Rows up to which int8 goes through torch's own kernel."""
+_MANY = 32
+"""Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
+_PACK_FOR = 64
+"""Rows of activations that oneDNN is told to expect; the order of bytes that this gives is good from 1 on."""
+
+
+class Linear(Protocol):
+    """`x` [rows, in] in bf16 (fp32 in the reference mode) to [rows, out] of the same dtype; `nbytes` held for the matrix."""
+
+    nbytes: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
+    """The stored form of `weight` [out, in] for `precision`. The same weights give the same bytes."""
+    if precision == "int4" and weight.shape[1] % GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0 and weight.device.type == "cpu":
+        return Int4(weight, bias)
+    if precision in ("int8", "int4"):
+        return Int8(weight, bias)
+    if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and _packs():
+        return Packed(weight, bias)
+    return Plain(weight, bias)
+
+
+def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
+    """The head's: 8 bits where the rest has 4."""
+    if precision in ("int8", "int4"):
+        return Int8Head(weight, bias) if weight.device.type == "cpu" and head_is_exact() else Int8(weight, bias)
+    return make_linear(weight, bias, precision)
+
+
+class Plain:
+    """The tensor itself, where it lies."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self.nbytes = weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+
+class Packed:
+    """bf16 in oneDNN's own order."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_FOR)
+        self._bias = bias
+        self._run = torch.ops.mkldnn._linear_pointwise.default
+        self.nbytes = weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, self._weight, self._bias, "none", _NOTHING, "")
+
+
+def round_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers [out, in] and a scale for each row [out] in fp32."""
+    wide = weight.float()
+    scale = (wide.abs().amax(1) / 127).clamp_min(1e-12)
+    return wide.div_(scale.unsqueeze(1)).round_().to(torch.int8), scale
+
+
+class Int8:
+    """One scale a row. Few rows go through torch's own kernel, some through an 8-bit multiplication where exact, many through bf16."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._wide_scale = round_int8(weight)
+        self._scale = self._wide_scale.to(weight.dtype)
+        self._bias = bias
+        cpu = weight.device.type == "cpu"
+        self._exact = cpu and whole_products_are_exact()
+        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
+        self.nbytes = self._weight.nbytes + self._wide_scale.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= self._few:
+            out = torch._weight_int8pack_mm(x, self._weight, self._scale)
+        elif self._exact and len(x) < _MANY:
+            both, greatest = in_two(x)
+            products = torch._int_mm(both.to(torch.int8), self._weight.t())
+            out = _joined(products, greatest).mul_(self._wide_scale).to(x.dtype)
+        else:
+            out = F.linear(x, self._weight.to(x.dtype)) * self._scale
+        return out if self._bias is None else out + self._bias
+
+
+class Int8Head:
+    """The same numbers in FBGEMM's order: the fastest for a large matrix, but for small ones what is done to the activations first
+    takes longer than the multiplication. Gives fp32, in which there are no ties that bf16 would make."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        whole, scale = round_int8(weight)
+        self._weight = _prepack(whole, scale)
+        self._bias = None if bias is None else bias.float()
+        self._run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.nbytes = whole.nbytes + scale.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        both, greatest = in_two(x)
+        out = _joined(self._run(both, 1.0, 128, self._weight), greatest)
+        return out if self._bias is None else out.add_(self._bias)
+
+
+def in_two(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` [rows, width] as whole numbers of 8 bits [2 * rows, width] in fp32, coarse ones first, and each row's greatest [rows, 1]."""
+    rows = len(x)
+    greatest = torch.linalg.vector_norm(x, float("inf"), -1, True, dtype=torch.float32).clamp_min_(1e-30)
+    exact = x * (127 / greatest)
+    both = torch.empty((2 * rows, x.shape[1]), device=x.device)
+    torch.round(exact, out=both[:rows])
+    torch.mul(exact.sub_(both[:rows]), 254, out=both[rows:]).round_()
+    return both, greatest
+
+
+def _joined(products: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
+    rows = len(greatest)
+    return torch.add(products[:rows], products[rows:].float(), alpha=1 / 254).mul_(greatest.div_(127))
+
+
+class Int4:
+    """Groups of 32 along a row, each with its scale and zero."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        whole, scale, zero = round_int4(weight)
+        self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        self._scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
+        self._bias = bias
+        self.nbytes = self._weight.nbytes + self._scales.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
+        return out if self._bias is None else out.add_(self._bias)
+
+
+def round_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Whole numbers 0..15 [out, in] in int32, scale and zero of each group [out, in / 32] in bf16: weight = (whole - 8) * scale + zero.
+
+    The least and the greatest weight of a group are met; scale and zero are rounded first, so that the whole numbers fit them.
+    """
+    rows, width = weight.shape
+    groups = weight.float().view(rows, width // GROUP, GROUP)
+    least, greatest = groups.aminmax(dim=-1)
+    scale = ((greatest - least) / 15).clamp_min(1e-12).bfloat16()
+    zero = (least + 8 * scale.float()).bfloat16()
+    whole = groups.sub_(zero.float().unsqueeze(-1)).div_(scale.float().unsqueeze(-1)).add_(8).round_().clamp_(0, 15)
+    return whole.to(torch.int32).view(rows, width), scale, zero
+
+
+def _prepack(whole: torch.Tensor, scale: torch.Tensor) -> object:
+    """FBGEMM's order, whatever engine torch is set to otherwise."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises to quantise by a package of its own
+            given = torch._make_per_channel_quantized_tensor(whole, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0)
+            return torch.ops.quantized.linear_prepack(given, None)
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@functools.cache
+def head_is_exact() -> bool:
+    """Whether FBGEMM is here and keeps sums that would overflow 16 bits."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    packed = _prepack(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))
+    out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(torch.full((2, 64), 127.0), 1.0, 128, packed)
+    return bool((out == 127 * 127 * 64).all())
+
+
+@functools.cache
+def whole_products_are_exact() -> bool:
+    """The same of `_int_mm`, with both signs."""
+    one = torch.full((8, 64), 127, dtype=torch.int8)
+    try:
+        products = [torch._int_mm(one, other.t()) for other in (one, -one)]
+    except RuntimeError:
+        return False
+    return bool((products[0] == 127 * 127 * 64).all()) and bool((products[1] == -127 * 127 * 64).all())
+
+
+@functools.cache
+def _packs() -> bool:
+    """Whether oneDNN multiplies packed bf16 here: it refuses processors without the instructions."""
+    weight = torch.arange(32 * 32).view(32, 32).remainder(5).bfloat16()
+    try:
+        out = Packed(weight, None)(torch.eye(32, dtype=torch.bfloat16))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return bool(torch.equal(out, weight.t()))

@@ -1,0 +1,78 @@
+"""A stage or encoder in this worker's memory: priced before it is built, tried before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import BadInput
+from runtime import interface as api
+from runtime.encoder import Encoder, build_encoder
+from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
+from runtime.model_config import context_of, read_config
+from runtime.model_runner import ModelRunner
+from runtime.runners import lean_runner
+from runtime.self_test import self_test
+from runtime.stage import Stage, build_stage
+from runtime.stage_runner import StageRunner
+from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
+
+
+@dataclass(frozen=True)
+class Price:
+    """Bytes of the memory budget."""
+
+    weights: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One of `runner` and `encoder`; `checked` says what the self-test saw, `context` how many positions the model takes."""
+
+    model: str
+    price: Price
+    checked: str
+    runner: ModelRunner | None = None
+    encoder: Encoder | None = None
+    context: int | None = None
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a sequence can drop positions: for guesses, and for prompts that begin alike."""
+        return self.runner is not None and not self.runner.fixed_bytes and getattr(self.runner, "goes_back", True)
+
+
+def price_of(folder: Path, params: api.LoadStage) -> Price:
+    width = DTYPE_WIDTH.get(params.precision)
+    if width is None:
+        raise BadInput(f"precision {params.precision[:16]!r} isn't one of {', '.join(DTYPE_WIDTH)}")
+    text = read_config(folder).get_text_config(decoder=True)
+    head = text.vocab_size if params.end == params.layers else 0
+    weights = held_bytes(params.tensors, params.precision, params.end == params.layers)
+    return Price(weights, activation_bytes(text.hidden_size, head, width))
+
+
+def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price) -> Loaded:
+    """Maps the groups, builds what is asked and tries it; `BadInput` says what is wrong with it."""
+    groups = map_groups(fds, params.lengths)
+    tensors = build_tensors(groups, params.tensors)
+    check_stored(tensors)
+    check_finite(tensors)
+    runs: Stage | Encoder
+    if params.task == "generate":
+        runs = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
+    elif (params.first, params.end) == (0, params.layers):
+        runs = build_encoder(folder, tensors, params.layers, params.precision, params.task)
+    else:
+        raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
+    del tensors
+    if isinstance(runs, Encoder):
+        let_go(runs.model, groups)
+        return Loaded(params.model, price, "a few tokens give finite numbers of the right shape", encoder=runs)
+    checked = self_test(runs)
+    lean, said = lean_runner(runs, params.precision)
+    let_go(runs.model if lean is None else lean.kept, groups)
+    runner: ModelRunner = StageRunner(runs, price.weights) if lean is None else lean
+    return Loaded(params.model, price, f"{checked}; {said}", runner=runner, context=context_of(runs.config))

@@ -1,0 +1,115 @@
+"""Who is in the next pass. Pure: what waits goes in, shares come out.
+
+A pass is of one stage. Every sequence that waits for a token (or for a few drafted ones to be verified) is in it, so that all replies
+go on at the same pace, and beside them at most CUT positions of prompts, so that a long prompt holds nobody up for longer than that
+takes. Prompts, and tokens where there are more than fit, go by priority, then by who was served least, then by what is done of them,
+so that short prompts overtake long ones. Each account has a count of positions computed for it, divided by its weight (the virtual
+counters of "Fairness in Serving Large Language Models", Sheng et al. 2024); one that comes back after a pause begins level with the
+least of those that wait, so that nobody saves up. Whoever waits gains a priority every PATIENCE passes, so that nobody waits for
+ever. Stages take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+CUT = 256
+ROWS = 256
+PATIENCE = 64
+SHORT = 64
+"""Positions up to which a sequence that was sampled before counts as one that waits for a token: drafted ones included."""
+
+
+class Allowance(Protocol):
+    """What an account is entitled to."""
+
+    def weight(self, account: str) -> float:
+        """Its share of the machine beside others', > 0."""
+
+
+class Equal:
+    """Everybody the same."""
+
+    def weight(self, account: str) -> float:
+        return 1.0
+
+
+@dataclass(slots=True)
+class Waiting:
+    """`left` positions of a sequence to compute, `done` since it waits. `token`: a reply waits for it, not a prompt."""
+
+    session: str
+    stage: str
+    left: int
+    token: bool
+    account: str
+    priority: int
+    since: int
+    done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    session: str
+    count: int
+
+
+class Scheduler:
+    def __init__(self, allowance: Allowance | None = None) -> None:
+        self._allowance = allowance or Equal()
+        self._waiting: dict[str, Waiting] = {}
+        self._rows: dict[str, int] = {}
+        self._served: dict[str, float] = {}
+        self._turns: dict[str, int] = {}
+        self._passes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def limit(self, stage: str, rows: int) -> None:
+        """At most `rows` sequences in a pass of `stage`."""
+        self._rows[stage] = rows
+
+    def put(self, session: str, stage: str, count: int, *, token: bool, account: str = "", priority: int = 0) -> None:
+        """`count` positions of a session wait from now on; they replace what waited before."""
+        if not any(one.account == account for one in self._waiting.values()):
+            least = min((self._served.get(one.account, 0.0) for one in self._waiting.values()), default=0.0)
+            self._served[account] = max(self._served.get(account, 0.0), least)
+        before = self._waiting.get(session)
+        since, done = (self._passes, 0) if before is None else (before.since, before.done)
+        self._waiting[session] = Waiting(session, stage, count, token and count <= SHORT, account, priority, since, done)
+
+    def drop(self, session: str) -> None:
+        self._waiting.pop(session, None)
+
+    def next_pass(self) -> list[Share]:
+        """Shares of one stage, none when nothing waits. What they cover waits no more."""
+        if not self._waiting:
+            self._served.clear()
+            return []
+        self._passes += 1
+        stage = min({one.stage for one in self._waiting.values()}, key=lambda name: (self._turns.get(name, 0), name))
+        self._turns[stage] = self._passes
+        mine = sorted((one for one in self._waiting.values() if one.stage == stage), key=self._rank)
+        rows = self._rows.get(stage, ROWS)
+        shares = [Share(one.session, one.left) for one in mine if one.token][:rows]
+        room = CUT
+        for one in mine:
+            if not one.token and room and len(shares) < rows:
+                shares.append(Share(one.session, min(one.left, room)))
+                room -= shares[-1].count
+        for share in shares:
+            self._serve(share)
+        return shares
+
+    def _rank(self, one: Waiting) -> tuple[int, float, int, int]:
+        aged = one.priority + (self._passes - one.since) // PATIENCE
+        return -aged, self._served.get(one.account, 0.0), one.done, one.since
+
+    def _serve(self, share: Share) -> None:
+        one = self._waiting[share.session]
+        self._served[one.account] = self._served.get(one.account, 0.0) + share.count / self._allowance.weight(one.account)
+        one.left, one.done = one.left - share.count, one.done + share.count
+        if not one.left:
+            del self._waiting[share.session]

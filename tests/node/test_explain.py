@@ -1,0 +1,86 @@
+"""`explain` tells the route, the reasons for and against every peer, and what to expect, and runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.explain import Explainer
+from node.locate import Located
+from node.model_cost import StageCost
+from node.model_folder import build_manifest, scan
+from node.route import Router
+from protocol.errors import BadInput
+from protocol.ids import PeerId
+from protocol.manifest import model_id
+from runtime.expectation import OverBudget, Paces
+from tests.node.verb_fakes import Board, FakeSwarm, node_record, small_model
+
+ME, FRIEND, STRANGER, KEEPER = PeerId("me"), PeerId("friend"), PeerId("stranger"), PeerId("keeper")
+
+
+def setting(tmp_path: Path, memory: int, budget: float = 0.4, privacy: str = "trusted") -> tuple[Explainer, Router, Located]:
+    manifest, data = build_manifest(scan(small_model(tmp_path / "m", layers=6)), lambda done, total: None)
+    located = Located(model_id(data), manifest, data)
+    records = {peer: node_record() for peer in (ME, FRIEND, STRANGER)} | {KEEPER: node_record(lend="storage", memory=None)}
+    swarm: Any = FakeSwarm(ME, Board(records=records))
+    swarm.trust_all = False
+    swarm.trust(FRIEND)
+    swarm.resolve = lambda name: located.model
+    router = Router(ME, swarm, SimpleNamespace(memory=memory), privacy, "remote", budget)  # type: ignore[arg-type]
+
+    async def locate(model: bytes) -> Located:
+        return located
+
+    return Explainer(ME, swarm, SimpleNamespace(locate=locate), router, Paces(ME)), router, located  # type: ignore[arg-type]
+
+
+async def test_here_when_it_fits_and_why_the_others_not(tmp_path: Path) -> None:
+    explainer, _, _ = setting(tmp_path, 1 << 30)
+    told = await explainer.explain("m")
+    assert (told["kind"], told["stages"][0]["peer"], told["stages"][0]["here"]) == ("here", ME, True)
+    assert told["expected"]["tokens_per_second"] > 0
+    assert told["expected"]["first_token_seconds"] > 0
+    assert told["budget"] == {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False}
+    verdicts = {line["peer"]: line["verdict"] for line in told["considered"]}
+    assert verdicts[ME] == "taken"
+    assert "isn't needed" in verdicts[FRIEND]
+    assert "isn't trusted" in verdicts[STRANGER]
+    assert verdicts[KEEPER] == "it lends no compute"
+    assert {line["peer"] for line in told["considered"] if line["refused"]} == {STRANGER, KEEPER}
+
+
+async def test_no_route_is_told_with_the_same_list(tmp_path: Path) -> None:
+    explainer, _, _ = setting(tmp_path, 10, privacy="local")
+    told = await explainer.explain("m")
+    assert told["kind"] == "none"
+    assert "no route" in told["why"]
+    assert told["expected"] is None
+    assert {line["verdict"] for line in told["considered"] if line["peer"] == FRIEND} == {"--privacy local: nothing leaves this node"}
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1 << 30])
+async def test_tokens_out_of_range_are_refused(tmp_path: Path, tokens: int) -> None:
+    explainer, _, _ = setting(tmp_path, 1 << 30)
+    with pytest.raises(BadInput, match="tokens"):
+        await explainer.explain("m", tokens)
+
+
+async def test_a_route_over_the_budget_is_refused_and_explained(tmp_path: Path) -> None:
+    explainer, router, located = setting(tmp_path, 1 << 30, budget=0.001)
+    cost = StageCost(located.manifest, "bf16")
+    most = cost.total(0, 4, 64)
+    router._room = SimpleNamespace(memory=most)  # type: ignore[assignment]
+    board = router._swarm.board  # type: ignore[attr-defined]
+    board.records[FRIEND] = node_record(memory=most)
+    told = await explainer.explain("m", 64)
+    assert told["kind"] == "pipeline"
+    assert told["budget"]["refused"]
+    assert told["budget"]["needed_ms"] > 1.0
+    assert not (await explainer.explain("m", 64, force=True))["budget"]["refused"]
+    with pytest.raises(OverBudget):
+        router.plan(located, 64, "bf16")
+    assert len(router.plan(located, 64, "bf16", force=True).stages) == 2

@@ -1,0 +1,72 @@
+"""A worker that was stopped is ended; one that computes, waits or was never asked isn't."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.worker_pulse import STILL, WorkerPulse, processor_ticks
+from tests.support.wait import wait_until
+
+BUSY = "while True: pass"
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    made = subprocess.Popen([sys.executable, "-c", BUSY])
+    wait_until(lambda: processor_ticks(made.pid) > 10, 10.0, "a busy process")
+    yield made
+    made.kill()
+    made.wait()
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def pulse(pid: int | None, waiting: int) -> WorkerPulse:
+    worker: Any = SimpleNamespace(pid=pid, waiting=waiting)
+    return WorkerPulse(worker)
+
+
+def test_a_stopped_worker_that_owes_an_answer_is_ended(process: subprocess.Popen[bytes]) -> None:
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: state(process.pid) == "T", 5.0, "the stop")
+    looks = pulse(process.pid, 1)
+    for _ in range(STILL + 1):
+        assert process.poll() is None
+        looks.look()
+    assert process.wait(5.0) == -signal.SIGKILL
+
+
+def test_a_stopped_worker_that_owes_nothing_is_left_alone(process: subprocess.Popen[bytes]) -> None:
+    os.kill(process.pid, signal.SIGSTOP)
+    looks = pulse(process.pid, 0)
+    for _ in range(3 * STILL):
+        looks.look()
+    assert process.poll() is None
+
+
+def test_a_busy_worker_lives(process: subprocess.Popen[bytes]) -> None:
+    looks = pulse(process.pid, 3)
+    for _ in range(2 * STILL):
+        before = processor_ticks(process.pid)
+        wait_until(lambda before=before: processor_ticks(process.pid) > before, 10.0, "a tick")  # type: ignore[misc]
+        looks.look()
+    assert process.poll() is None
+
+
+def test_no_worker_and_no_figures_are_no_fault() -> None:
+    pulse(None, 1).look()
+    assert processor_ticks(2**22 + 1) == -1
+    looks = pulse(2**22 + 1, 1)
+    for _ in range(2 * STILL):
+        looks.look()

@@ -1,0 +1,204 @@
+"""Five nodes, a model in three stages, replies under way all the time, and something killed or stopped every few seconds.
+
+Who asks goes on asking; what is killed is started again: a node's worker by the node, a node by its supervisor, which is here. A reply
+counts as failed when it ends with an error. Replies are greedy, in the reference precision, and compared with the undisturbed ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from node.model_cost import StageCost
+from node.model_folder import build_manifest, scan
+from tests.support.processes import Node, Swarm
+from tests.support.synthetic import SPECIAL, llama_config, llama_shapes, write_safetensors, write_tokenizer
+from tests.support.wait import wait_until
+from tests.swarm import tools
+
+LAYERS, TOKENS = 24, 60
+_LONGEST = 2 * TOKENS
+ASKERS = 1
+"""Nodes that are asked; the others may be killed whole. One, so that all sessions want the same layers of the same nodes."""
+BACK_AFTER = 6.0
+"""Seconds for which a stopped process stays stopped, unless its node ends it before."""
+
+
+def deep_llama(path: Path) -> Path:
+    """28 MB in 24 layers, whose greedy replies are printable ASCII: the head knows no other tokens."""
+    config = llama_config(256, LAYERS, 256 + len(SPECIAL), 4, inner=512, context=4_096)
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}))
+    write_safetensors(path / "model.safetensors", llama_shapes(config), 5, "BF16", 0.1)
+    write_tokenizer(path)
+    vocabulary = json.loads((path / "tokenizer.json").read_text())["model"]["vocab"]
+    printable = {number for letter, number in vocabulary.items() if len(letter) == 1 and 33 <= ord(letter) <= 126}
+    weights = path / "model.safetensors"
+    size = int.from_bytes(weights.read_bytes()[:8], "little")
+    entry = json.loads(weights.read_bytes()[8 : 8 + size])["lm_head.weight"]
+    data = np.memmap(weights, dtype="<u2", mode="r+", offset=8 + size + entry["data_offsets"][0], shape=tuple(entry["shape"]))
+    data[[row for row in range(entry["shape"][0]) if row not in printable]] = 0
+    data.flush()
+    return path
+
+
+def memory_for(folder: Path, sessions: int) -> str:
+    """Room for a third of the layers with all sessions at once, and not for half of them."""
+    manifest, _ = build_manifest(scan(folder), lambda done, total: None)
+    cost, part = StageCost(manifest, "fp32"), LAYERS // 3
+    enough = max(cost.total(first, first + part, sessions * _LONGEST) for first in (0, part, LAYERS - part))
+    assert enough < cost.total(0, LAYERS // 2, _LONGEST), "two nodes would do"
+    return str(enough)
+
+
+@dataclass
+class Told:
+    """One reply: which prompt, what came, how long the longest pause was."""
+
+    prompt: int
+    reply: tools.Reply
+
+
+@dataclass
+class Chaos:
+    """`with chaos(...)`: `undisturbed` texts, then `run` for so many seconds."""
+
+    swarm: Swarm
+    model: str
+    prompts: list[str]
+    undisturbed: list[str] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    harmed: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def calm(self) -> None:
+        """The replies that nothing disturbs; every node has run something afterwards."""
+        for number, prompt in enumerate(self.prompts):
+            reply = tools.ask(self.swarm.nodes[number % ASKERS], self.model, prompt, TOKENS)
+            assert reply.error is None, reply.error
+            assert len(reply.route) >= 3, reply.route
+            self.undisturbed.append(reply.text)
+        for node in self.swarm.nodes[ASKERS:]:
+            assert tools.ask(node, self.model, self.prompts[0], 20).error is None
+
+    def run(self, seconds: float, every: float, harm: Callable[[Chaos, int], str]) -> None:
+        """Asks in `len(prompts)` sessions for so long; `harm(self, n)` is done every so many seconds."""
+        askers = [threading.Thread(target=self._ask, args=(number,)) for number in range(len(self.prompts))]
+        for asker in askers:
+            asker.start()
+        began = time.monotonic()
+        for number in itertools.count():
+            if self._over.wait(max(0.0, began + (number + 1) * every - time.monotonic())) or time.monotonic() - began >= seconds:
+                break
+            self.harmed.append(harm(self, number))
+        self._over.set()
+        for asker in askers:
+            asker.join()
+
+    def _ask(self, number: int) -> None:
+        node = self.swarm.nodes[number % ASKERS]
+        while not self._over.is_set():
+            reply = tools.ask(node, self.model, self.prompts[number], TOKENS)
+            with self._lock:
+                self.told.append(Told(number, reply))
+            if reply.error is not None:
+                self._over.wait(1.0)
+
+    # What is shown
+
+    def failed(self) -> list[str]:
+        return [str(told.reply.error) for told in self.told if told.reply.error is not None]
+
+    def different(self) -> list[Told]:
+        return [told for told in self.told if told.reply.error is None and told.reply.text != self.undisturbed[told.prompt]]
+
+    def longest_pause(self) -> float:
+        return max((told.reply.longest_pause for told in self.told), default=0.0)
+
+    def report(self, what: str) -> None:
+        replaced = sum(told.reply.replaced for told in self.told)
+        figures = f"{len(self.told)} replies, {len(self.failed())} failed, {len(self.different())} different, {replaced} stages replaced"
+        tools.report(what, f"{figures}, longest pause {self.longest_pause():.2f} s; {', '.join(self.harmed)}")
+
+
+def begin(folder: Path, sessions: int) -> tuple[Path, list[str], tuple[str, ...]]:
+    """(model folder, prompts, options of every node)."""
+    model = deep_llama(folder / "model")
+    rng = random.Random(3)
+    prompts = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=40)) for _ in range(sessions)]
+    return model, prompts, ("--lend", "both", "--max-memory", memory_for(model, sessions))
+
+
+@contextlib.contextmanager
+def chaos(folder: Path, sessions: int):  # type: ignore[no-untyped-def]
+    """A swarm with the model in it, ready to be disturbed."""
+    model, prompts, options = begin(folder, sessions)
+    with Swarm(folder, 5, *options, env={"MF_AUDITS": "false"}) as swarm:
+        told = swarm.nodes[0].cli("publish", str(model), "--name", "deep", "--k", "2", "--n", "5", "--compression", "raw")
+        for node in swarm.nodes:
+            wait_until(lambda node=node: node.cli("models", "deep")["models"] != [], 20.0, "every node knows the model")
+        made = Chaos(swarm, told["model_id"], prompts)
+        made.calm()
+        yield made
+
+
+# Harms
+
+
+def busy_worker(made: Chaos, number: int) -> tuple[Node, int] | None:
+    """A worker that runs, one node after the other."""
+    for turn in range(len(made.swarm.nodes)):
+        node = made.swarm.nodes[(number + turn) % len(made.swarm.nodes)]
+        pid = tools.process_of(node, tools.WORKER) if node.alive else None
+        if pid is not None and tools.running(pid):
+            return node, pid
+    return None
+
+
+def harm_worker(how: signal.Signals) -> Callable[[Chaos, int], str]:
+    def harm(made: Chaos, number: int) -> str:
+        found = busy_worker(made, number)
+        if found is None:
+            return "nobody"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[1], how)
+        return f"worker of {found[0].data_dir.name}"
+
+    return harm
+
+
+def kill_node(made: Chaos, node: Node) -> str:
+    node.kill()
+    threading.Thread(target=node.start, args=("--log-format", "json")).start()
+    return f"all of {node.data_dir.name}"
+
+
+def stop_node(made: Chaos, node: Node) -> str:
+    node.freeze()
+    threading.Timer(BACK_AFTER, node.thaw).start()
+    return f"all of {node.data_dir.name}"
+
+
+def harm_mostly_workers(how: signal.Signals, whole: Callable[[Chaos, Node], str], at: tuple[int, ...]) -> Callable[[Chaos, int], str]:
+    """Workers in turn, at the numbers given a whole node."""
+    worker = harm_worker(how)
+
+    def harm(made: Chaos, number: int) -> str:
+        if number in at:
+            return whole(made, made.swarm.nodes[ASKERS + at.index(number) % (5 - ASKERS)])
+        return worker(made, number)
+
+    return harm

@@ -1,0 +1,42 @@
+"""No reply fails, whatever dies: workers and whole nodes killed or stopped while replies run, with real processes."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.swarm import chaos, tools
+
+pytestmark = pytest.mark.swarm
+PAUSE = 5.0
+EQUAL = 0.95
+
+
+def check(made: chaos.Chaos, what: str) -> None:
+    made.report(what)
+    assert made.failed() == []
+    assert sum(told.reply.replaced for told in made.told) > 0, "nothing was disturbed"
+    assert len(made.different()) <= (1 - EQUAL) * len(made.told)
+    assert made.longest_pause() <= tools.SLACK * PAUSE
+
+
+def test_no_reply_fails_while_workers_and_a_node_are_killed(tmp_path: Path) -> None:
+    with chaos.chaos(tmp_path, 3) as made:
+        made.run(20.0, 5.0, chaos.harm_mostly_workers(signal.SIGKILL, chaos.kill_node, (1,)))
+        check(made, "three sessions, 20 s, killed every 5 s")
+
+
+@pytest.mark.nightly
+def test_eight_sessions_for_two_minutes_of_kills(tmp_path: Path) -> None:
+    with chaos.chaos(tmp_path, 8) as made:
+        made.run(120.0, 10.0, chaos.harm_mostly_workers(signal.SIGKILL, chaos.kill_node, (3, 8)))
+        check(made, "eight sessions, 120 s, killed every 10 s")
+
+
+@pytest.mark.nightly
+def test_eight_sessions_for_two_minutes_of_stops(tmp_path: Path) -> None:
+    with chaos.chaos(tmp_path, 8) as made:
+        made.run(120.0, 10.0, chaos.harm_mostly_workers(signal.SIGSTOP, chaos.stop_node, (3, 8)))
+        check(made, "eight sessions, 120 s, stopped every 10 s")
