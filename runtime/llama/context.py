@@ -20,6 +20,8 @@ from protocol.errors import Conflict, Unavailable
 from runtime.llama.library import EVALUATED, Batch, Library
 
 MOST_TOKENS = 512
+MOST_LOGITS = 64
+"""Rows of a pass that can have logits, room for all of which is taken at once; for fewer than sequences llama.cpp ends the process."""
 _MARK, _HEAD = 8, 12
 """Bytes of a state's mark, and with the number of its streams."""
 
@@ -48,10 +50,14 @@ class Context:
         self._width, self._last = width, last
         self._wanted = f"l_out-{blocks - 1}".encode()
         self._taken: list[Array] = []
+        self._asked, self._skipped = 0, 0
+        self._nodes: dict[tuple[int, int], int] = {}
         self._watch = EVALUATED(self._evaluated)
         params = library.context_params()
         params.n_ctx, params.n_seq_max = places * positions, places
-        params.n_batch = params.n_ubatch = params.n_outputs_max = MOST_TOKENS
+        params.n_batch = params.n_ubatch = MOST_TOKENS
+        self._most = max(MOST_LOGITS, places) if last else MOST_TOKENS
+        params.n_outputs_max = self._most
         params.n_outputs_max_per_seq = 0
         params.n_threads = params.n_threads_batch = threads
         if not last:
@@ -96,8 +102,7 @@ class Context:
         """For each part its logits [logits, words] from the last stage, else its hidden states [count, hidden], fp32."""
         out: dict[int, torch.Tensor] = {}
         steps = sorted((part for part in parts if part.count == 1), key=lambda part: part.place)
-        batches = [steps[at : at + MOST_TOKENS] for at in range(0, len(steps), MOST_TOKENS)]
-        for batch in batches:
+        for batch in (steps[at : at + self._most] for at in range(0, len(steps), self._most)):
             for part, made in zip(batch, self._decode(batch), strict=True):
                 out[part.place] = made
         for part in parts:
@@ -106,26 +111,39 @@ class Context:
         return [out[part.place] for part in parts]
 
     def _run_long(self, part: Part) -> torch.Tensor:
-        made = []
-        for at in range(0, part.count, MOST_TOKENS):
-            count = min(MOST_TOKENS, part.count - at)
+        made, at, quiet = [], 0, part.count - part.logits
+        while at < part.count:
+            count = min(MOST_TOKENS, part.count - at, max(quiet - at, 0) + self._most)
             tokens = None if part.tokens is None else part.tokens[at : at + count]
             hidden = None if part.hidden is None else part.hidden[at : at + count]
-            asked = max(0, part.logits - (part.count - at - count))
-            made += self._decode([Part(part.place, part.position + at, count, tokens, hidden, min(asked, count))])
+            asked = min(max(0, at + count - quiet), count)
+            made += self._decode([Part(part.place, part.position + at, count, tokens, hidden, asked)])
+            at += count
         return torch.cat(made)
 
     def _decode(self, parts: list[Part]) -> list[torch.Tensor]:
         total = self._arrays.fill(parts, everything=not self._last)
+        graph = total, len(parts)
         self._taken.clear()
+        self._asked, self._skipped = 0, self._nodes.get(graph, 0)
         self._library.said.clear()
         code = self._library.decode(self._context, self._arrays.batch(total, parts[0].tokens is None))
+        if code == 0 and self._skipped and not self._last and not self._taken:
+            return self._decode_again(parts)
         # Ended on purpose at the last layer, llama.cpp says 2 ("aborted") or 0, by build.
         if code != 0 and not (code == 2 and not self._last and self._taken):
             raise Unavailable(f"llama.cpp failed at a pass of {total} tokens (code {code}): {self._library.why()}")
-        if not self._last:
-            return self._hidden(parts)
-        return self._logits(parts)
+        if self._last:
+            return self._logits(parts)
+        self._nodes[graph] = self._asked
+        return self._hidden(parts)
+
+    def _decode_again(self, parts: list[Part]) -> list[torch.Tensor]:
+        """The graph isn't laid out as it was for a pass of this size before."""
+        self._nodes.clear()
+        for part in parts:
+            self.crop(part.place, part.position)
+        return self._decode(parts)
 
     def _hidden(self, parts: list[Part]) -> list[torch.Tensor]:
         rows = torch.from_numpy(np.concatenate(self._taken))
@@ -151,8 +169,13 @@ class Context:
         return torch.from_numpy(np.ctypeslib.as_array(place, (self.words,)).copy())
 
     def _evaluated(self, tensor: int, asking: bool, _data: object) -> bool:
+        """Called for every node of the graph, in order, and for the wanted one again once it is computed.
+
+        Names are dear, so they aren't asked for before the place where the wanted one came last time.
+        """
         if asking:
-            return bool(self._library.ggml_get_name(tensor) == self._wanted)
+            self._asked += 1
+            return self._asked >= self._skipped and bool(self._library.ggml_get_name(tensor) == self._wanted)
         rows = np.empty(self._library.ggml_nbytes(tensor) // 4, np.float32)
         self._library.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
         self._taken.append(rows.reshape(-1, self._width))

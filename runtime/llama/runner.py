@@ -2,7 +2,7 @@
 
 A context reserves all positions of all its places at once, so long sequences would make short ones pay. Slots therefore lie in
 contexts of 256, 512, 1,024 … positions and move up when they outgrow theirs: a copy of what they hold, once per doubling.
-A context has 1, 4, 16, 64 … places.
+A context has 1, 2, 4, 6, 8, 12 … places, and grows the same way.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from protocol.errors import BadInput, Busy, NotFound, Unavailable
+from protocol.errors import BadInput, Busy, Conflict, NotFound, Unavailable
 from runtime.llama.context import Context, Part
 from runtime.llama.library import Library
 from runtime.llama.stage_file import BITS, Shape, embedded
 from runtime.model_runner import Row
 
 SHORTEST = 256
-_STEPS = 4
 MOST_PLACES = 256
 """llama.cpp's own bound of sequences in a context."""
+_PLACES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, MOST_PLACES)
 
 
 @dataclass
@@ -39,7 +39,10 @@ class _Bucket:
 
 
 class LlamaRunner:
-    """Layers [first, end) of a file made by `stage_file.write_stage`. Use from one thread."""
+    """Layers [first, end) of a file made by `stage_file.write_stage`. Use from one thread.
+
+    Its last stage doesn't show what it has before its head: `tails` stays empty, an audit has the tokens alone to go by.
+    """
 
     batched = True
     fixed_bytes = 0
@@ -52,11 +55,13 @@ class LlamaRunner:
         self.first, self.end = span
         self.layers, self.precision, self.weight_bytes = layers, precision, weight_bytes
         self.hidden, self.vocabulary = shape.hidden, shape.words
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = torch.bfloat16
         self.token_bytes = (self.end - self.first) * 2 * shape.kv_heads * shape.head_dim * 2
         self._library, self._threads, self._words = library, threads, words
         self._context_length = shape.context
         self._buckets: dict[int, _Bucket] = {}
+        self._lengths: dict[int, int] = {}
+        self.keep_tails, self.tails = False, list[torch.Tensor]()
         params = library.model_params()
         params.n_gpu_layers = 0
         library.said.clear()
@@ -82,22 +87,25 @@ class LlamaRunner:
             self._model = None
 
     def open(self, slots: int, positions: int) -> None:
-        """Makes the context that `slots` sequences of `positions` would need, so that none has to wait for it later."""
+        """Room is made as sequences grow: what they may reach isn't what they need."""
         if not 1 <= slots <= MOST_PLACES:
-            raise BadInput(f"{slots} sequences, llama.cpp takes 1 to {MOST_PLACES}")
-        self._bucket(_length(positions), slots)
+            raise Busy(f"{slots} sequences, llama.cpp takes at most {MOST_PLACES}")
 
     def release(self, slot: int) -> None:
-        for bucket in self._buckets.values():
-            place = bucket.slots.pop(slot, None)
-            if place is not None:
-                bucket.context.crop(place, 0)
+        self._lengths.pop(slot, None)
+        found = self._find(slot)
+        if found is not None:
+            found.context.crop(found.slots.pop(slot), 0)
         self._let_go_empty()
 
     def crop(self, slot: int, position: int) -> None:
+        held = self._lengths.get(slot, 0)
+        if position > held:
+            raise Conflict(f"slot {slot} holds {held} positions, it can't go back to {position}")
         found = self._find(slot)
-        if found is not None:
+        if found is not None and position < held:
             found.context.crop(found.slots[slot], position)
+            self._lengths[slot] = position
 
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         # All are settled first: a bucket that grows for one gives the others new places.
@@ -115,7 +123,9 @@ class LlamaRunner:
         for positions, these in parts.items():
             outs = self._buckets[positions].context.run([part for _, part in these])
             made.update({number: out for (number, _), out in zip(these, outs, strict=True)})
-        out = torch.cat([made[number] for number in range(len(rows))])
+        for row in rows:
+            self._lengths[row.slot] = row.position + row.count
+        out = made[0] if len(rows) == 1 else torch.cat([made[number] for number in range(len(rows))])
         return out if self.last else out.to(self.dtype)
 
     def _part(self, bucket: _Bucket, row: Row, given: torch.Tensor | None) -> Part:
@@ -130,6 +140,7 @@ class LlamaRunner:
 
     def _settle(self, row: Row) -> None:
         """Sees that the row's sequence lies where it has room, moving it there where it had outgrown its bucket."""
+        self.crop(row.slot, row.position)
         needed = row.position + row.count
         found = self._find(row.slot)
         if found is not None and needed <= found.positions:
@@ -152,12 +163,10 @@ class LlamaRunner:
         used = len(bucket.slots) if bucket is not None else 0
         if bucket is not None and bucket.context.places - used >= more:
             return bucket
-        places = 1
-        while places < used + more:
-            places *= _STEPS
         if used + more > MOST_PLACES:
             raise Busy(f"{MOST_PLACES} sequences of up to {positions} positions are open here, the most llama.cpp takes")
-        grown = _Bucket(positions, self._context(min(places, MOST_PLACES), positions))
+        places = next(count for count in _PLACES if count >= used + more)
+        grown = _Bucket(positions, self._context(places, positions))
         if bucket is not None:
             for place, (slot, old) in enumerate(bucket.slots.items()):
                 grown.context.set_state(place, bucket.context.state(old))

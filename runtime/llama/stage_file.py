@@ -21,9 +21,7 @@ import numpy as np
 import torch
 
 from protocol.errors import BadInput
-
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""transformers' model types, and llama.cpp's names for what runs them."""
+from runtime.engine_choice import ARCHITECTURES
 
 TYPES = {"bf16": "BF16", "q8_0": "Q8_0", "q4_1": "Q4_1"}
 """Precisions of a session, and the types of its matrices; embedding and head have 8 bits at least."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from protocol.errors import BadInput, MfError, Unavailable
+from protocol.errors import BadInput, Conflict, MfError, Unavailable
 from runtime.llama import library as binding
 from runtime.llama.engine import ALLOWED, build_llama
 from runtime.llama.runner import LlamaRunner
@@ -100,7 +100,7 @@ def test_every_kind_is_torchs_own_at_every_cut(kind: str, cuts: list[int], tmp_p
 
 
 @pytest.mark.parametrize("precision", ["q8_0", "q4_1"])
-def test_fewer_bits_are_near_and_cuts_change_nothing(precision: str, tmp_path: Path) -> None:
+def test_fewer_bits_are_near_and_cuts_change_little(precision: str, tmp_path: Path) -> None:
     outs = []
     for number, cuts in enumerate(CUTS):
         folder = tmp_path / str(number)
@@ -109,8 +109,9 @@ def test_fewer_bits_are_near_and_cuts_change_nothing(precision: str, tmp_path: P
         outs.append(made.run([Row(0, 0, 6, [5, 9, 77, 30, 2, 64], 1)]))
         assert sum(runner.weight_bytes for runner in made.runners) < 0.8 * 2 * 6 * 64 * (64 * 3 + 96 * 3 + 128)
         made.close()
-    assert torch.equal(outs[0], outs[1])
-    assert torch.equal(outs[0], outs[2])
+    # what travels is rounded to bf16
+    assert near(outs[0], outs[1])
+    assert near(outs[0], outs[2])
 
 
 def test_sequences_side_by_side_are_what_they_are_alone(made: Made) -> None:
@@ -149,6 +150,38 @@ def test_going_back_and_on_again(made: Made) -> None:
     made.run([Row(0, 5, 2, [1, 1], 1)])
     made.runners[0].crop(0, 4)
     assert near(made.run([Row(0, 4, 1, [2], 1)])[0], first[0])
+
+
+def test_a_row_that_begins_earlier_drops_what_lay_there_and_a_gap_is_refused(made: Made) -> None:
+    first = made.run([Row(0, 0, 5, [5, 9, 77, 30, 2], 1)])
+    made.run([Row(0, 5, 3, [1, 2, 3], 1)])
+    assert near(made.run([Row(0, 4, 1, [2], 1)])[0], first[0])
+    for wrong in (lambda: made.run([Row(0, 9, 1, [2], 1)]), lambda: made.runners[0].crop(0, 6)):
+        with pytest.raises(Conflict, match="holds 5 positions"):
+            wrong()
+
+
+def test_more_logits_than_fit_in_one_pass(made: Made) -> None:
+    tokens = [(7 * at) % 120 for at in range(600)]
+    every = made.run([Row(0, 0, 600, tokens, 90)])
+    assert every.shape == (90, 128)
+    assert near(every[-1], made.run([Row(1, 0, 600, tokens, 1)])[0])
+    assert near(every[0], made.run([Row(2, 0, 511, tokens[:511], 1)])[0])
+    many = made.run([Row(slot, 0, 1, [5], 1) for slot in range(3, 80)])
+    assert many.shape == (77, 128)
+    assert all(near(row, many[0]) for row in many)
+
+
+def test_a_graph_that_is_laid_out_otherwise_is_run_again(tmp_path: Path) -> None:
+    """Where the last layer's result is looked for too late it is missed; the pass is done again and nothing is lost."""
+    made = Made(tmp_path, {}, [0, 3, 6])
+    wanted = made.run([Row(0, at, 1, [5 + at], 1) for at in range(1)])
+    made.run([Row(0, 1, 1, [6], 1)])
+    (bucket,) = made.runners[0]._buckets.values()
+    bucket.context._nodes[1, 1] = 10_000
+    assert near(made.run([Row(1, 0, 1, [5], 1)])[0], wanted[0])
+    assert 0 < bucket.context._nodes[1, 1] < 10_000
+    made.close()
 
 
 def test_several_logits_of_one_row(made: Made) -> None:
