@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from node.echo import Echo, known_tokens
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
 from node.heard import Heard
 from node.local_run import LocalRun
@@ -35,7 +36,7 @@ from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import Sampling, StageSpec
+from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
 from runtime.interface import SpelledToken
@@ -71,6 +72,8 @@ class Reply:
     moved: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    """Of the prompt's tokens, where they are echoed with their logarithms."""
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
@@ -111,13 +114,19 @@ class Generator:
         deadline = asyncio.get_running_loop().time() + request.timeout
         reply = await _before(deadline, self._begin(request))
         stops, text = StopStrings(request.stop), ReplyText(self._worker, self._room, reply.located)
+        echo = Echo(self._worker, self._room, reply.located, request, reply.prompt)
         try:
+            echo.check()
             reply.plan = await _before(deadline, self._first_plan(reply))
             if reply.plan.kind == "here":
                 self._room.line.check()
             yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
+            if request.echo and request.sampling.logprobs is None:
+                yield await _before(deadline, echo.plain())
             async with aclosing(self._tokens(reply)) as tokens:
                 while (sampled := await _before(deadline, _next(tokens))) is not None:
+                    if echo.due:
+                        yield await _before(deadline, echo.scored(reply.scores))
                     shown, logprobs = await _before(deadline, _shown(text, sampled))
                     yield Piece(stops.feed(shown), len(reply.made), logprobs)
                     if stops.found:
@@ -160,6 +169,8 @@ class Generator:
 
     async def _encode_once(self, request: GenerationRequest, located: Located) -> list[int]:
         model = model_text(located.model)
+        if request.tokens is not None:
+            return known_tokens(request.tokens, located.manifest.summary.vocabulary)
         if request.messages is not None:
             return await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         return await self._worker.encode_text(model, request.text or "")
@@ -193,6 +204,7 @@ class Generator:
         try:
             async with aclosing(self._counted(reply, local.run(self._request(reply)))) as tokens:
                 async for sampled in tokens:
+                    reply.scores = reply.scores or local.scores
                     yield sampled
         except StageLost as lost:
             if isinstance(lost.cause, Busy) and "position" in lost.cause.details:
@@ -212,6 +224,7 @@ class Generator:
                     _add(reply.timings, pipeline.timings)
                     async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
                         async for sampled in tokens:
+                            reply.scores = reply.scores or pipeline.scores
                             yield sampled
                 except StageLost as lost:
                     await self._replace(reply, pipeline, lost)
@@ -233,6 +246,7 @@ class Generator:
             precision=reply.request.precision,
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
+            score=reply.request.echo and reply.request.sampling.logprobs is not None and not reply.made,
             prints=heard.key if heard is not None else None,
             heard=heard,
         )

@@ -137,7 +137,7 @@ class Engine:
         if not 0 < params.new_max <= params.tokens_max - len(params.tokens):
             raise BadInput(f"generate: {params.new_max} new tokens behind {len(params.tokens)} don't fit in {params.tokens_max} positions")
         stream = self.texts.new_stream(loaded.model) if params.text else None
-        owner = params.account if self._reuse and loaded.goes_back else None
+        owner = params.account if self._reuse and loaded.goes_back and not params.score else None
         sequence, place = self._open("generate", params, owner, params.tokens)
         sequence.account, sequence.priority = params.account, params.priority
         reused = self._go_on(sequence, place)
@@ -280,7 +280,7 @@ class Engine:
             return
         job, token = sequence.jobs[0], sequence.position > 0
         # Logits of all rows of a cut over a large vocabulary would be more than a stage reserves.
-        left = job.left if job.check is None else min(job.left, CHECKED_ROWS)
+        left = job.left if job.check is None and job.score is None else min(job.left, CHECKED_ROWS)
         self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=sequence.account, priority=sequence.priority)
 
     def _close(self, session: str, why: MfError | None = None) -> None:

@@ -59,7 +59,7 @@ def price_of(folder: Path, params: api.LoadStage) -> Price:
         raise BadInput(f"precision {params.precision[:16]!r} isn't one of {', '.join(DTYPE_WIDTH)}")
     text = read_config(folder).get_text_config(decoder=True)
     head = text.vocab_size if params.end == params.layers else 0
-    weights = held_bytes(params.tensors, params.precision, params.end == params.layers)
+    weights = held_bytes(params.tensors, params.precision, params.first == 0, params.end == params.layers)
     return Price(weights, activation_bytes(text.hidden_size, head, width))
 
 

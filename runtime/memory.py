@@ -9,9 +9,10 @@ activations  a prefill of up to 256 rows through one layer (about ten hidden wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from runtime.interface import TensorPlace
+if TYPE_CHECKING:  # the command line asks for the precisions' names alone, and loads nothing for them
+    from runtime.interface import TensorPlace
 
 ROWS = 256
 _WIDTHS = 10
@@ -89,8 +90,8 @@ def tied_head_bytes(embed: int, precision: str) -> int | None:
     return embed if precision == "bf16" and embed <= SMALL_HEAD else None
 
 
-def held_bytes(places: Sequence[TensorPlace], precision: str, last: bool) -> int:
-    """Weights that a stage of these tensors holds; `last` has the head, its own or the embedding's."""
+def held_bytes(places: Sequence[TensorPlace], precision: str, first: bool, last: bool) -> int:
+    """Weights that a stage of these tensors holds: `first` embeds, `last` has the head, its own or one made of the embedding."""
     widths = WIDTHS[precision]
     total, embed, own_head = 0.0, 0, False
     for place in places:
@@ -98,10 +99,16 @@ def held_bytes(places: Sequence[TensorPlace], precision: str, last: bool) -> int
         embeds = "embed" in place.name or "wte" in place.name
         heads = "lm_head" in place.name
         own_head |= heads
-        embed += int(count * widths.rest) if embeds else 0
-        matrix = len(place.shape) == 2 and not embeds
-        total += count * (widths.head if heads else widths.matrix if matrix else widths.rest)
-    return int(total) + ((tied_head_bytes(embed, precision) or 0) if last and not own_head else 0)
+        if embeds:
+            embed += int(count * widths.rest)
+        else:
+            total += count * (widths.head if heads else widths.matrix if len(place.shape) == 2 else widths.rest)
+    if first:
+        total += embed
+    if last and not own_head:
+        tied = tied_head_bytes(embed, precision)
+        total += tied if tied is not None else (0 if first else embed)
+    return int(total)
 
 
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, dtype_width: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from protocol.errors import MfError
 from runtime.interface import UNCHECKED
 from runtime.model_runner import ModelRunner
+from runtime.prompt_scores import scores
 from runtime.reply_state import agreeing
 from runtime.sampler import Ask, Chosen, choose
 from runtime.sequence import Job, Sequence
@@ -45,6 +46,8 @@ def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
         job, piece = part.sequence.jobs[0], out[at : at + size]
         if last and job.check is not None:
             _check(part.sequence, job, piece)
+        if last and job.score is not None:
+            job.scored += scores(piece, job.score[job.computed : job.computed + row.count], part.sequence.state.sampling.logprobs or 0)
         if not last or (job.tail and runner.tails):
             job.outs.append(runner.tails[number] if last else piece)
         _hand(part, piece, began, seconds)

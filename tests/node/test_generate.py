@@ -15,8 +15,9 @@ from node.generate import REPLACEMENTS, Generator
 from node.network.memory import MemoryHub
 from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import Sampling, StageSpec
-from runtime.interface import TextLoaded
+from protocol.messages import Sampling, StageSpec, TokenLogprob
+from runtime.interface import SpelledToken, TextLoaded
+from runtime.interface import Text as WorkerText
 from runtime.routing import Plan
 from tests.node.pipeline_fakes import Member, expected, members, route
 from tests.support.virtual_time import run_virtual
@@ -49,6 +50,10 @@ class Text:
         if last:
             self.open.discard(stream)
         return "".join(f"<{token}>" for token in tokens)
+
+    async def spell_text(self, stream: str, tokens: list[int], logprobs: list[list[TokenLogprob]]) -> WorkerText:
+        assert stream in self.open
+        return WorkerText("", [[SpelledToken(f"<{one.token}>", b"%d" % one.token, one.logprob) for one in row] for row in logprobs])
 
 
 class Routes:
