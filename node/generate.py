@@ -39,6 +39,7 @@ from node.worker import Worker
 from protocol import limits
 from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
+from protocol.layout import layer_count
 from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
@@ -123,7 +124,7 @@ class Generator:
             reply.plan = await _before(deadline, self._first_plan(reply))
             if reply.plan.kind == "here":
                 self._room.line.check()
-            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
+            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt), self._engine(reply))
             if request.echo and request.sampling.logprobs is None:
                 yield await _before(deadline, echo.plain())
             async with aclosing(self._tokens(reply)) as tokens:
@@ -178,6 +179,13 @@ class Generator:
         if request.messages is not None:
             return await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         return await self._worker.encode_text(model, request.text or "")
+
+    def _engine(self, reply: Reply) -> str | None:
+        """Of a reply that is made here."""
+        if reply.plan is None or reply.plan.kind != "here":
+            return None
+        layers = layer_count(reply.located.manifest)
+        return self._room.engine(reply.located, 0, layers, reply.request.precision, reply.tokens_max).engine
 
     # Routes
 

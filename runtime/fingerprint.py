@@ -30,7 +30,7 @@ PRINT = 16
 ROW_BYTES = 2 * PRINT
 KEY = 16
 ROW = {"bf16": 0.07, "fp32": 0.003}
-"""By what travels at the session's precision; the weights' own (int8, int4) costs an honest machine no more than bf16 does."""
+"""By what hidden states travel in; the weights' own precision (int8) costs an honest machine no more than bf16 does."""
 SAME = 0.002
 """Two prints of the same bytes: sums are rounded to fp16, and machines add in different orders."""
 PART = 0.1
