@@ -19,6 +19,7 @@ from bench.environments import Missing
 
 RUNS: dict[str, list[dict[str, Any]]] = {
     "library": [{}],
+    "llama": [{}],
     "compression": [{}],
     "index_rebuild": [{}],
     "get_vs_nginx": [{"hidden": 1024}, {"hidden": 1024, "lost": 2}, {"hidden": 512}],

@@ -21,14 +21,6 @@ from bootstrap.demo_model import demo_model
 PROMPT = "Write a long story about a lighthouse keeper who finds a letter in a bottle."
 
 
-def pace(swarm: StageSwarm, tokens: int) -> float:
-    """Tokens a second after the first."""
-    reply = swarm.ask(PROMPT, tokens)
-    if len(reply.route) != swarm.stages:
-        raise RuntimeError(f"{len(reply.route)} stages, {swarm.stages} were wanted")
-    return (len(reply.at) - 1) / (reply.at[-1] - reply.at[0])
-
-
 def frames_at_entry(traces: Sequence[Path]) -> int:
     """Step frames that the first node sent to others and took from them."""
     path = traces[0].with_suffix(".frames")
@@ -46,7 +38,7 @@ def run(tokens: int = 96, rounds: int = 3) -> dict[str, Any]:
             swarms[stages].ask(PROMPT, 4)
         for _ in range(rounds):
             for stages, swarm in swarms.items():
-                paces[stages].append(pace(swarm, tokens))
+                paces[stages].append(swarm.pace(PROMPT, tokens))
         asked = 4 + rounds * tokens
         for swarm in swarms.values():
             swarm.close()

@@ -35,10 +35,21 @@ def memory_for(folder: Path, stages: int, tokens: int, precision: str = "bf16") 
 class StageSwarm:
     """`with StageSwarm(root, folder, 2, 600) as swarm: swarm.ask("…", 128)`. Each node's steps are in `traces` once it is closed."""
 
-    def __init__(self, root: Path, folder: Path, stages: int, tokens: int, *, nodes: int = 0, module: str = "bench.traced_node") -> None:
-        self.folder, self.stages = folder, stages
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        stages: int,
+        tokens: int,
+        *,
+        nodes: int = 0,
+        module: str = "bench.traced_node",
+        precision: str = "bf16",
+        engine: str = "torch",
+    ) -> None:
+        self.folder, self.stages, self.precision = folder, stages, precision
         self._root, self._size, self._module = root, nodes or stages, module
-        self._options = ("--lend", "both", "--max-memory", str(memory_for(folder, stages, tokens)))
+        self._options = ("--lend", "both", "--max-memory", str(memory_for(folder, stages, tokens, precision)), "--engine", engine)
         self.traces = [root / f"trace{number}.jsonl" for number in range(self._size)]
         self.nodes: list[Node] = []
         self.model = ""
@@ -73,7 +84,14 @@ class StageSwarm:
 
     def ask(self, prompt: str, tokens: int, node: int = 0, **options: Any) -> tools.Reply:
         """A greedy reply, asked at node number `node`; an error of it is raised."""
-        reply = tools.ask(self.nodes[node], self.model, prompt, tokens, precision="bf16", **options)
+        reply = tools.ask(self.nodes[node], self.model, prompt, tokens, precision=self.precision, **options)
         if reply.error is not None:
             raise reply.error
         return reply
+
+    def pace(self, prompt: str, tokens: int) -> float:
+        """Tokens a second of a reply after the first."""
+        reply = self.ask(prompt, tokens)
+        if len(reply.route) != self.stages:
+            raise RuntimeError(f"{len(reply.route)} stages, {self.stages} were wanted")
+        return (len(reply.at) - 1) / (reply.at[-1] - reply.at[0])

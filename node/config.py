@@ -30,6 +30,7 @@ COMPRESSIONS = ("auto", "raw", "fast")
 HTTP_ACCESS = ("auto", "open", "keyed")
 TLS = ("none", "auto")
 ENGINES = ("auto", "torch", "llama")
+PRECISIONS = ("bf16", "fp32", "int8", "int4", "q8_0", "q4_1")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
@@ -50,7 +51,8 @@ class NodeConfig:
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
-    `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into.
+    `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into;
+    `precision`: of replies asked for over HTTP.
 
     `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
     `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
@@ -78,6 +80,7 @@ class NodeConfig:
     serve_layers: bool = True
     reuse: bool = True
     engine: str = "auto"
+    precision: str = "bf16"
     http_access: str = "auto"
     tls: str = "none"
     insecure_http: bool = False
@@ -242,6 +245,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "serve_layers": _switch,
     "reuse": _switch,
     "engine": _one_of(*ENGINES),
+    "precision": _one_of(*PRECISIONS),
     "http_access": _one_of(*HTTP_ACCESS),
     "tls": _one_of(*TLS),
     "insecure_http": _switch,

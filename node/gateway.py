@@ -57,7 +57,7 @@ class Embeddings:
 class Planned:
     """First event: where it will run. `route` e.g. [{"peer", "first", "end", "here"}], `kind` here|peer|pipeline.
 
-    `engine` torch|llama of a reply made here; None: others choose theirs.
+    `engine` torch|llama of a reply made here; None: others choose theirs. `precision` of all its stages.
     """
 
     model_id: str
@@ -65,6 +65,7 @@ class Planned:
     route: list[dict[str, Any]]
     prompt_tokens: int
     engine: str | None = None
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True)

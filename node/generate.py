@@ -124,7 +124,7 @@ class Generator:
             reply.plan = await _before(deadline, self._first_plan(reply))
             if reply.plan.kind == "here":
                 self._room.line.check()
-            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt), self._engine(reply))
+            yield self._planned(reply, reply.plan)
             if request.echo and request.sampling.logprobs is None:
                 yield await _before(deadline, echo.plain())
             async with aclosing(self._tokens(reply)) as tokens:
@@ -180,12 +180,11 @@ class Generator:
             return await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         return await self._worker.encode_text(model, request.text or "")
 
-    def _engine(self, reply: Reply) -> str | None:
-        """Of a reply that is made here."""
-        if reply.plan is None or reply.plan.kind != "here":
-            return None
-        layers = layer_count(reply.located.manifest)
-        return self._room.engine(reply.located, 0, layers, reply.request.precision, reply.tokens_max).engine
+    def _planned(self, reply: Reply, plan: Plan) -> Planned:
+        engine, located, precision = None, reply.located, reply.request.precision
+        if plan.kind == "here":
+            engine = self._room.engine(located, 0, layer_count(located.manifest), precision, reply.tokens_max).engine
+        return Planned(model_text(located.model), plan.kind, self._told(plan), len(reply.prompt), engine, precision)
 
     # Routes
 

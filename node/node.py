@@ -188,7 +188,7 @@ class Node:
         embedder = Embedder(swarm, self._locator, room, self._worker)
         listed = ModelList(swarm, reporter)
         swarm.on_change(listed.changed)
-        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
+        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer, config.precision)
         self._access = make_access(self._data.path, identity.key, swarm)
         self._publishing = make_publishing(
             self._data.path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from node.embed import Embedder
@@ -17,11 +18,19 @@ from node.report import Reporter
 
 
 class NodeGateway:
-    """Implements `node.gateway.Gateway`."""
+    """Implements `node.gateway.Gateway`. `precision`: the owner's choice for what is asked this way."""
 
     def __init__(
-        self, reporter: Reporter, models: ModelList, generator: Generator, embedder: Embedder, probe: Probe, explainer: Explainer
+        self,
+        reporter: Reporter,
+        models: ModelList,
+        generator: Generator,
+        embedder: Embedder,
+        probe: Probe,
+        explainer: Explainer,
+        precision: str = "bf16",
     ) -> None:
+        self._precision = precision
         self._reporter = reporter
         self._models = models
         self._generator = generator
@@ -39,10 +48,10 @@ class NodeGateway:
         return await self._reporter.model(name)
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        return self._generator.generate(request)
+        return self._generator.generate(replace(request, precision=self._precision))
 
     async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
-        return await self._explainer.explain(model, tokens, force=force)
+        return await self._explainer.explain(model, tokens, self._precision, force=force)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         return await self._embedder.embed(request)

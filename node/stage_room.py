@@ -212,12 +212,12 @@ class StageRoom:
         """The stage that a session is for, by its key, and the engine it is to be loaded into."""
         key = stage_key(located, first, end, precision, task)
         needed = StageCost(located.manifest, precision).total(first, end, 0)
-        held = self._stages.get(key)
-        others = held.users if held is not None and held.engine == "llama" else 0
+        beside, held = f"{key}+torch", self._stages.get(key)
+        by_llama = held is not None and held.engine == "llama"
+        others = sum(self._stages[name].users for name in (key, beside) if name in self._stages) if by_llama or held is None else 0
         choice = self._engines.choose(located, precision, task=task, others=others, roomy=needed + 2 * kv <= self.memory)
         if not others or choice.engine == "llama":
             return key, choice
-        beside = f"{key}+torch"
         spare = self.memory - sum(stage.bytes for stage in self._stages.values()) - sum(self._reserved.values())
         return (beside, choice) if beside in self._stages or needed + kv <= spare else (key, choice)
 

@@ -353,7 +353,8 @@ class Worker:
             "HF_HOME": str(scratch / "hf"),
             "TOKENIZERS_PARALLELISM": "false",
             "OPENBLAS_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where the cores are shared
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin for long starve each other where the cores are shared
+            "GOMP_SPINCOUNT": "5000",  # some microseconds: a step waits hundreds of times, and to be woken takes longer than that
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
             "PYTHONNOUSERSITE": "1",

@@ -38,9 +38,9 @@ WIDTHS = {
     "q4_1": Widths(0.625, 1.0625, 2, 4),
 }
 """By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them, q8_0 two and q4_1 four for every 32, which
-llama.cpp runs: its keys and values take two bytes, but room for them in lengths that double."""
+llama.cpp runs: it hands on fp32; keys and values take two bytes, but room for them in lengths that double."""
 DTYPE_WIDTH = {precision: widths.dtype for precision, widths in WIDTHS.items()}
-TRAVELS = {precision: "fp32" if precision == "fp32" else "bf16" for precision in WIDTHS}
+TRAVELS = {precision: "fp32" if widths.dtype == 4 else "bf16" for precision, widths in WIDTHS.items()}
 """In what a session's hidden states go from stage to stage, by its precision."""
 STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 

@@ -22,6 +22,7 @@ from runtime.quantised import quantise
 from runtime.self_test import self_test
 from runtime.stage import Stage
 from runtime.stage_runner import StageRunner
+from runtime.widened import Widened
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, 
             why = error.message
             log.warning("torch runs layers %d..%d in llama.cpp's place: %s", stage.first, stage.end, why)
     instead = torch_precision(precision)
-    if instead != precision:
-        why = f"{instead} in place of {precision}: {why}"
     lean, said = lean_runner(stage, instead)
     runner: ModelRunner = StageRunner(stage, weight_bytes) if lean is None else lean
+    if instead != precision:
+        why, runner = f"{instead} in place of {precision}: {why}", Widened(runner)
     return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said)
 
 

@@ -24,7 +24,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatRequest, settings, unsupported=UNSUPPORTED_CHAT)
     ask = chat_ask(body, settings.generation_timeout)
     async with side_by_side(request.app[GATEWAY], ask.requests, request.app[METRICS], settings) as together:
-        named = naming("chatcmpl", body.model, together.planned[0], ask.requests[0])
+        named = naming("chatcmpl", body.model, together.planned[0])
         if body.stream:
             return await _stream(request, body, ask, together, named)
         choices = [Gathered(ask.reader(), bool(body.logprobs)) for _ in ask.requests]

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from node.gateway import Finished, GenerationRequest, Planned
+from node.gateway import Finished, Planned
 from node.http.context import SETTINGS, STREAM
 from node.http.generation import route_header
 from node.http.replies import Usage
@@ -30,9 +30,9 @@ class Naming:
         return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.system_fingerprint}
 
 
-def naming(prefix: str, model: str, planned: Planned, wanted: GenerationRequest) -> Naming:
+def naming(prefix: str, model: str, planned: Planned) -> Naming:
     """The fingerprint is the model's id, where it is known the engine, and the precision: with a seed, what decides the words."""
-    fingerprint = "-".join(filter(None, (planned.model_id, planned.engine, wanted.precision)))
+    fingerprint = "-".join(filter(None, (planned.model_id, planned.engine, planned.precision)))
     return Naming(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, fingerprint)
 
 

@@ -67,7 +67,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     check_stream(body.stream, body.stream_options)
     wanted = _requests(body, settings.generation_timeout)
     async with side_by_side(request.app[GATEWAY], wanted, request.app[METRICS], settings) as together:
-        named = naming("cmpl", body.model, together.planned[0], wanted[0])
+        named = naming("cmpl", body.model, together.planned[0])
         choices = [_Choice(index, body) for index in range(len(wanted))]
         if body.stream:
             return await _stream(request, body, together, named, choices)

@@ -33,7 +33,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
     check_stream(body.stream, body.stream_options)
     ask = chat_ask(as_chat(body), settings.generation_timeout)
     async with side_by_side(request.app[GATEWAY], ask.requests, request.app[METRICS], settings) as together:
-        named = naming("resp", body.model, together.planned[0], ask.requests[0])
+        named = naming("resp", body.model, together.planned[0])
         items = Items(ask.reader())
         response = _begun(body, named)
         if body.stream:

@@ -156,7 +156,8 @@ class Context:
         made, at = [], 0
         for part in parts:
             at += part.count
-            made.append(torch.stack([self._row(row) for row in range(at - part.logits, at)]) if part.logits else torch.empty(0, self.words))
+            rows = [self._row(row) for row in range(at - part.logits, at)]
+            made.append(rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows) if rows else torch.empty(0, self.words))
         return made
 
     words = 0

@@ -55,7 +55,7 @@ class LlamaRunner:
         self.first, self.end = span
         self.layers, self.precision, self.weight_bytes = layers, precision, weight_bytes
         self.hidden, self.vocabulary = shape.hidden, shape.words
-        self.dtype = torch.bfloat16
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.token_bytes = (self.end - self.first) * 2 * shape.kv_heads * shape.head_dim * 2
         self._library, self._threads, self._words = library, threads, words
         self._context_length = shape.context

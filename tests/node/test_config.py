@@ -100,3 +100,11 @@ def test_any_file_gives_a_config_or_a_clear_error(content: bytes) -> None:
         except BadInput as error:
             message = error.message
         assert not message or "config.toml" in message
+
+
+def test_precisions_are_those_the_runtime_knows() -> None:
+    from node.config import ENGINES, PRECISIONS
+    from runtime import engine_choice, memory
+
+    assert set(PRECISIONS) == set(memory.WIDTHS)
+    assert ENGINES == engine_choice.ENGINES

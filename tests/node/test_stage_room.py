@@ -299,6 +299,12 @@ async def test_a_crowd_goes_beside_the_first_few_through_torch(setting: Setting)
     assert [load.engine for load in setting.worker.loads] == ["auto", "torch"]
     assert setting.room.engine(setting.located, 0, 3, "bf16", 16).why == "by the worker"
     assert {stage.key.endswith("+torch") for stage in setting.room.loaded()} == {True, False}
+    async with AsyncExitStack() as stack:
+        assert await crowd(stack, setting, 5) == ["llama"] * 4 + ["torch"]
+        (first,) = (stage for stage in setting.room.loaded() if stage.engine == "llama")
+        first.users -= 4  # their replies end
+        assert setting.room.engine(setting.located, 0, 3, "bf16", 16).engine == "llama"
+        first.users += 4
 
 
 @pytest.mark.parametrize(("asked", "engines"), [("auto", ["torch"]), ("llama", ["llama"])])

@@ -56,12 +56,12 @@ def test_llama_only_runs_what_it_has(asked: Asked, absent: str | None) -> None:
         assert (asked.crashed, absent) == (None, None)
 
 
-def test_what_stands_in_takes_no_more_room_and_travels_alike() -> None:
+def test_what_stands_in_takes_no_more_room() -> None:
     for precision, other in STANDS_IN.items():
         assert torch_precision(precision) == other
         assert WIDTHS[other].matrix <= WIDTHS[precision].matrix
         assert WIDTHS[other].head <= WIDTHS[precision].head
-        assert TRAVELS[other] == TRAVELS[precision] == "bf16"
+        assert TRAVELS[precision] == "fp32"
     assert torch_precision("bf16") == "bf16"
 
 

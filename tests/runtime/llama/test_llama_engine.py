@@ -159,6 +159,22 @@ def test_without_the_library_torch_runs_as_many_bits(
     assert len(one.greedy(PROMPT, 3)) == 3
 
 
+def test_a_stage_that_torch_runs_instead_takes_and_gives_what_llama_would(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {name: tensor for name, tensor in tensors.items() if ".layers.2." in name or ".layers.3." in name}
+    rows = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)).numpy().tobytes()
+    outs = []
+    for engine in ("llama", "torch"):
+        one = engine_with(tmp_path / engine, CONFIG)
+        told = load(one, held, 2, 4, stage="s", engine=engine, precision="q8_0")
+        assert (told.engine, told.goes_back) == (engine, True)
+        out = Asker(one, "s").step(0, hidden=rows, count=8)
+        assert (out.dtype, out.shape) == ("fp32", [8, 64])
+        outs.append(torch.frombuffer(bytearray(out.hidden or b""), dtype=torch.float32))
+    assert float((outs[0] - outs[1]).norm() / outs[0].norm()) < 0.05
+
+
 def test_a_self_test_that_differs_leaves_it_to_torch(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

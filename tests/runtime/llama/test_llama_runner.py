@@ -100,7 +100,7 @@ def test_every_kind_is_torchs_own_at_every_cut(kind: str, cuts: list[int], tmp_p
 
 
 @pytest.mark.parametrize("precision", ["q8_0", "q4_1"])
-def test_fewer_bits_are_near_and_cuts_change_little(precision: str, tmp_path: Path) -> None:
+def test_fewer_bits_are_near_and_cuts_change_nothing(precision: str, tmp_path: Path) -> None:
     outs = []
     for number, cuts in enumerate(CUTS):
         folder = tmp_path / str(number)
@@ -109,9 +109,8 @@ def test_fewer_bits_are_near_and_cuts_change_little(precision: str, tmp_path: Pa
         outs.append(made.run([Row(0, 0, 6, [5, 9, 77, 30, 2, 64], 1)]))
         assert sum(runner.weight_bytes for runner in made.runners) < 0.8 * 2 * 6 * 64 * (64 * 3 + 96 * 3 + 128)
         made.close()
-    # what travels is rounded to bf16
-    assert near(outs[0], outs[1])
-    assert near(outs[0], outs[2])
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
 
 
 def test_sequences_side_by_side_are_what_they_are_alone(made: Made) -> None:
@@ -175,11 +174,11 @@ def test_more_logits_than_fit_in_one_pass(made: Made) -> None:
 def test_a_graph_that_is_laid_out_otherwise_is_run_again(tmp_path: Path) -> None:
     """Where the last layer's result is looked for too late it is missed; the pass is done again and nothing is lost."""
     made = Made(tmp_path, {}, [0, 3, 6])
-    wanted = made.run([Row(0, at, 1, [5 + at], 1) for at in range(1)])
-    made.run([Row(0, 1, 1, [6], 1)])
+    made.run([Row(0, 0, 3, [5, 9, 77], 0)])
+    wanted = made.run([Row(0, 3, 1, [6], 1)])
     (bucket,) = made.runners[0]._buckets.values()
     bucket.context._nodes[1, 1] = 10_000
-    assert near(made.run([Row(1, 0, 1, [5], 1)])[0], wanted[0])
+    assert torch.equal(made.run([Row(0, 3, 1, [6], 1)]), wanted)
     assert 0 < bucket.context._nodes[1, 1] < 10_000
     made.close()
 
