@@ -7,6 +7,8 @@ from collections.abc import Callable
 from runtime.memory import WIDTHS
 
 _MEGABYTE = 1_000_000
+_LIGHTER = ("int8", "int4")
+"""Precisions that every node has, the heaviest first."""
 _LEAST = 64
 """A session of fewer positions than this is no remedy."""
 
@@ -14,9 +16,8 @@ _LEAST = 64
 def remedies(cost: Callable[[str, int], int], precision: str, tokens: int, memory: int) -> str:
     """`cost(precision, tokens)` bytes of all that is to run in `memory` bytes on one node; a hint that names figures."""
     ways = []
-    lighter = [name for name, widths in WIDTHS.items() if widths.matrix < WIDTHS[precision].matrix]
-    for name in sorted(lighter, key=lambda name: -WIDTHS[name].matrix):
-        if cost(name, tokens) <= memory:
+    for name in _LIGHTER:
+        if WIDTHS[name].matrix < WIDTHS[precision].matrix and cost(name, tokens) <= memory:
             ways.append(f"precision {name} (takes {megabytes(cost(name, tokens))})")
             break
     fewer = _most_tokens(lambda count: cost(precision, count), tokens, memory)
