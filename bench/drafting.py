@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bootstrap.demo_model import demo_model
@@ -51,7 +52,7 @@ class Room:
     async def sequence(
         self, _located: Any, _first: int, _end: int, _precision: str, opening: api.OpenSequence
     ) -> AsyncIterator[LoadedStage]:
-        await self._worker.open_sequence(self._stage.key, opening.session, opening.tokens_max, opening.sampling, opening.reply)
+        await self._worker.open_sequence(msgspec.structs.replace(opening, stage=self._stage.key))
         try:
             yield self._stage
         finally:

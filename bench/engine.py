@@ -226,7 +226,7 @@ async def worker_memory(folder: Path, precision: str) -> dict[str, float]:
         message = load_message(places, length, 0, LAYERS, LAYERS, precision)
         loaded = await worker.load_stage(message, [fd])
         os.close(fd)
-        await worker.open_sequence(message.stage, "s", 64, Sampling())
+        await worker.open_sequence(api.OpenSequence(stage=message.stage, session="s", tokens_max=64, sampling=Sampling()))
         await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1, 2, 3], count=3))
         await worker.close_sequence("s")
         usage = await worker.usage()

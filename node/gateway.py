@@ -17,6 +17,9 @@ class GenerationRequest:
     `stop` strings end the reply and are not part of it; `continue_final` goes on with the last message instead of
     opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply. With `echo` the prompt
     comes first, as a `Piece` with `tokens` 0, its tokens' logarithms in it where they are asked for.
+
+    What it takes of the machine is weighed against others' under `account`, which gets a share of `weight`; what was computed for it may
+    serve later prompts of the same `reader`, nobody else's.
     """
 
     model: str
@@ -33,6 +36,9 @@ class GenerationRequest:
     precision: str = "bf16"
     force: bool = False
     """Also over a route that takes more round trips than the owner's budget allows."""
+    account: str = ""
+    reader: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,13 @@ class Planned:
     prompt_tokens: int
     engine: str | None = None
     precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Before the first piece, and again whenever it changes: `position` in line for room at this node, 1 is next."""
+
+    position: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class Finished:
     replaced: int = 0
 
 
-Event = Planned | Piece | Finished
+Event = Planned | Queued | Piece | Finished
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,10 @@ class Gateway(Protocol):
         """`NotFound` with near names in details["candidates"]."""
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        """Planned, Pieces, Finished. Errors come before Planned wherever they can; closing the iterator stops the work everywhere."""
+        """Planned, Queued where it waits, Pieces, Finished.
+
+        Errors come before Planned wherever they can; closing the iterator stops the work everywhere.
+        """
 
     async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
         """Where a session of so many tokens would run, and why, as `mf-node explain --json`."""

@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from node.echo import Echo, known_tokens
-from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
+from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, Queued, TextLogprob
 from node.heard import Heard
+from node.line_news import LineNews
 from node.local_run import LocalRun
 from node.locate import Located, Locator
 from node.losses import Losses, is_full
@@ -79,6 +80,7 @@ class Reply:
     scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """Of the prompt's tokens, where they are echoed with their logarithms."""
     sampling: Sampling = field(default_factory=Sampling)
+    news: LineNews = field(default_factory=LineNews)
 
     @property
     def tokens_max(self) -> int:
@@ -127,8 +129,11 @@ class Generator:
             yield self._planned(reply, reply.plan)
             if request.echo and request.sampling.logprobs is None:
                 yield await _before(deadline, echo.plain())
-            async with aclosing(self._tokens(reply)) as tokens:
+            async with aclosing(self._told_in_line(reply)) as tokens:
                 while (sampled := await _before(deadline, _next(tokens))) is not None:
+                    if isinstance(sampled, Queued):
+                        yield sampled
+                        continue
                     if echo.due:
                         yield await _before(deadline, echo.scored(reply.scores))
                     shown, logprobs = await _before(deadline, _shown(text, sampled))
@@ -209,9 +214,13 @@ class Generator:
                 async for sampled in tokens:
                     yield sampled
 
+    def _told_in_line(self, reply: Reply) -> AsyncGenerator[Sampled | Queued, None]:
+        tokens = self._tokens(reply)
+        return reply.news.before_first(tokens) if reply.plan is not None and reply.plan.kind == "here" else tokens
+
     async def _here(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
         """Until it ends or the worker is lost."""
-        local = LocalRun(self._network.peer_id, self._room, self._worker, reply.located)
+        local = LocalRun(self._network.peer_id, self._room, self._worker, reply.located, reply.news.tell)
         try:
             async with aclosing(self._counted(reply, local.run(self._request(reply)))) as tokens:
                 async for sampled in tokens:
@@ -260,6 +269,9 @@ class Generator:
             score=reply.request.echo and reply.request.sampling.logprobs is not None and not reply.made,
             prints=heard.key if heard is not None else None,
             heard=heard,
+            account=reply.request.account,
+            reader=reply.request.reader,
+            weight=reply.request.weight,
         )
 
     async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[Sampled, None]:
@@ -387,7 +399,7 @@ def _add(timings: dict[str, float], more: dict[str, float]) -> None:
         timings[name] = timings.get(name, 0.0) + seconds
 
 
-async def _next(tokens: AsyncIterator[Sampled]) -> Sampled | None:
+async def _next(tokens: AsyncIterator[Sampled | Queued]) -> Sampled | Queued | None:
     return await anext(tokens, None)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from node.locate import Located
@@ -23,7 +23,9 @@ from runtime.interface import Generate, Generated, Made
 class LocalRun:
     """One run; `timings` as a pipeline's, and what the worker tells of its own at the end."""
 
-    def __init__(self, me: PeerId, room: StageRoom, worker: Worker, located: Located) -> None:
+    def __init__(self, me: PeerId, room: StageRoom, worker: Worker, located: Located, queued: Callable[[int], None] | None = None) -> None:
+        """`queued` hears the position in line while there is no room."""
+        self._queued = queued
         self._me = me
         self._room = room
         self._worker = worker
@@ -37,7 +39,7 @@ class LocalRun:
         started, session = time.monotonic(), secrets.token_hex(16)
         tokens_max = len(request.tokens) + request.new_max
         try:
-            async with self._room.reply(self._located, request.precision, session, tokens_max) as stage:
+            async with self._room.reply(self._located, request.precision, session, tokens_max, request.account, self._queued) as stage:
                 self.timings = {**stage.timings, "open": time.monotonic() - started}
                 asked = Generate(
                     stage=stage.key,
@@ -50,6 +52,9 @@ class LocalRun:
                     reply=request.tokens[request.prompt :] or None,
                     text=True,
                     drafts=request.drafts,
+                    account=request.account,
+                    weight=request.weight,
+                    reader=request.reader,
                     score=request.score,
                 )
                 async with aclosing(self._worker.generate(asked)) as notes:

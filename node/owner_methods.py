@@ -9,7 +9,7 @@ from typing import Any
 
 from node.explain import Explainer
 from node.fetch import Fetcher
-from node.gateway import Finished, GenerationRequest, Piece, Planned
+from node.gateway import Finished, GenerationRequest, Piece, Planned, Queued
 from node.generate import Generator
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
@@ -127,6 +127,8 @@ class OwnerMethods:
             async for event in events:
                 if isinstance(event, Planned):
                     await notify({"event": "planned", "kind": event.kind, "route": event.route, "model_id": event.model_id})
+                elif isinstance(event, Queued):
+                    await notify({"event": "queued", "position": event.position})
                 elif isinstance(event, Piece):
                     await notify({"event": "text", "text": event.text, "tokens": event.tokens})
                 elif isinstance(event, Finished):

@@ -80,6 +80,9 @@ class PipelineRequest:
     prints: bytes | None = None
     heard: Listener | None = None
     check: Checked | None = None
+    account: str = ""
+    reader: str = ""
+    weight: float = 1.0
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from node.figures import PeerFigures
 from node.locate import Located
 from node.model_cost import StageCost
+from node.remedies import remedies
 from node.served import roads
 from node.stage_room import StageRoom
 from node.swarm.interface import PeerView, Swarm
@@ -59,7 +60,7 @@ class Router:
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
         offers = self.offers(located, set(avoid))
-        plan = self._over_loaded(located, shape, offers, precision, force) or plan_route(shape, offers, ends_here=self._ends_here)
+        plan = self._over_loaded(located, shape, offers, precision, force) or self._dealt(located, shape, offers, tokens_max, precision)
         check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
         why = whole_only(located.manifest.summary.model_type)
         if len(plan.stages) > 1 and why is not None:
@@ -69,6 +70,18 @@ class Router:
                 hint="raise --max-memory, or let more peers in (--privacy, mf-node trust)",
             )
         return plan
+
+    def _dealt(self, located: Located, shape: Shape, offers: list[Offer], tokens_max: int, precision: str) -> Plan:
+        """By what nodes lend; where that isn't enough, the error says what would be."""
+        try:
+            return plan_route(shape, offers, ends_here=self._ends_here)
+        except Unavailable as error:
+
+            def whole(precision: str, tokens: int) -> int:
+                return StageCost(located.manifest, precision).total(0, shape.layers, tokens)
+
+            would_do = remedies(whole, precision, tokens_max, self._room.memory)
+            raise Unavailable(error.message, hint=f"{would_do}; {error.hint}", details=error.details) from None
 
     def replace(
         self,

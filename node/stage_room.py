@@ -16,6 +16,7 @@ from node.assemble import GroupBytes
 from node.engines import Engines
 from node.locate import Located
 from node.model_cost import StageCost
+from node.remedies import megabytes
 from node.waiting_line import NoRoomNow, WaitingLine
 from node.worker import Worker
 from protocol import limits
@@ -126,8 +127,17 @@ class StageRoom:
             return self._texts[model]
 
     @asynccontextmanager
-    async def reply(self, located: Located, precision: str, session: str, tokens_max: int) -> AsyncIterator[LoadedStage]:
-        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room.
+    async def reply(
+        self,
+        located: Located,
+        precision: str,
+        session: str,
+        tokens_max: int,
+        account: str = "",
+        told: Callable[[int], None] | None = None,
+    ) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room, and hears
+        its position there by `told`.
 
         `Busy` when too many wait, or after too long.
         """
@@ -142,7 +152,7 @@ class StageRoom:
                 self._reserved[session] = kv
                 return stage
 
-        stage = await self.line.enter("", attempt)
+        stage = await self.line.enter(account, attempt, told)
         try:
             yield stage
         finally:
@@ -171,7 +181,7 @@ class StageRoom:
             stage.users += 1
             self._reserved[opening.session] = kv
         try:
-            await self._worker.open_sequence(stage.key, opening.session, opening.tokens_max, opening.sampling, opening.reply)
+            await self._worker.open_sequence(msgspec.structs.replace(opening, stage=stage.key))
             yield stage
         finally:
             stage.users -= 1
@@ -286,7 +296,7 @@ class StageRoom:
         if needed > free:
             raise Unavailable(
                 f"this stage takes {needed} bytes, {free} of {self.memory} are free",
-                hint="raise --max-memory or wait for running sessions",
+                hint=f"--max-memory {megabytes(needed + self.memory - free)} would do, or waiting for running sessions",
                 details={"needed": needed, "free": free},
             )
         while used() + needed > self.memory and idle:

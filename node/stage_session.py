@@ -106,6 +106,7 @@ class StageSession:
         located = await parts.locator.locate(ModelId(request.model))
         self._hidden = located.manifest.summary.hidden if located.manifest is not None else None
         opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
+        opening.account = request.entry  # many sessions of one node count no more than few of another's
         started = time.monotonic()
         async with parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening) as stage:
             self._goes_back = stage.goes_back and request.drafts

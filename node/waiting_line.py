@@ -52,13 +52,16 @@ class WaitingLine:
         if len(self._places) >= self._most:
             raise self._busy(f"{len(self._places)} requests wait for room here, the most allowed", len(self._places) + 1)
 
-    async def enter(self, account: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` gives, tried whenever it's this one's turn and something changed; `Busy` after the line's patience."""
+    async def enter(self, account: str, attempt: Callable[[], Awaitable[T]], told: Callable[[int], None] | None = None) -> T:
+        """What `attempt` gives, tried whenever it's this one's turn and something changed; `Busy` after the line's patience.
+
+        `told` hears its position (1 is next) when it has to wait, and whenever that changes.
+        """
         self.check()
         place = _Place(sum(one.account == account for one in self._places), next(self._numbers), account)
         self._places.append(place)
         self._places.sort()
-        end = self._clock() + self._patience
+        end, last = self._clock() + self._patience, 0
         try:
             while True:
                 self._changed.clear()
@@ -67,6 +70,9 @@ class WaitingLine:
                         return await attempt()
                     except NoRoomNow:
                         pass
+                if told is not None and (now := self._places.index(place) + 1) != last:
+                    told(now)
+                    last = now
                 if self._clock() >= end:
                     ahead = self._places.index(place)
                     raise self._busy(f"no room within {self._patience:g} s, {ahead} requests were before this one", ahead + 1)

@@ -23,7 +23,7 @@ import msgspec
 
 from node.channel import Channel, ChannelClosed
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
-from protocol.messages import Sampling, TokenLogprob
+from protocol.messages import TokenLogprob
 from runtime import interface as api
 
 log = logging.getLogger(__name__)
@@ -162,12 +162,11 @@ class Worker:
         """As `decode_text`, with the tokens' logarithms spelled out."""
         return await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, logprobs=logprobs), api.Text)
 
-    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling, reply: list[int] | None = None) -> None:
-        params = api.OpenSequence(stage=stage, session=session, tokens_max=tokens_max, sampling=sampling, reply=reply)
+    async def open_sequence(self, params: api.OpenSequence) -> None:
         try:
             await self._call("open_sequence", params, type(None))
         except asyncio.CancelledError:
-            self._undo("close_sequence", api.CloseSequence(session=session))
+            self._undo("close_sequence", api.CloseSequence(session=params.session))
             raise
 
     async def step(self, params: api.Step) -> api.Stepped:

@@ -31,7 +31,7 @@ from runtime.loaded import Loaded, load, price_of
 from runtime.model_runner import ModelRunner
 from runtime.passes import Part, compute, sample
 from runtime.reply_state import ReplyState
-from runtime.scheduler import ROWS, Scheduler
+from runtime.scheduler import ROWS, Scheduler, Told
 from runtime.sequence import Sequence
 from runtime.session import Session
 from runtime.texts import Texts
@@ -42,6 +42,7 @@ Answer = Callable[[Any], None]
 MAX_TEXTS = 256
 DRAFT_ROWS = 32
 """Guessed tokens in a pass, over all its replies."""
+LIGHTEST, MOST_PRIORITY = 1e-3, 16
 CHECKED_ROWS = 16
 """Rows of an audit's step in one pass."""
 ALONE_ROWS = 4
@@ -65,7 +66,8 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._sessions: dict[str, Session] = {}
         self._replies: dict[str, tuple[Generation, str]] = {}
-        self._scheduler = Scheduler()
+        self._weights = Told()
+        self._scheduler = Scheduler(self._weights)
         self._pool = KVPool(self._drop_slot)
         self._opened: dict[str, tuple[int, int]] = {}
         self._counts = api.Usage(weights=0, kv=0, activations=0, base=0, sequences=0)
@@ -137,9 +139,8 @@ class Engine:
         if not 0 < params.new_max <= params.tokens_max - len(params.tokens):
             raise BadInput(f"generate: {params.new_max} new tokens behind {len(params.tokens)} don't fit in {params.tokens_max} positions")
         stream = self.texts.new_stream(loaded.model) if params.text else None
-        owner = params.account if self._reuse and loaded.goes_back and not params.score else None
+        owner = params.reader if self._reuse and loaded.goes_back and not params.score else None
         sequence, place = self._open("generate", params, owner, params.tokens)
-        sequence.account, sequence.priority = params.account, params.priority
         reused = self._go_on(sequence, place)
         drafter = Drafter(params.tokens) if params.drafts and loaded.goes_back else None
 
@@ -148,7 +149,7 @@ class Engine:
             self._ended.append((answer, result))
 
         made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
-        self._replies[params.session] = made, params.account
+        self._replies[params.session] = made, params.reader
         self._counts.reused += reused
         self._wait(sequence)
 
@@ -157,7 +158,8 @@ class Engine:
         return DRAFT_ROWS // max(1, len(self._sequences))
 
     def close_sequence(self, params: api.CloseSequence) -> None:
-        self._close(params.session)
+        """A step that still waits is answered: whoever asked counts answers."""
+        self._close(params.session, NotFound("this session is closed") if params.session in self._sessions else None)
 
     # Passes
 
@@ -242,6 +244,8 @@ class Engine:
             raise BadInput(f"{what}: tokens_max must be at least 1")
         if loaded.context is not None and params.tokens_max > loaded.context:
             raise BadInput(f"{what}: {params.tokens_max} positions were asked, this model takes {loaded.context}")
+        if not LIGHTEST <= params.weight <= 1 / LIGHTEST or abs(params.priority) > MOST_PRIORITY:
+            raise BadInput(f"{what}: a weight of {params.weight:g} or a priority of {params.priority} is out of range")
         check_sampling(params.sampling, runner.vocabulary)
         state = self._state(loaded, params.sampling, params.reply)
         size = runner.fixed_bytes + params.tokens_max * runner.token_bytes
@@ -254,6 +258,8 @@ class Engine:
             self._pool.release(params.session)
             raise
         self._sequences[params.session] = sequence = Sequence(params.session, params.stage, runner, place.slot, params.tokens_max, state)
+        sequence.account, sequence.priority = params.account, params.priority
+        self._weights.tell(params.account, params.weight)
         return sequence, place
 
     def _go_on(self, sequence: Sequence, place: Place) -> int:
@@ -290,13 +296,13 @@ class Engine:
             return
         self._scheduler.drop(session)
         self._sessions.pop(session, None)
-        generation, account = self._replies.pop(session, (None, ""))
+        generation, reader = self._replies.pop(session, (None, ""))
         if why is not None:
             sequence.driver.failed(why)
         if generation is not None and self._reuse and self._stages[sequence.stage].goes_back and generation.over:
             # The last token wasn't computed, and what lies in its place may be a wrong guess.
             tokens = generation.tokens[: min(sequence.position, len(generation.tokens) - 1)]
-            self._pool.release(session, account, tokens, len(tokens) * sequence.runner.token_bytes)
+            self._pool.release(session, reader, tokens, len(tokens) * sequence.runner.token_bytes)
         else:
             self._pool.release(session)
 

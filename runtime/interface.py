@@ -128,7 +128,7 @@ class OpenSequence(Record):
     """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none.
 
     `reply`: tokens made before on another stage, from which penalties and grammar go on; the last of them is at the position
-    before the first one sampled here.
+    before the first one sampled here. What it takes is weighed against other accounts'.
     """
 
     stage: str
@@ -136,6 +136,9 @@ class OpenSequence(Record):
     tokens_max: int
     sampling: Sampling
     reply: list[int] | None = None
+    account: str = ""
+    weight: float = 1.0
+    priority: int = 0
 
 
 UNCHECKED = -1
@@ -201,8 +204,8 @@ class Generate(Record):
     """("generate") A whole reply to `tokens`, made here: `Generated` once it ends, `Made` notes ("made", a list of them) after each pass.
 
     As `OpenSequence` it takes room for `tokens_max` positions, and `reply` repeats those of `tokens`, the last ones, that were made
-    before. `text`: the tokens' text is told too, from where the reply's was. `account` and `priority` are weighed against others';
-    nobody else's account meets what was computed for this one. `score`: the prompt's own tokens get logarithms too, as many as
+    before. `text`: the tokens' text is told too, from where the reply's was. `account`, `weight` and `priority` are weighed
+    against others'; no other `reader` meets what was computed for this one. `score`: the prompt's own tokens get logarithms too, as many as
     `sampling.logprobs` says. A cancelled request gives its room back before the next pass.
     """
 
@@ -216,7 +219,9 @@ class Generate(Record):
     reply: list[int] | None = None
     text: bool = False
     account: str = ""
+    weight: float = 1.0
     priority: int = 0
+    reader: str = ""
     drafts: bool = True
     score: bool = False
 

@@ -72,7 +72,7 @@ def _no_route(whole: int, offers: Sequence[Offer], why: str = "") -> Unavailable
     return Unavailable(
         f"no route: the model takes {_mib(whole)} and the {len(offers)} nodes that may run it lend "
         f"{_mib(sum(offer.memory for offer in offers))} between them{why}",
-        hint="raise --max-memory, or let more peers in (--privacy, mf-node trust)",
+        hint="or let more peers in (--privacy, mf-node trust)",
         details={"needed": whole, "offered": {offer.peer: offer.memory for offer in offers}},
     )
 

@@ -11,6 +11,7 @@ ever. Stages take turns.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,23 @@ class Equal:
 
     def weight(self, account: str) -> float:
         return 1.0
+
+
+class Told:
+    """What came with each account's last request; whoever isn't remembered any more counts as one."""
+
+    def __init__(self, most: int = 4_096) -> None:
+        self._most = most
+        self._weights: OrderedDict[str, float] = OrderedDict()
+
+    def tell(self, account: str, weight: float) -> None:
+        self._weights[account] = weight
+        self._weights.move_to_end(account)
+        if len(self._weights) > self._most:
+            self._weights.popitem(last=False)
+
+    def weight(self, account: str) -> float:
+        return self._weights.get(account, 1.0)
 
 
 @dataclass(slots=True)

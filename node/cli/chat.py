@@ -58,6 +58,8 @@ def _ask(session: Session, model: str, messages: list[dict[str, str]], sampling:
                 sys.stdout.flush()
         elif event.get("event") == "planned":
             planned.update(event)
+        elif event.get("event") == "queued":
+            waiting.note(f"number {event['position']} in line")
 
     try:
         asked = {"model": model, "messages": messages, **{name: value for name, value in sampling.items() if name != "api"}}
@@ -100,6 +102,10 @@ class Waiting:
 
             self._status = Console(stderr=True).status("thinking (the first answer loads the model)", spinner="dots")
             self._status.start()
+
+    def note(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(what)
 
     def end(self) -> None:
         if self._status is not None:

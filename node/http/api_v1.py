@@ -133,6 +133,7 @@ async def _stream(request: web.Request, reply: Reply, inference_id: str, with_me
         timestamp=timestamp(),
     )
     await stream.send(start, "start")
+    reply.on_queued = stream.queued
     text = ""
     async for piece in reply.pieces():
         text += piece.text

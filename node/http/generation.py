@@ -10,11 +10,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from node.gateway import Event, Finished, Gateway, GenerationRequest, Piece, Planned
+from node.gateway import Event, Finished, Gateway, GenerationRequest, Piece, Planned, Queued
 from node.http.metrics import Metrics
 from node.http.settings import HttpSettings
 from protocol.errors import DeadlineExceeded, MfError, Unavailable
@@ -25,6 +25,7 @@ _ROUTE_LIMIT = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
 _TIMINGS = ("plan", "assemble", "load", "queue", "prefill", "decode", "first_token", "total")
 _CLOSE_WITHIN = 5.0
+OnQueued = Callable[[int], Awaitable[None]]
 
 
 class Reply:
@@ -33,6 +34,8 @@ class Reply:
     def __init__(self, planned: Planned, events: AsyncIterator[Event], metrics: Metrics, started: float) -> None:
         self.planned = planned
         self.finished: Finished | None = None
+        self.on_queued: OnQueued | None = None
+        """Is told the position in line while the reply waits for room."""
         self._events = events
         self._metrics = metrics
         self._started = started
@@ -44,6 +47,8 @@ class Reply:
             if isinstance(event, Finished):
                 self.finished = event
                 return
+            if isinstance(event, Queued) and self.on_queued is not None:
+                await self.on_queued(event.position)
             if not isinstance(event, Piece):
                 continue
             if first and event.tokens:

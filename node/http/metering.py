@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from node.accounts.allowance import Allowance, Standing
@@ -23,6 +24,8 @@ from node.model_index import ModelQuery
 from protocol.errors import Forbidden
 
 METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+WEIGHTS = {"contributor": 2.0, "supporter": 4.0, "unlimited": 4.0}
+"""Shares of the engine beside those of everybody else, who has one."""
 LOCAL = Caller("open", frozenset({"inference", "models:read"}), "open", UNLIMITED)
 """Whoever runs programs on this machine, where the listener is for them."""
 
@@ -129,7 +132,8 @@ class MeteredGateway:
         if meter is None:
             meter = Meter(LOCAL)
         planned: Planned | None = None
-        completion = 0
+        completion, who = 0, meter.caller
+        request = replace(request, account=who.subject, reader=who.who, weight=WEIGHTS.get(who.tier, 1.0))
         try:
             async with aclosing(self._inner.generate(request)) as events:  # type: ignore[type-var]
                 async for event in events:

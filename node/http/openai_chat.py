@@ -92,6 +92,7 @@ def delta_of(said: Said) -> replies.Delta:
 
 async def _stream(request: web.Request, body: ChatRequest, ask: ChatAsk, together: SideBySide, named: Naming) -> web.StreamResponse:
     stream = await open_stream(request, together.planned[0])
+    together.on_queued = stream.queued
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = _Chunks(named, ask, bool(body.logprobs), with_usage)
     for index in range(len(ask.requests)):

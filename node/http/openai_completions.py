@@ -113,6 +113,7 @@ async def _stream(
     request: web.Request, body: CompletionsRequest, together: SideBySide, named: Naming, choices: list[_Choice]
 ) -> web.StreamResponse:
     stream = await open_stream(request, together.planned[0])
+    together.on_queued = stream.queued
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     last: replies.Completion | None = None
     async for index, event in together.events():

@@ -58,11 +58,11 @@ OPERATIONS = [
     Operation(
         "post",
         "/api/v1/models/{id}/inference",
-        "Run a model; with parameters.stream as the events start, token and finish",
+        "Run a model; with parameters.stream as the events start, queued, token and finish",
         replies.Inference,
         schemas.InferenceRequest,
         example={"input": {"text": "The capital of France is", "max_tokens": 32}},
-        events="events `start` (StreamStart), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
+        events="events `start` (StreamStart), `queued` (position), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
         wrapped=True,
         errors=ASK,
     ),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
-from node.gateway import Finished, Gateway, GenerationRequest, Piece, Planned
-from node.http.generation import generation
+from node.gateway import Finished, Gateway, GenerationRequest, Piece, Planned, Queued
+from node.http.generation import OnQueued, generation
 from node.http.metrics import Metrics
 from node.http.settings import HttpSettings
 
-Event = Planned | Piece | Finished
+Event = Planned | Queued | Piece | Finished
 
 
 class SideBySide:
@@ -26,6 +27,7 @@ class SideBySide:
         self._planned: dict[int, Planned] = {}
         self._ends: dict[int, Finished] = {}
         self._count = count
+        self.on_queued: OnQueued | None = None
         self._early: list[tuple[int, Event]] = []
 
     @property
@@ -42,7 +44,9 @@ class SideBySide:
             index, event = self._early.pop(0) if self._early else await self._next()
             if isinstance(event, Finished):
                 self._ends[index] = event
-            if not isinstance(event, Planned):
+            if isinstance(event, Queued) and self.on_queued is not None:
+                await self.on_queued(event.position)
+            if not isinstance(event, Planned | Queued):
                 yield index, event
 
     async def begin(self) -> None:
@@ -62,9 +66,13 @@ class SideBySide:
     async def run(self, index: int, gateway: Gateway, wanted: GenerationRequest, metrics: Metrics, settings: HttpSettings) -> None:
         async with generation(gateway, wanted, metrics, settings) as reply:
             self._queue.put_nowait((index, reply.planned))
+            reply.on_queued = partial(self._wait_in_line, index)
             async for piece in reply.pieces():
                 self._queue.put_nowait((index, piece))
         self._queue.put_nowait((index, reply.end()))
+
+    async def _wait_in_line(self, index: int, position: int) -> None:
+        self._queue.put_nowait((index, Queued(position)))
 
     def over(self, task: asyncio.Task[None]) -> None:
         self._queue.put_nowait(task)

@@ -42,6 +42,13 @@ class EventStream:
         """One event with `data` as JSON; `event` is its name, for the API that names them."""
         await self._write(msgspec.json.encode(data), event)
 
+    async def queued(self, position: int) -> None:
+        """Where the reply stands in line; a comment for clients that know no such event."""
+        if self._named:
+            await self.send({"position": position}, "queued")
+        else:
+            await self._put(f": queued {position}\n\n".encode())
+
     async def done(self) -> web.StreamResponse:
         """Ends a whole reply; OpenAI's clients wait for `[DONE]`."""
         if not self._named:
@@ -60,9 +67,12 @@ class EventStream:
         return name + b"data: " + data + b"\n\n"
 
     async def _write(self, data: bytes, event: str | None) -> None:
+        await self._put(self._framed(data, event))
+
+    async def _put(self, framed: bytes) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._response.write(self._framed(data, event))
+                await self._response.write(framed)
         except TimeoutError:
             self._abandon()
             raise SlowClient(f"the client read nothing for {self._timeout:g} s") from None
@@ -83,6 +93,9 @@ class LineStream(EventStream):
 
     def __init__(self, request: web.Request, write_timeout: float) -> None:
         super().__init__(request, write_timeout, named=True)
+
+    async def queued(self, position: int) -> None:
+        """These clients have no word for it."""
 
     def _framed(self, data: bytes, event: str | None) -> bytes:
         return data + b"\n"

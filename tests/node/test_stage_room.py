@@ -72,10 +72,10 @@ class FakeWorker:
     async def unload(self, stage: str) -> None:
         self.unloads.append(stage)
 
-    async def open_sequence(self, stage: str, session: str, tokens_max: int, sampling: Sampling, reply: list[int] | None = None) -> None:
+    async def open_sequence(self, params: OpenSequence) -> None:
         if self.open_fault:
             raise self.open_fault
-        self.open.add(session)
+        self.open.add(params.session)
 
     async def close_sequence(self, session: str) -> None:
         self.open.discard(session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -19,13 +20,13 @@ class Room:
         self.line = WaitingLine(lambda: asyncio.get_running_loop().time(), most, patience)
         self.order: list[str] = []
 
-    async def ask(self, name: str, account: str = "") -> None:
+    async def ask(self, name: str, account: str = "", told: Callable[[int], None] | None = None) -> None:
         async def attempt() -> None:
             if not self.free:
                 raise NoRoomNow
             self.free -= 1
 
-        await self.line.enter(account, attempt)
+        await self.line.enter(account, attempt, told)
         self.order.append(name)
 
     def leave(self) -> None:
@@ -51,6 +52,24 @@ def test_room_is_given_in_order_and_accounts_take_turns() -> None:
         await asyncio.gather(*asked)
         assert room.order == ["first", "a1", "b1", "a2", "a3"]
         assert len(room.line) == 0
+
+    run_virtual(scene())
+
+
+def test_whoever_waits_hears_its_position_as_it_changes() -> None:
+    async def scene() -> None:
+        room = Room(1)
+        heard: dict[str, list[int]] = {name: [] for name in ("at once", "first", "second", "third")}
+        await room.ask("at once", told=heard["at once"].append)
+        names = ("first", "second", "third")
+        waiting = {name: asyncio.create_task(room.ask(name, told=heard[name].append)) for name in names}
+        await settle()
+        waiting["second"].cancel()
+        await settle()
+        for _ in range(2):
+            room.leave()
+            await settle()
+        assert heard == {"at once": [], "first": [1], "second": [2], "third": [3, 2, 1]}
 
     run_virtual(scene())
 

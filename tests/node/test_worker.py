@@ -97,14 +97,14 @@ async def test_starts_on_first_use_without_secrets_and_leaves_nothing(
 async def test_a_tiny_model_steps_within_its_budget(worker: Worker) -> None:
     stage = await load_tiny(worker)
     assert worker.stages[stage].bytes > 0
-    await worker.open_sequence(stage, "s", 16, Sampling())
+    await worker.open_sequence(api.OpenSequence(stage=stage, session="s", tokens_max=16, sampling=Sampling()))
     answer = await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1, 2, 3], count=3))
     assert answer.token is not None
     used = await worker.usage()
     assert (used.weights, used.sequences) == (worker.stages[stage].bytes, 1)
     assert used.kv == 2 * 6 * 2 * 16 * 16 * 2
     with pytest.raises(Busy, match=r"no room for this sequence: .* MB needed, .* MB free"):
-        await worker.open_sequence(stage, "greedy", 1_000_000, Sampling())
+        await worker.open_sequence(api.OpenSequence(stage=stage, session="greedy", tokens_max=1_000_000, sampling=Sampling()))
     await worker.close_sequence("s")
     await worker.unload(stage)
     freed = await worker.usage()
@@ -114,7 +114,7 @@ async def test_a_tiny_model_steps_within_its_budget(worker: Worker) -> None:
 
 async def test_a_killed_worker_fails_clearly_comes_back_and_is_held_back_if_it_dies_again(worker: Worker) -> None:
     stage = await load_tiny(worker)
-    await worker.open_sequence(stage, "s", 4096, Sampling())
+    await worker.open_sequence(api.OpenSequence(stage=stage, session="s", tokens_max=4096, sampling=Sampling()))
     step = asyncio.create_task(worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1] * 4000, count=4000)))
     await asyncio.sleep(0)
     kill(worker)
@@ -202,7 +202,7 @@ async def test_a_reply_that_cant_begin_says_why(worker: Worker) -> None:
 
 async def test_nonsense_is_refused_and_the_worker_lives(worker: Worker) -> None:
     with pytest.raises(NotFound, match="stage isn't loaded"):
-        await worker.open_sequence("none", "s", 4, Sampling())
+        await worker.open_sequence(api.OpenSequence(stage="none", session="s", tokens_max=4, sampling=Sampling()))
     with pytest.raises(NotFound, match="text files aren't loaded"):
         await worker.encode_text("none", "x")
     with pytest.raises(NotFound, match="stream isn't open"):

@@ -71,7 +71,7 @@ async def load(worker: Worker, folder: Path, stages: int, precision: str) -> lis
 async def generate(worker: Worker, stages: list[str], prompt: list[int]) -> list[int]:
     sessions = [f"session {stage}" for stage in stages]
     for stage, session in zip(stages, sessions, strict=True):
-        await worker.open_sequence(stage, session, 256, Sampling())
+        await worker.open_sequence(api.OpenSequence(stage=stage, session=session, tokens_max=256, sampling=Sampling()))
     position, tokens, made = 0, prompt, []
     while len(made) < NEW and made[-1:] != [2]:
         answer = api.Stepped()

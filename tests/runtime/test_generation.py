@@ -97,8 +97,8 @@ def test_a_reply_is_the_same_whoever_else_is_there(asker: Asker) -> None:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_guesses_change_nothing_but_the_passes(sampling: Sampling, asker: Asker) -> None:
     prompt = [1, 2, 3, 4, 5, 6] * 5
-    wanted = asker.reply(prompt, sampling, new_max=60, drafts=False, account="a")
-    assert asker.reply(prompt, sampling, new_max=60, account="b") == wanted
+    wanted = asker.reply(prompt, sampling, new_max=60, drafts=False, reader="a")
+    assert asker.reply(prompt, sampling, new_max=60, reader="b") == wanted
     end = asker.ends["one"]
     assert isinstance(end, api.Generated)
     if sampling.temperature == 0 and sampling.repetition_penalty == 1:
@@ -109,11 +109,11 @@ def test_guesses_change_nothing_but_the_passes(sampling: Sampling, asker: Asker)
 def test_a_prompt_that_begins_alike_is_not_computed_again(asker: Asker) -> None:
     prompt = list(range(1, 61))
     other = [*prompt, 9, 9, 8]
-    wanted = asker.reply(other, account="x")
-    asker.reply(prompt, account="me")
-    assert asker.reply(other, account="me") == wanted
+    wanted = asker.reply(other, reader="x")
+    asker.reply(prompt, reader="me")
+    assert asker.reply(other, reader="me") == wanted
     assert _end(asker).reused >= 60
-    assert asker.reply(other, account="you") == wanted
+    assert asker.reply(other, reader="you") == wanted
     assert _end(asker).reused == 0
 
 

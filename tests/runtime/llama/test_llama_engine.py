@@ -206,7 +206,7 @@ async def test_the_sandboxed_worker_loads_it_and_a_death_is_told(tmp_path: Path,
         message.engine = "auto"
         told = await worker.load_stage(message, [fd])
         assert (told.engine, told.runs, told.why) == ("llama", "q8_0", "q8_0 is llama.cpp's own")
-        await worker.open_sequence(message.stage, "s", 64, Sampling())
+        await worker.open_sequence(api.OpenSequence(stage=message.stage, session="s", tokens_max=64, sampling=Sampling()))
         answer = await worker.step(api.Step(session="s", epoch=0, position=0, tokens=PROMPT, count=8))
         assert answer.token is not None
         assert worker.pid is not None
