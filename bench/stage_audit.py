@@ -1,9 +1,9 @@
-"""What audits of stages can tell: `python -m bench.stage_audit [quick] [bf16] [int8] [fp32] [layers] [tokens]`. Prints a table.
+"""What audits of stages can tell: `python -m bench.stage_audit [quick] [bf16] [int8] [int4] [fp32] [layers] [tokens]`. Prints a table.
 
-One model (SmolLM2-135M-Instruct), texts of this repository, rows compared at three cuts as an audit does: the one side as a session
-computes (row by row, or in small cuts, one thread), the other as an audit does (prefill in cuts of 256, two threads). Honest pairs first,
-then cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random, "accused" those on
-honest rows, a verdict for each 200 and for each single step that would be held against a peer.
+SmolLM2-135M in three stages as workers run them, twice over the same texts: once as it may run for a reply (in small cuts, one by one,
+one thread), once as an audit does (prefill in cuts of 256, two threads). Honest pairs first, those that run by transformers' own forward
+among them, then cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random,
+"accused" those on honest rows, a verdict for each 200.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,16 @@ from bootstrap.demo_model import demo_model
 from protocol.messages import Sampling
 from runtime import fingerprint
 from runtime.fingerprint import KEY, Printer, compare, compare_tokens, distances
-from runtime.sampler import sample
-from runtime.stage import Stage, build_stage
+from runtime.memory import TRAVELS
+from runtime.model_runner import ModelRunner, Row
+from runtime.quantised import quantise
+from runtime.runners import lean_runner
+from runtime.sampler import Ask, choose
+from runtime.self_test import self_test
+from runtime.stage import build_stage
+from runtime.stage_runner import StageRunner
 from runtime.token_gap import token_gap
-from runtime.weights import DTYPES
-from tests.runtime.support import read_tensors
+from tests.runtime.support import for_stage, read_tensors
 
 LAYERS = 30
 MIDDLE = (10, 20)
@@ -38,7 +43,8 @@ AUDITED = 200
 TRIES = 1_000
 WARM = Sampling(temperature=0.8, top_p=0.95, seed=11)
 GREEDY = Sampling()
-Change = Callable[[nn.ModuleList], None]
+Change = Callable[[dict[int, nn.Module]], None]
+"""Does something to a stage's layers, by their number."""
 
 
 @dataclass
@@ -50,48 +56,59 @@ class Ran:
 
 
 class Machine:
-    """One way to run the model: a precision, a number of threads, and what was done to the layers."""
+    """One way to run the model: a precision, a number of threads, what was done to the layers; `lean` False: by transformers' forward."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], precision: str, threads: int, change: Change | None = None) -> None:
-        self.threads = threads
-        self.stage: Stage = build_stage(demo_model(), dict(tensors), 0, LAYERS, LAYERS, precision)
-        if change is not None:
-            change(self.stage.model.model.layers)
-        self._printer = Printer(bytes(range(KEY)), self.stage.hidden)
-        self._ran = Ran()
-        for index, layer in enumerate(self.stage.model.model.layers):
-            if index + 1 in CUTS:
-                layer.register_forward_hook(self._keep(index + 1))
+    def __init__(
+        self, tensors: dict[str, torch.Tensor], precision: str, threads: int, change: Change | None = None, lean: bool = True
+    ) -> None:
+        self.threads, self._word = threads, TRAVELS[precision]
+        torch.set_num_threads(threads)
+        self._runners = [_runner(tensors, first, end, precision, change, lean) for first, end in pairwise((0, *CUTS))]
+        self._printer = Printer(bytes(range(KEY)), self._runners[0].hidden)
 
     def run(self, texts: Sequence[torch.Tensor], step: int, logits: bool = False) -> Ran:
         torch.set_num_threads(self.threads)
-        self._ran = Ran({cut: b"" for cut in CUTS})
-        self.stage._extra = {"logits_to_keep": 0 if logits else 1}
+        ran = Ran({cut: b"" for cut in CUTS})
         for text in texts:
-            cache, parts = self.stage.new_cache(), []
-            for begin in range(0, len(text), step):
-                self.stage.tell_position(cache, begin)
-                cut = text[begin : begin + step].unsqueeze(0)
-                with torch.inference_mode():
-                    out = self.stage.model(input_ids=cut, past_key_values=cache, use_cache=True, **self.stage._extra)
-                if logits:
-                    parts.append(out.logits[0].to(torch.bfloat16))
+            parts = [self._step(ran, begin, text[begin : begin + step].tolist(), logits) for begin in range(0, len(text), step)]
             if logits:
-                self._ran.logits.append(torch.cat(parts))
-        return self._ran
+                ran.logits.append(torch.cat(parts))
+            for runner in self._runners:
+                runner.release(0)
+        return ran
 
-    def _keep(self, cut: int) -> Callable[..., None]:
-        def hook(_layer: nn.Module, _given: Any, out: Any) -> None:
-            rows = (out[0] if isinstance(out, tuple) else out).flatten(0, -2)
-            word = {torch.bfloat16: "bf16", torch.float32: "fp32"}[rows.dtype]
-            self._ran.prints[cut] += self._printer.of(rows.contiguous().view(torch.uint8).numpy().tobytes(), word)
+    def _step(self, ran: Ran, begin: int, words: list[int], logits: bool) -> torch.Tensor:
+        out: torch.Tensor | None = None
+        for cut, runner in zip(CUTS, self._runners, strict=True):
+            last = cut == LAYERS
+            runner.keep_tails = last
+            row = Row(0, begin, len(words), words if runner.first == 0 else None, len(words) if logits and last else int(last))
+            out = runner.run([row], out)
+            rows = runner.tails[0] if last else out
+            ran.prints[cut] += self._printer.of(rows.contiguous().view(torch.uint8).numpy().tobytes(), self._word)
+        assert out is not None
+        return out.to(torch.bfloat16, copy=True)
 
-        return hook
+
+def _runner(tensors: dict[str, torch.Tensor], first: int, end: int, precision: str, change: Change | None, lean: bool) -> ModelRunner:
+    stage = build_stage(demo_model(), for_stage(tensors, "model.layers.", first, end, LAYERS), first, end, LAYERS, precision)
+    if change is not None:
+        change(dict(enumerate(stage.own_layers(), first)))
+    self_test(stage)
+    made = lean_runner(stage, precision)[0] if lean else None
+    if made is None and precision not in ("bf16", "fp32") and not lean:
+        quantise(stage, precision)
+        self_test(stage)
+    return StageRunner(stage) if made is None else made
 
 
 def skip(index: int) -> Change:
-    def change(layers: nn.ModuleList) -> None:
-        layers[index].forward = lambda hidden, *_given, **_more: hidden  # type: ignore[method-assign]
+    """What the layer would add is nought."""
+
+    def change(layers: dict[int, nn.Module]) -> None:
+        for name, held in layers[index].named_parameters() if index in layers else ():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                held.data = torch.zeros_like(held)
 
     return change
 
@@ -99,7 +116,9 @@ def skip(index: int) -> Change:
 def swap(index: int) -> Change:
     """Two neighbours' weights exchanged; each keeps its slot of the cache."""
 
-    def change(layers: nn.ModuleList) -> None:
+    def change(layers: dict[int, nn.Module]) -> None:
+        if index not in layers or index + 1 not in layers:
+            return
         one, two = dict(layers[index].named_parameters()), dict(layers[index + 1].named_parameters())
         for name in one:
             one[name].data, two[name].data = two[name].data, one[name].data
@@ -110,9 +129,9 @@ def swap(index: int) -> Change:
 def rounded(first: int, end: int, bits: int, group: int) -> Change:
     """Weights as `bits` integers with a scale for each `group` of a row (0: for the row)."""
 
-    def change(layers: nn.ModuleList) -> None:
-        for layer in list(layers)[first:end]:
-            for part in layer.modules():
+    def change(layers: dict[int, nn.Module]) -> None:
+        for index in range(first, end):
+            for part in layers[index].modules() if index in layers else ():
                 if isinstance(part, nn.Linear):
                     part.weight.data = _round(part.weight.data, bits, group)
 
@@ -123,28 +142,6 @@ def _round(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     grouped = weight.float().view(weight.shape[0], -1, group or weight.shape[1])
     scale = grouped.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     return ((grouped / scale).round() * scale).view(weight.shape).to(weight.dtype)
-
-
-class Int8Linear(nn.Module):
-    """torch's own int8 kernel, one scale a row: another kernel over the weights that `rounded(bits=8, group=0)` has."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.scale = (weight.float().abs().amax(1) / 127).to(torch.bfloat16)
-        scale = weight.float().abs().amax(1, keepdim=True) / 127
-        self.weight = nn.Parameter((weight.float() / scale).round().to(torch.int8), requires_grad=False)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        flat = rows.reshape(-1, rows.shape[-1])
-        return torch._weight_int8pack_mm(flat, self.weight, self.scale).view(*rows.shape[:-1], -1)
-
-
-def int8_kernel(layers: nn.ModuleList) -> None:
-    for layer in layers:
-        for part in list(layer.modules()):
-            for name, child in part.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(part, name, Int8Linear(child.weight.data))
 
 
 def sibling(texts: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor], steps: int, rate: float) -> Change:
@@ -161,9 +158,9 @@ def sibling(texts: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor], ste
         optimiser.zero_grad()
     learned = [{name: held.detach().clone() for name, held in layer.named_parameters()} for layer in model.model.layers]
 
-    def change(layers: nn.ModuleList) -> None:
+    def change(layers: dict[int, nn.Module]) -> None:
         for index in range(*MIDDLE):
-            for name, held in layers[index].named_parameters():
+            for name, held in layers[index].named_parameters() if index in layers else ():
                 held.data = learned[index][name].to(held.dtype)
 
     return change
@@ -199,7 +196,7 @@ def in_order(one: bytes, two: bytes, precision: str) -> int:
 def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random, precision: str = "bf16") -> None:
     apart = distances(one, two)
     spread = " ".join(f"{np.quantile(apart, part):7.4f}" for part in (0.01, 0.5, 0.99, 1.0))
-    above = int((apart > fingerprint.ROW[precision]).sum())
+    above = int((apart > fingerprint.ROW[TRAVELS[precision]]).sum())
     print(
         f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {verdicts(one, two, precision, rng):8.3f} {in_order(one, two, precision):4}",
         flush=True,
@@ -214,13 +211,17 @@ def token_line(name: str, gaps: list[float], rng: random.Random) -> None:
     print(f"{name:34}     {len(gaps):6} {spread} {int((found > fingerprint.TOKEN_GAP).sum()):6} {hit:8.3f}", flush=True)
 
 
-def gaps_between(given: Ran, audit: Ran, sampling: Sampling, choose: Callable[[torch.Tensor, int], int] | None = None) -> list[float]:
-    """Each row's token as `given` samples it (or `choose`s), and how far it lies behind by `audit`."""
+def sampled(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> int:
+    return choose(logits[None], [Ask(sampling, seed, position)])[0].token
+
+
+def gaps_between(given: Ran, audit: Ran, sampling: Sampling, pick: Callable[[torch.Tensor, int], int] | None = None) -> list[float]:
+    """Each row's token as `given` samples it (or as `pick` does), and how far it lies behind by `audit`."""
     gaps, seed = [], sampling.seed or 0
     for mine, other in zip(given.logits, audit.logits, strict=True):
         for row in range(len(mine)):
             logits = mine[row].float()
-            token = choose(logits, row) if choose is not None else sample(logits, sampling, seed, row + 1)
+            token = pick(logits, row) if pick is not None else sampled(logits, sampling, seed, row + 1)
             gaps.append(token_gap(other[row].float(), sampling, seed, row + 1, token))
     return gaps
 
@@ -234,32 +235,26 @@ def sometimes_second(logits: torch.Tensor, row: int) -> int:
 
 
 def own_dice(logits: torch.Tensor, row: int) -> int:
-    return sample(logits, WARM, 4_711, row + 1)
+    return sampled(logits, WARM, 4_711, row + 1)
 
 
 def honest(precision: str) -> Callable[..., None]:
-    """Machines that do what they should, with one thread and two, in small cuts and large, row by row."""
+    """Machines that do what they should: one thread and two, small cuts and large, row by row, lean and by transformers' forward."""
 
     def run(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
         many, few = texts_of(20 // scale), texts_of(1)
-        two, one = Machine(tensors, precision, 2), Machine(tensors, precision, 1)
-        audit, cuts = two.run(many, 256), one.run(many, 64)
-        for cut in CUTS:
-            line(f"{precision} cuts of 64, 1 thread", cut, cuts.prints[cut], audit.prints[cut], rng, precision)
-        stepped, rows = one.run(few, 1), sum(map(len, few)) * fingerprint.ROW_BYTES
-        for cut in CUTS:
-            line(f"{precision} one by one, 1 thread", cut, stepped.prints[cut], audit.prints[cut][:rows], rng, precision)
+        rows = sum(map(len, few)) * fingerprint.ROW_BYTES
+        audit = Machine(tensors, precision, 2).run(many, 256)
+        one = Machine(tensors, precision, 1)
+        pairs = {"cuts of 64, 1 thread": one.run(many, 64), "one by one, 1 thread": one.run(few, 1)}
+        if precision != "fp32":
+            pairs["transformers, 1 thread"] = Machine(tensors, precision, 1, lean=False).run(many[: max(1, len(many) // 4)], 64)
+        for name, ran in pairs.items():
+            for cut in CUTS:
+                line(f"{precision} {name}", cut, ran.prints[cut], audit.prints[cut][: len(ran.prints[cut])], rng, precision)
+        assert len(pairs["one by one, 1 thread"].prints[LAYERS]) == rows
 
     return run
-
-
-def honest_int8(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
-    """One kernel for 8-bit weights beside another way to the same: the weights dequantised."""
-    many = texts_of(20 // scale)
-    kernel, plain = Machine(tensors, "bf16", 1, int8_kernel), Machine(tensors, "bf16", 2, rounded(0, LAYERS, 8, 0))
-    audit, stepped = plain.run(many, 256), kernel.run(many, 64)
-    for cut in CUTS:
-        line("int8 kernel beside dequantised", cut, stepped.prints[cut], audit.prints[cut], rng)
 
 
 def cheats(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> Iterator[tuple[str, Change]]:
@@ -307,14 +302,14 @@ def main() -> None:
     scale = 5 if "quick" in words else 1
     parts: dict[str, Callable[..., object]] = {
         "bf16": honest("bf16"),
-        "int8": honest_int8,
+        "int8": honest("int8"),
+        "int4": honest("int4"),
         "fp32": honest("fp32"),
         "layers": in_layers,
         "tokens": in_tokens,
     }
     rng, began = random.Random(5), time.monotonic()
     tensors = read_tensors(demo_model() / "model.safetensors")
-    assert all(held.dtype in DTYPES.values() for held in tensors.values())
     print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order", flush=True)
     for name, part in parts.items():
         if name in words or not parts.keys() & set(words):

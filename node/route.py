@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from node.figures import PeerFigures
@@ -163,10 +164,13 @@ class Router:
             return None
         return plan
 
-    def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str) -> set[str]:
-        """Who may be asked for these layers and has the memory for a session there."""
-        needed = StageCost(located.manifest, precision).total(first, end, tokens_max)
-        return {offer.peer for offer in self.offers(located, set()) if offer.memory >= needed}
+    def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str, beside: Iterable[StageSpec] = ()) -> set[str]:
+        """Who may be asked for these layers and has the memory for a session there, `beside` the stages that it is to run as well."""
+        cost, taken = StageCost(located.manifest, precision), Counter[str]()
+        for stage in beside:
+            taken[stage.peer] += cost.total(stage.first, stage.end, tokens_max)
+        needed = cost.total(first, end, tokens_max)
+        return {offer.peer for offer in self.offers(located, set()) if offer.memory >= needed + taken[offer.peer]}
 
     def serving(self, located: Located, first: int, end: int, precision: str) -> set[str]:
         """Who says it has just these layers loaded."""

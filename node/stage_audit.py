@@ -119,7 +119,7 @@ class StageAuditor:
         """Runs the session again elsewhere, and a third time where the two part."""
         run = session.heard
         others = self._others(session, {PeerId(stage.peer) for stage in run.stages})
-        again = [self._another(session, stage, others) or stage for stage in run.stages]
+        again = self._elsewhere(session, others)
         if all(one.peer == two.peer for one, two in zip(run.stages, again, strict=True)):
             return StageVerdict(None, (), None, "nobody else may be asked")
         if self._hand_fed(session):
@@ -140,7 +140,8 @@ class StageAuditor:
             return StageVerdict(found, pair, None, found.parting.value, evidence=evidence)
         if has_experts(session.located):
             return StageVerdict(found, pair, None, "a model with experts: honest machines differ like this", evidence=evidence)
-        spec = self._another(session, run.stages[index], [peer for peer in others if peer not in pair])
+        rest = [stage for at, stage in enumerate(second.stages) if at != index]
+        spec = self._another(session, run.stages[index], [peer for peer in others if peer not in pair], rest)
         if spec is None:
             return StageVerdict(found, pair, None, "there is no third to decide", evidence=evidence)
         third = await self._again(session, [*second.stages[:index], spec, *second.stages[index + 1 :]])
@@ -163,11 +164,19 @@ class StageAuditor:
         self._rng.shuffle(found)
         return sorted(found, key=lambda peer: peer != self._network.peer_id)
 
-    def _another(self, session: Ended, stage: StageSpec, others: list[PeerId]) -> StageSpec | None:
-        """The same layers at one of `others` that has the memory, those first that have them loaded; own stages need no audit."""
+    def _elsewhere(self, session: Ended, others: list[PeerId]) -> list[StageSpec]:
+        """The session's stages, as many as there is memory for at others, whichever they are; the rest where they ran."""
+        again = list(session.heard.stages)
+        for index in self._rng.sample(range(len(again)), len(again)):
+            again[index] = self._another(session, again[index], others, [*again[:index], *again[index + 1 :]]) or again[index]
+        return again
+
+    def _another(self, session: Ended, stage: StageSpec, others: list[PeerId], beside: list[StageSpec]) -> StageSpec | None:
+        """The same layers at one of `others` that has the memory `beside` its other stages, those first that have them loaded; own stages
+        need no audit."""
         if stage.peer == self._network.peer_id:
             return None
-        fits = self._router.fits(session.located, stage.first, stage.end, len(session.tokens) + 1, session.precision)
+        fits = self._router.fits(session.located, stage.first, stage.end, len(session.tokens) + 1, session.precision, beside)
         loaded = self._router.serving(session.located, stage.first, stage.end, session.precision)
         able = [peer for peer in others if peer in fits and peer != stage.peer]
         best = min(able, key=lambda peer: (peer not in loaded, others.index(peer)), default=None)

@@ -7,6 +7,7 @@ token is the one whose row lies nearest. So all that audits look at is there, in
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from random import Random
@@ -92,16 +93,17 @@ class RowWorker:
 
 
 class OneOf:
-    """Offers everybody but who is to be avoided; `allowed` is what the owner's privacy gives."""
+    """Offers everybody but who is to be avoided; `allowed` is what the owner's privacy gives, each has memory for so many `stages`."""
 
-    def __init__(self, me: PeerId, allowed: Iterable[PeerId]) -> None:
-        self.me, self.allowed = me, list(allowed)
+    def __init__(self, me: PeerId, allowed: Iterable[PeerId], stages: int) -> None:
+        self.me, self.allowed, self.stages = me, list(allowed), stages
 
     def offers(self, located: Any, avoid: set[PeerId]) -> list[Offer]:
         return [Offer(peer, 1 << 30, here=peer == self.me) for peer in self.allowed if peer not in avoid]
 
-    def fits(self, *_asked: Any) -> set[str]:
-        return set(self.allowed)
+    def fits(self, *asked: Any) -> set[str]:
+        beside = Counter(stage.peer for stage in asked[-1])
+        return {peer for peer in self.allowed if beside[peer] < self.stages}
 
     def serving(self, *_asked: Any) -> set[str]:
         return set()
@@ -119,10 +121,10 @@ class World:
         self.told: list[str] = []
         self.allow([node.peer for node in nodes])
 
-    def allow(self, peers: list[PeerId], part: float = 1.0) -> None:
+    def allow(self, peers: list[PeerId], part: float = 1.0, stages: int = LAYERS) -> None:
         entry = self.nodes[0]
         swarm: Any = SimpleNamespace(blame=lambda peer, layers, why: self.blames.append((peer, layers, why)))
-        router: Any = OneOf(entry.peer, peers)
+        router: Any = OneOf(entry.peer, peers, stages)
         self.auditor = StageAuditor(entry.network, swarm, router, entry.steps, entry.server, self.told.append, Random(3), part)
 
     def worker(self, at: int) -> RowWorker:

@@ -74,6 +74,22 @@ def test_a_layer_skipped_is_found_at_its_stage(cheat: int) -> None:
     virtually(test)
 
 
+def test_where_memory_is_short_a_part_of_the_stages_is_run_again_each_time_another() -> None:
+    async def test(made: World) -> None:
+        made.allow([made.nodes[0].peer], stages=1)
+        stages = over(made, 1, 2, 3)
+        session, again = await made.session(stages), set()
+        for _ in range(12):
+            verdict = await made.auditor.audit(session)
+            assert verdict.why == "the two agree"
+            again |= {index for index, peer in enumerate(verdict.asked) if peer == made.nodes[0].peer}
+            assert len([peer for peer in verdict.asked if peer == made.nodes[0].peer]) == 1
+            assert all(peer in (made.nodes[0].peer, stage.peer) for peer, stage in zip(verdict.asked, stages, strict=True))
+        assert again == {0, 1, 2}
+
+    virtually(test)
+
+
 def test_other_tokens_are_the_last_stages() -> None:
     async def test(made: World) -> None:
         made.worker(3).wrong_token = True

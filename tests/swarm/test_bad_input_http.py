@@ -11,7 +11,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from node.cli.owner_client import call
+from protocol import limits
+from protocol.errors import BadInput, TooLarge
 from tests.support.processes import CommandFailed, Node, Swarm
+from tests.swarm import tools
 
 pytestmark = pytest.mark.swarm
 
@@ -76,6 +80,29 @@ def test_a_wrong_type_is_named(node: Node, field: str) -> None:
 def test_absurd_numbers_of_tokens(node: Node, value: int) -> None:
     status, _, body = node.http("POST", CHAT, {**QUESTION, "max_tokens": value})
     assert (status, "max_tokens" in error(body)["message"]) == (400, True), body
+
+
+@pytest.mark.parametrize("size", [10_000_000, 3_900_000])
+@pytest.mark.parametrize("way", [CHAT, INFERENCE, "the owner's socket"])
+def test_a_prompt_of_megabytes(node: Node, way: str, size: int) -> None:
+    """Refused in words, beyond the body's bound or within it, and no process keeps more than a few times its size."""
+    assert node.http("POST", CHAT, QUESTION)[0] == 200
+    worker = node.event("worker_started", 1.0)["pid"]
+    before = [tools.pss(pid) for pid in (node.pid, worker)]
+    words = "x" * size
+    if way == "the owner's socket":
+        with pytest.raises((BadInput, TooLarge)) as caught:
+            call(node.data_dir, "generate", {"model": "tiny", "text": words, "max_tokens": 1}, timeout=30.0)
+        status, said = caught.value.status, caught.value.message
+    else:
+        chat = QUESTION | {"messages": [{"role": "user", "content": words}]}
+        body = chat if way == CHAT else {"input": {"text": words, "max_tokens": 1}}
+        status, _, raw = node.http("POST", way, body, timeout=30.0)
+        said = error(raw)["message"]
+    assert (status, str(size)[:3] in said) == ((413 if size > limits.MAX_PROMPT else 400), True), said
+    assert tools.process_of(node, tools.WORKER) == worker
+    assert all(tools.pss(pid) - was < 64 * limits.MIB for pid, was in zip((node.pid, worker), before, strict=True))
+    assert node.http("POST", CHAT, QUESTION)[0] == 200
 
 
 def test_unknown_options_are_all_named(node: Node) -> None:

@@ -44,12 +44,17 @@ def test_layers_are_served_and_a_stage_that_skips_them_is_named(tmp_path: Path) 
         tools.report("all serve layers", f"{time.monotonic() - began:.1f} s after publishing")
 
         def over_loaded() -> bool:
-            reply = tools.ask(asker, told["name"], PROMPT, TOKENS)
+            reply = tools.ask(asker, told["name"], PROMPT, TOKENS, precision="bf16")
             assert reply.error is None
             return len(reply.route) == 4 and not any(stage["here"] for stage in reply.route)
 
         wait_until(over_loaded, FOUND_WITHIN, "a route over loaded stages alone")
-        wait_until(lambda: tools.metric(asker, "mf_stage_audits_total").get('{verdict="agreed"}', 0) >= 1, FOUND_WITHIN, "an audit agreed")
+
+        def agreed() -> bool:
+            tools.ask(asker, told["name"], PROMPT, TOKENS, precision="bf16")
+            return tools.metric(asker, "mf_stage_audits_total").get('{verdict="agreed"}', 0) >= 1
+
+        wait_until(agreed, FOUND_WITHIN, "an audit agreed")
         liar = join("liar", "skip").wait_ready()
         swarm.wait_met()
         liar.event("layers_served", SERVED_WITHIN)
@@ -58,7 +63,7 @@ def test_layers_are_served_and_a_stage_that_skips_them_is_named(tmp_path: Path) 
         def named() -> bool:
             nonlocal asked
             asked += 1
-            tools.ask(asker, told["name"], PROMPT, TOKENS)
+            tools.ask(asker, told["name"], PROMPT, TOKENS, precision="bf16")
             return bool(asker.cli("status")["blamed"])
 
         wait_until(named, FOUND_WITHIN, "the liar to be named")
