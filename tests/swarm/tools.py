@@ -163,6 +163,7 @@ def ask(
     precision: str = "fp32",
     meanwhile: Callable[[Reply], None] | None = None,
     after: int = 3,
+    timeout: float = 120.0,
 ) -> Reply:
     """A greedy reply over the owner's socket, as `mf-node chat` asks. `meanwhile` is called once `after` pieces have come.
 
@@ -181,7 +182,7 @@ def ask(
 
     wanted = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "precision": precision}
     try:
-        end = call(node.data_dir, "generate", wanted, on_event, timeout=120.0)
+        end = call(node.data_dir, "generate", wanted, on_event, timeout=timeout)
     except MfError as error:
         reply.error = error
     else:
