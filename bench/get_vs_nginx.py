@@ -38,20 +38,18 @@ def curl(url: str, to: Path) -> float:
 
 
 class Cpu:
-    """CPU seconds by kind of process since the last look: the fetching node, its transfer process, the other nodes, theirs."""
+    """CPU seconds by kind of process since the last look: the fetching node, the transfer and decoding processes of it, the others."""
 
     def __init__(self, swarm: Swarm, client: Node) -> None:
-        self._pids: list[tuple[str, int]] = []
-        for node in swarm.living():
-            kind = "client" if node is client else "servers"
-            self._pids.append((f"{kind} node", node.pid))
-            self._pids += [(f"{kind} transfer", pid) for pid in children(node.pid)]
+        self._nodes = [("client" if node is client else "servers", node.pid) for node in swarm.living()]
         self._before = self._now()
 
     def _now(self) -> dict[str, float]:
         total: dict[str, float] = defaultdict(float)
-        for kind, pid in self._pids:
-            total[kind] += cpu_seconds(pid)
+        for kind, node in self._nodes:
+            total[f"{kind} node"] += cpu_seconds(node)
+            # Asked anew each time: a decoding process is started by the first read.
+            total[f"{kind} transfer"] += sum(map(cpu_seconds, children(node)))
         return total
 
     def since(self) -> dict[str, float]:

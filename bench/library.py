@@ -31,7 +31,7 @@ from node.transfer.fetch_assemble import Assembler, Workroom
 from node.transfer.fetch_board import Shape
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.sink import Sink
-from node.transfer.slots import Slot
+from node.transfer.slots import LABEL, Slot
 from node.transfer.staging import StagedShard, Staging
 from node.transfer.windows import WINDOW
 from protocol import limits
@@ -117,7 +117,7 @@ class Library:
         self.out.unlink(missing_ok=True)
         out = os.open(self.out, os.O_RDWR | os.O_CREAT)
         assembler = Assembler(record, shape, Sink.whole(out), self._workroom, PUBLIC_SECRET)
-        pool = [Slot(number, memoryview(bytearray(WINDOW))) for number in range(6 * K)]
+        pool = [Slot(number, memoryview(bytearray(WINDOW)), memoryview(bytearray(LABEL))) for number in range(6 * K)]
 
         def read(window: int) -> dict[int, Slot]:
             return {shard: _window(files[shard], staged[shard], window, shape, pool.pop()) for shard in shards}

@@ -116,6 +116,7 @@ class Desk:
         self._key = Ed25519PrivateKey.from_private_bytes(config.signing_key)
         self._peer_id = config.peer_id
         self._staging = Staging(Path(config.data_dir) / "staging")
+        self._connections.slots.path = Path(config.data_dir) / "windows"
         self._store = DiskStore(Path(config.data_dir), config.quota)
         await self._in_files(self._store.open)
         await self._in_files(self._staging.clean)

@@ -21,8 +21,9 @@ from node.transfer.decoding import Decoding
 from node.transfer.fetch_assemble import shard_offset
 from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import Fetched, FetchGroup, Source
+from node.transfer.shard_reader import ShardReader
 from node.transfer.slots import Slot
-from node.transfer.sources import Callbacks, Connections, Grants, ShardReader, SourceFailed, WrongBytes
+from node.transfer.sources import Callbacks, Connections, Grants, SourceFailed, WrongBytes
 from protocol import limits
 from protocol.encoding import encoding_id, parse_encoding
 from protocol.errors import BadInput, DeadlineExceeded, PeerFault, Unavailable
@@ -70,7 +71,8 @@ class GroupFetch:
         self._decoding = decoding
         self._connections = connections
         self._callbacks = callbacks
-        self._sources = in_order(job.sources, self._record.k, len(self._record.roots))
+        sources = in_order(job.sources, self._record.k, len(self._record.roots))
+        self._sources = sorted(sources, key=lambda source: not connections.leftovers.has(encoding, source.shard))
         self._grants = Grants(encoding, self._sources, job.granted or [], callbacks)
         self._lanes: dict[asyncio.Task[None], ShardReader] = {}
         self._ended: list[ShardReader] = []
@@ -301,6 +303,7 @@ class GroupFetch:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        self._connections.leftovers.drop(self._shape.encoding)
         for slot in await self._decoding.end():
             self._board.give_back(slot)
         await asyncio.gather(*self._calls, return_exceptions=True)

@@ -70,12 +70,13 @@ class Assembler:
         self._lengths = record.piece_lengths()
         self._segment, self._at, self._piece_at = _first_segment(record, done)
         self._before: dict[int, Slot] = {}
+        self._parity: list[Slot] = []
         self._plain = room.take(SLACK + max((segment.plain for segment in record.segments), default=0))
 
     def end(self) -> list[Slot]:
         """The slots still held; nothing else may be called after it."""
-        free = list(self._before.values())
-        self._before = {}
+        free = [*self._before.values(), *self._parity]
+        self._before, self._parity = {}, []
         if self._plain:
             self._room.give_back(self._plain)
             self._plain = bytearray()
@@ -88,9 +89,10 @@ class Assembler:
         end = start + size
         while self._segment < len(self._lengths) and self._piece_at + self._lengths[self._segment] <= end:
             self._write(start, rows)
-        free = [slot for shard, slot in got.items() if shard >= self._record.k] + list(self._before.values())
-        self._before = rows
-        return free
+        free, parity = [*self._before.values(), *self._parity], [slot for shard, slot in got.items() if shard >= self._record.k]
+        # With a segment still open, what was received of it must outlive a kill; what was recovered from it wouldn't.
+        self._before, self._parity = rows, parity if self._piece_at < end else []
+        return free if self._parity else free + parity
 
     def _rows(self, got: Mapping[int, Slot], spare: list[Slot], size: int) -> dict[int, Slot]:
         """The k data shards' bytes of this window by number."""

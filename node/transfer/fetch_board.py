@@ -106,17 +106,19 @@ class Board:
         """How long the shards that are here of a window took to read, each."""
         return self._seconds.get(window, [])
 
-    def deliver(self, window: int, shard: int, slot: Slot, seconds: float) -> None:
-        """Takes a verified window of a shard; what isn't needed any more goes back to the pool."""
+    def deliver(self, window: int, shard: int, slot: Slot, seconds: float | None) -> None:
+        """Takes a verified window of a shard; what isn't needed any more goes back to the pool. `seconds`: what reading it took, None where
+        not all of it was read."""
         if not self.wants(window, shard):
             self.give_back(slot)
             return
         self._got.setdefault(window, {})[shard] = slot
-        self._seconds.setdefault(window, []).append(seconds)
+        if seconds is not None:
+            self._seconds.setdefault(window, []).append(seconds)
         self._tell_came(self._shape.window_length(window))
         while len(self._got.get(self.front, ())) == self._shape.k:
             self._ready.append((self.front, self._got.pop(self.front)))
-            del self._seconds[self.front]
+            self._seconds.pop(self.front, None)
             self.front += 1
             self._came.wake()
         if self.front >= self._shape.windows:

@@ -1,7 +1,7 @@
 """How far each group of a fetch to files has come, so that a fetch that was killed goes on there.
 
 A mark counts a group's plain bytes in place from its beginning: 8 bytes in a file beside the files, written after the bytes themselves,
-so that a kill loses what was under way and a mark never leads the bytes. Nothing is synced: after a loss of power a mark may
+so that a mark never leads the bytes (what a kill finds under way is in `leftovers.py`). Nothing is synced: after a loss of power a mark may
 promise too much. That is why a mark is a hint and no proof: each file is compared with the manifest before it gets its
 name, and what doesn't hold is fetched again. Rejected: hashing what is written a second time (a quarter of a fetch's CPU
 seconds), syncing before each mark (the disk's pace instead of the network's), marks by shard and leaf (the bytes of a window can't be

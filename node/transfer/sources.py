@@ -1,9 +1,5 @@
-"""Other nodes' data plane, from the client's side: connections pinned to their certificates, and one shard read from one holder.
-
-A `ShardReader` follows one response from a window to the shard's end, checks the leaf list against the encoding's root and every
-leaf on arrival, and hands whole verified windows to the board. It never judges whether it is too slow: it keeps the stamps by
-which `fetch.py` does.
-"""
+"""Other nodes' data plane, from the client's side: what readers of shards share (connections, room for windows, leftovers), the leave to
+read, and the ways in which a holder fails."""
 
 from __future__ import annotations
 
@@ -14,20 +10,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from node.transfer.fetch_board import Board, Shape
 from node.transfer.jobs import GRANT_KEPT, Granted, Source
-from node.transfer.lines import Broken, Line, Lines, OtherCertificate
+from node.transfer.leftovers import Leftovers
+from node.transfer.lines import Lines
 from node.transfer.slots import Slots
 from node.transfer.turns import Turns
 from protocol import limits
-from protocol.encoding import leaf_digests, shard_root
-from protocol.errors import BadInput, MfError, Unavailable, error_from_wire
+from protocol.errors import MfError, Unavailable, error_from_wire
 from protocol.framing import Record
-from protocol.grants import header_from
 from protocol.ids import EncodingId, encoding_text
-from protocol.signing import verify_bytes
-from protocol.windows import DOMAIN as WINDOW_DOMAIN
-from protocol.windows import SIGNATURE, window_body
 
 GRANT_WITHIN = 8.0
 GRANT_FRESH = 0.75 * limits.GRANT_OPEN_WITHIN
@@ -74,6 +65,18 @@ class Connections:
         self.turns = Turns()
         self.lagging = Lagging()
         self.lines = Lines()
+        self._leftovers: Leftovers | None = None
+
+    @property
+    def leftovers(self) -> Leftovers:
+        """Of the process before this one, if it was killed."""
+        if self._leftovers is None:
+            self._leftovers = Leftovers(self.slots.give_back)
+            self.slots.memory()
+            for slot in list(self.slots.left):
+                if not self._leftovers.add(slot):
+                    self.slots.give_back(slot)
+        return self._leftovers
 
     async def close(self) -> None:
         self.lines.close()
@@ -170,132 +173,3 @@ class Grants:
 
 async def _given(access: Access) -> Access:
     return access
-
-
-class ShardReader:
-    """Reads shard `source.shard` from `source.peer`, window by window.
-
-    `position` is the window being read; `since` when its reading began; `heard` when bytes last came (None: none yet);
-    `resting` while it waits for room or for its bytes to be checked. `received` bytes in `reading` seconds give its speed.
-    """
-
-    def __init__(self, source: Source, shape: Shape, board: Board, first: int) -> None:
-        self.source = source
-        self.position = first
-        self.since = self.started = time.monotonic()
-        self.heard: float | None = None
-        self.resting = False
-        self.hedged = False
-        self.received = 0
-        self.reading = 0.0
-        self.evidence: Evidence | None = None
-        self._line: Line | None = None
-        self._shape = shape
-        self._board = board
-
-    @property
-    def finished(self) -> bool:
-        return self.position >= self._shape.windows
-
-    async def run(self, connections: Connections, grants: Grants) -> None:
-        """To the shard's end. `SourceFailed`: try another; `WrongBytes`: set the shard aside (see `evidence`)."""
-        access = await grants.of(self.source.peer)
-        if len(access.tls) != 32:
-            raise SourceFailed(self.source.peer, "gave a certificate digest that isn't SHA-256")
-        try:
-            await self._begin(connections.lines, access)
-            await self._follow()
-            if self._line is not None:
-                connections.lines.keep(self._line, access.tls)
-                self._line = None
-        except Broken as error:
-            raise SourceFailed(self.source.peer, str(error)) from error
-        finally:
-            if self._line is not None:
-                self._line.close()
-
-    def _path(self) -> str:
-        first = self._shape.first_leaf(self.position)
-        leaves = "" if self.source.shard in self._board.leaves else "&leaves=1"
-        return f"{shard_path(self._shape.encoding, self.source.shard)}?first={first}&count={self._shape.leaves - first}{leaves}"
-
-    async def _begin(self, lines: Lines, access: Access) -> None:
-        """Asks for the shard on a line that is open, else on a new one, and takes the leaf list that comes first."""
-        path, grant = self._path(), header_from(access.grant)
-        line = await self._ask(lines, access, path, grant)
-        if line.status != 200:
-            raise SourceFailed(self.source.peer, f"refused: {refusal(line.status, await line.body(MAX_ERROR)).message}")
-        if path.endswith("&leaves=1"):
-            listed = bytearray(32 * self._shape.leaves)
-            await line.fill(memoryview(listed), self._note)
-            if shard_root(self._shape.length, bytes(listed)) != self._shape.roots[self.source.shard]:
-                raise WrongBytes("its leaf list doesn't give the encoding's root")
-            self._board.leaves[self.source.shard] = bytes(listed)
-
-    async def _ask(self, lines: Lines, access: Access, path: str, grant: str) -> Line:
-        reason = "can't be reached (it gave no address)"
-        for base in access.urls[:MAX_URLS]:
-            kept = lines.idle(base, access.tls)
-            # A line kept open may have been closed by the other end meanwhile: then a new one.
-            for line in (Line(base, access.tls),) if kept is None else (kept, Line(base, access.tls)):
-                self._line = line
-                try:
-                    if not line.used:
-                        await line.open()
-                    await line.ask(path, grant)
-                    return line
-                except Broken as error:
-                    reason = str(error)
-                    line.close()
-                    if isinstance(error, OtherCertificate):
-                        raise
-        raise Broken(reason)
-
-    def _note(self, count: int) -> None:
-        self.received += count
-        self.heard = time.monotonic()
-
-    async def _follow(self) -> None:
-        for window in range(self.position, self._shape.windows):
-            self.position = window
-            self.resting = True
-            await self._board.room(window)
-            self.resting = False
-            self.since = time.monotonic()
-            await self._window(window)
-        self.position = self._shape.windows
-
-    async def _window(self, window: int) -> None:
-        size = self._shape.window_length(window)
-        if self._line is None:
-            raise Broken("was given up")
-        slot = self._board.slot()
-        try:
-            await self._line.fill(slot.view[: size + SIGNATURE], self._note)
-            seconds = time.monotonic() - self.since
-            self.reading += seconds
-            if self._board.wants(window, self.source.shard):
-                self._check(window, slot.view[:size], bytes(slot.view[size : size + SIGNATURE]))
-        except BaseException:
-            self._board.give_back(slot)
-            raise
-        self._board.deliver(window, self.source.shard, slot, seconds)
-
-    def _check(self, window: int, view: memoryview, signature: bytes) -> None:
-        first = self._shape.first_leaf(window)
-        expected = self._board.leaves[self.source.shard][32 * first : 32 * (first + limits.WINDOW_LEAVES)]
-        # A third of a millisecond: a hop to a thread and back would cost as much.
-        digests = b"".join(leaf_digests(view))
-        if digests != expected:
-            self._keep_evidence(first, digests, signature)
-            wrong = next(at for at in range(0, len(expected), 32) if digests[at : at + 32] != expected[at : at + 32]) // 32
-            raise WrongBytes(f"leaf {first + wrong} has wrong bytes")
-
-    def _keep_evidence(self, first: int, digests: bytes, signature: bytes) -> None:
-        count = len(digests) // 32
-        body = window_body(self._shape.encoding, self.source.shard, first, count, digests)
-        try:
-            signed = verify_bytes(self.source.peer, WINDOW_DOMAIN, body, signature)
-        except BadInput:  # a PeerID that isn't Ed25519 signs nothing
-            signed = False
-        self.evidence = Evidence(first=first, count=count, digests=digests, signature=signature, signed=signed)

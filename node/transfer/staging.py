@@ -1,7 +1,7 @@
 """Coded shards on their way out: `staging/<encoding hex>/` with a file per shard, its leaf list beside it, and the envelope.
 
-A folder is filled under a name of its own and renamed when complete, so what is listed is whole and an interrupted publish
-leaves only `*.making`, which `clean` removes. Nothing is synced: a staged shard can be coded again, and its receiver checks it.
+A folder is filled under a name of its own and renamed when complete, so what is listed is whole; what an interrupted publish
+leaves has no envelope, and `clean` removes it. Nothing is synced: a staged shard can be coded again, and its receiver checks it.
 These methods block: call them from an executor.
 """
 
@@ -67,7 +67,7 @@ class Staging:
 
     def clean(self) -> int:
         """Removes what interrupted work left half done; call at start only. Returns how many."""
-        left = list(self._folder.glob(f"*{_MAKING}"))
+        left = [entry for entry in self._folder.iterdir() if not _is_complete(entry)] if self._folder.is_dir() else []
         for making in left:
             self.abandon(making)
         return len(left)
@@ -115,12 +115,14 @@ class Staging:
         """Removes one shard that has arrived, its folder with the last. What the disk won't remove stays: it has arrived anyway."""
         path = self.path(encoding, shard)
         remove_quietly(path)
-        remove_quietly(leaves_path(path))
+        if not path.exists():
+            remove_quietly(leaves_path(path))
         if not self.shards(encoding):
             self.drop(encoding)
 
     def drop(self, encoding: bytes) -> None:
-        """Removes all that is staged of an encoding; nothing there is fine."""
+        """Removes all that is staged of an encoding; nothing there is fine. The envelope first: without it the rest isn't listed."""
+        remove_quietly(self._of(encoding) / _ENVELOPE)
         shutil.rmtree(self._of(encoding), ignore_errors=True)
 
     def _of(self, encoding: bytes) -> Path:

@@ -15,7 +15,7 @@ from node.transfer.desk import Desk
 from node.transfer.fetch_board import Shape
 from node.transfer.jobs import Fetched, FetchGroup, KeepShard, RebuildShards
 from node.transfer.jobs import Source as Holder
-from node.transfer.slots import Slot
+from node.transfer.slots import LABEL, Slot
 from node.transfer.sources import Callbacks, Connections
 from node.transfer.staging import Staging
 from protocol import limits
@@ -56,7 +56,10 @@ def steps(store: DiskStore, staging: Staging, source: Staging) -> None:
         data = {shard: source.open(encoding, shard).path.read_bytes() for shard in others[: shape.k]}
         step = limits.WINDOW_LEAVES * limits.LEAF
         for window in range(shape.windows):
-            got = {shard: Slot(shard, memoryview(bytearray(whole[window * step : (window + 1) * step]))) for shard, whole in data.items()}
+            got = {
+                shard: Slot(shard, memoryview(bytearray(whole[window * step : (window + 1) * step])), memoryview(bytearray(LABEL)))
+                for shard, whole in data.items()
+            }
             await decoding.window(window, got, [])
         return Fetched(bytes=0, seconds=0.0, asked=[], speeds={})
 
