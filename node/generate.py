@@ -16,6 +16,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from node.echo import Echo, known_tokens
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
 from node.heard import Heard
@@ -34,8 +36,10 @@ from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
+from protocol.layout import layer_count
 from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
@@ -120,7 +124,7 @@ class Generator:
             reply.plan = await _before(deadline, self._first_plan(reply))
             if reply.plan.kind == "here":
                 self._room.line.check()
-            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
+            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt), self._engine(reply))
             if request.echo and request.sampling.logprobs is None:
                 yield await _before(deadline, echo.plain())
             async with aclosing(self._tokens(reply)) as tokens:
@@ -142,6 +146,7 @@ class Generator:
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
         check_sampling(request.sampling)
+        _check_size(request)
         located = await self._locator.locate(self._swarm.resolve(request.model))
         text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
@@ -174,6 +179,13 @@ class Generator:
         if request.messages is not None:
             return await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         return await self._worker.encode_text(model, request.text or "")
+
+    def _engine(self, reply: Reply) -> str | None:
+        """Of a reply that is made here."""
+        if reply.plan is None or reply.plan.kind != "here":
+            return None
+        layers = layer_count(reply.located.manifest)
+        return self._room.engine(reply.located, 0, layers, reply.request.precision, reply.tokens_max).engine
 
     # Routes
 
@@ -345,6 +357,13 @@ class Generator:
             timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
             replaced=reply.replaced,
         )
+
+
+def _check_size(request: GenerationRequest) -> None:
+    """Before anything is made of it: a tokenizer takes many times what it is given, in the worker that makes all replies."""
+    size = len(msgspec.msgpack.encode([request.messages, request.tools, request.text]))
+    if size > limits.MAX_PROMPT:
+        raise TooLarge(f"the prompt has {size} bytes, {limits.MAX_PROMPT} are allowed", details={"bytes": limits.MAX_PROMPT})
 
 
 async def _shown(text: ReplyText, sampled: Sampled) -> tuple[str, tuple[TextLogprob, ...]]:

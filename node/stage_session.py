@@ -289,6 +289,8 @@ class StageSession:
         """When the result is on its way: how long it took, and what was computed."""
         now = time.monotonic()
         self._parts.figures.own.step(step.count, self.spec.end - self.spec.first, answer.seconds, now - began, now)
+        if not step.guessed:
+            self._note_pace(step.count, answer.seconds / step.count)
         self.statements.add(step, answer)
 
     def _to_blame(self, head: StepHead, error: MfError) -> PeerId | None:
@@ -319,7 +321,7 @@ class StageSession:
             self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs)
 
     def _note_pace(self, count: int, seconds: float) -> None:
-        """Smoothed, each kind of step by itself."""
+        """Seconds of a position: smoothed, single tokens and prompts each by themselves."""
         pace, at = self.pace or [0.0, 0.0], 0 if count == 1 else 1
         pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
         self.pace = pace

@@ -87,14 +87,18 @@ class Engine:
         if loaded.runner is not None:
             self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
         seconds = time.perf_counter() - begun
-        return api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
+        told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
+        told.engine, told.why = loaded.engine, loaded.why
+        told.runs = loaded.runner.precision if loaded.runner is not None else params.precision
+        return told
 
     def unload(self, params: api.Unload) -> None:
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
             self._close(session, NotFound("this stage is unloaded"))
         self._say()
         self._pool.forget_stage(params.stage)
-        self._stages.pop(params.stage, None)
+        if (loaded := self._stages.pop(params.stage, None)) is not None:
+            loaded.close()
         self._opened.pop(params.stage, None)
 
     def encode(self, params: api.Encode) -> api.Encoded:

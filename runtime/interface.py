@@ -59,8 +59,9 @@ class TextLoaded(Record):
 class LoadStage(Record):
     """("load_stage", descriptors: one per group) Builds layers [first, end); the first stage embeds, the last has norm and head.
 
-    `precision` "bf16" or "fp32" (the reference mode: weights cast up once). `task` "generate", or "embed" or "classify":
-    then it is a whole model (first 0, end = layers) that `encode` is asked of.
+    `precision` as `runtime.memory.WIDTHS` names them; "fp32" is the reference mode (weights cast up once). `task` "generate", or "embed" or
+    "classify": then it is a whole model (first 0, end = layers) that `encode` is asked of. `engine` auto, torch or llama; where llama.cpp
+    can't run it torch does, and the answer says why.
     """
 
     stage: str
@@ -72,15 +73,22 @@ class LoadStage(Record):
     lengths: list[int]
     precision: str
     task: str = "generate"
+    engine: str = "torch"
 
 
 class StageLoaded(Record):
-    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions."""
+    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions.
+
+    `engine` torch or llama, as it was loaded, and `why`; `runs` the precision that its weights have.
+    """
 
     bytes: int
     seconds: float
     self_test: str
     goes_back: bool = False
+    engine: str = "torch"
+    why: str = ""
+    runs: str = ""
 
 
 class EncodeChat(Record):

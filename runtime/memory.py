@@ -34,10 +34,13 @@ WIDTHS = {
     "fp32": Widths(4, 4, 4, 4),
     "int8": Widths(1.01, 1.01, 2, 2),
     "int4": Widths(0.625, 1.01, 2, 2),
+    "q8_0": Widths(1.0625, 1.0625, 2, 4),
+    "q4_1": Widths(0.625, 1.0625, 2, 4),
 }
-"""By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them."""
+"""By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them, q8_0 two and q4_1 four for every 32, which
+llama.cpp runs: its keys and values take two bytes, but room for them in lengths that double."""
 DTYPE_WIDTH = {precision: widths.dtype for precision, widths in WIDTHS.items()}
-TRAVELS = {"bf16": "bf16", "fp32": "fp32", "int8": "bf16", "int4": "bf16"}
+TRAVELS = {precision: "fp32" if precision == "fp32" else "bf16" for precision in WIDTHS}
 """In what a session's hidden states go from stage to stage, by its precision."""
 STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 

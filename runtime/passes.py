@@ -77,11 +77,14 @@ def _check(sequence: Sequence, job: Job, logits: torch.Tensor) -> None:
 
 
 def sample(parts: Listed[Part]) -> None:
-    """Chooses tokens where logits came out. What a sequence's own grammar makes impossible is its own `fault`."""
+    """Chooses tokens where logits came out. Logits that aren't numbers, or a grammar that lets nothing in, are a part's own `fault`."""
     asks: list[Ask] = []
     spans: list[tuple[Part, int, torch.Tensor]] = []
     for part in parts:
         if part.job is None or part.logits is None:
+            continue
+        if not _all_rank(part.logits):
+            part.fault = MfError("the model gave logits that aren't numbers")
             continue
         state, position, drafted = part.sequence.state, part.sequence.position - len(part.job.drafted), part.job.drafted
         try:
@@ -99,6 +102,11 @@ def sample(parts: Listed[Part]) -> None:
     for part, count, _logits in spans:
         _take(part, chosen[at : at + count])
         at += count
+
+
+def _all_rank(logits: torch.Tensor) -> bool:
+    """Whether each row has a greatest logit: NaN and infinity have none, and a choice among them would look like any token."""
+    return bool(torch.isfinite(logits.amax(-1)).all())
 
 
 def _take(part: Part, chosen: list[Chosen]) -> None:

@@ -128,6 +128,9 @@ def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], oper
     if operation.body is not None:
         example = {"example": operation.example} if operation.example else {}
         shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body], **example}}}
+    if operation.body_media != JSON:
+        bytes_of = {operation.body_media: {"schema": {"type": "string", "format": "binary"}}}
+        shown.setdefault("requestBody", {"required": True, "content": {}})["content"].update(bytes_of)
     return shown
 
 

@@ -42,6 +42,7 @@ class Operation:
     failure: Any = None
     """The body of a failure, where it isn't the API's usual one."""
     wrapped: bool = False
+    body_media: str = JSON
     example: dict[str, Any] | None = None
     """A body to begin with, but for the model's name."""
     later: Any = None

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from node.network.memory import MemoryHub
@@ -127,6 +128,19 @@ async def test_scores_of_another_prompt_are_the_last_stages_fault(swarm: tuple[M
     with pytest.raises(StageLost, match="other tokens") as caught:
         await run(nodes[0], wanted)
     assert caught.value.peer == nodes[2].peer
+
+
+async def test_stages_tell_the_entry_their_pace(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    """Of a single token and of a prompt's, each by itself: `explain` foretells by it."""
+    _hub, nodes = swarm
+    for node in nodes:
+        node.worker.spoil = lambda step, done: msgspec.structs.replace(done, seconds=0.01 if step.count == 1 else 0.02)
+    wanted = request(route(nodes[1].peer, nodes[2].peer, nodes[3].peer), 5_000)
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+        async for _sampled in pipeline.run():
+            if all(link.pace[0] for link in pipeline.links):
+                break
+        assert [link.pace for link in pipeline.links] == [pytest.approx((0.01, 0.02 / len(PROMPT)))] * 3
 
 
 async def test_a_stop_token_ends_the_reply(swarm: tuple[MemoryHub, list[Member]]) -> None:

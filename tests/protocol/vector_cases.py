@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from protocol import audits, encoding, grants, messages, prints, records, ticket, tokens
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
