@@ -2,7 +2,7 @@
 
 A real node's process is asked over loopback. Its own time is the client's clock less the engine's, by two engines: one that answers at
 once, so that all is the gateway's, and the real one with a small model whole on this node, which tells its own time in each reply
-(`mf.timings_ms.total`: plan, tokens and text, as `node/generate.py` has them). Then 500 streams that begin and fall silent are held open
+(`total`: plan, tokens and text, as `node/generate.py` has them). Then 500 streams that begin and fall silent are held open
 while 100 more are read, a token each 50 ms: every one must come whole, and PSS of the node with all its children is watched.
 """
 
@@ -43,15 +43,20 @@ class Caller:
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_WITHIN)
 
-    def ask(self, body: dict[str, Any]) -> tuple[float, bytes]:
-        """Seconds to the last byte of the reply, and the reply."""
+    def ask(self, body: dict[str, Any]) -> tuple[float, float]:
+        """Seconds to the last byte of the reply; milliseconds that the engine says it took."""
         data = json.dumps(body)
         began = time.perf_counter()
         self._connection.request("POST", _PATH, data, {"Content-Type": "application/json"})
         reply = self._connection.getresponse()
         read = reply.read()
+        seconds = time.perf_counter() - began
         assert reply.status == 200, read[:500]
-        return time.perf_counter() - began, read
+        if body["stream"]:
+            last = json.loads(read.strip().split(b"\n\n")[-2].removeprefix(b"data: "))
+            return seconds, float(last["mf"]["timings_ms"]["total"])
+        [total] = [part for part in reply.headers["Server-Timing"].split(", ") if part.startswith("total;")]
+        return seconds, float(total.partition("dur=")[2])
 
 
 def own_times(node: Node, model: str, tokens: int, stream: bool, count: int) -> list[float]:
@@ -61,9 +66,8 @@ def own_times(node: Node, model: str, tokens: int, stream: bool, count: int) -> 
         caller.ask(body)
     times = []
     for _ in range(count):
-        seconds, read = caller.ask(body)
-        last = read.strip().split(b"\n\n")[-2].removeprefix(b"data: ") if stream else read
-        times.append(1000 * seconds - float(json.loads(last)["mf"]["timings_ms"].get("total", 0.0)))
+        seconds, engines = caller.ask(body)
+        times.append(1000 * seconds - engines)
     return times
 
 

@@ -8,13 +8,29 @@ from typing import Any
 import schemathesis
 
 MODEL = os.environ["MODEL"]
-LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
 MOST = 3
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
+ENDLESS = {
+    "/v1/chat/completions": ("max_completion_tokens",),
+    "/v1/responses": ("max_output_tokens",),
+    "/api/chat": ("options", "num_predict"),
+    "/api/generate": ("options", "num_predict"),
+    "/api/v1/models/{id}/inference": ("input", "max_tokens"),
+    "/api/v1/inference/compare": ("input", "max_tokens"),
+}
+"""Where a body that gives no length gets a long reply: the field to give one in."""
 
 
-@schemathesis.hook  # type: ignore[misc]
+@schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    return _known(body)
+    known = _known(body)
+    place = ENDLESS.get(context.operation.path)
+    if place is None or not isinstance(known, dict):
+        return known
+    holder = known if len(place) == 1 else known.setdefault(place[0], {})
+    if isinstance(holder, dict) and not set(LENGTHS) & set(holder):
+        holder[place[-1]] = MOST
+    return known
 
 
 def _known(value: Any) -> Any:

@@ -25,8 +25,10 @@ from tests.clients.environments import (
 pytestmark = [pytest.mark.swarm, pytest.mark.nightly]
 HERE = Path(__file__).parent
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
-NEAR = 0.05
-"""How far a token's logarithm may be from transformers' own, on average: both compute in bf16, by other kernels."""
+STEP = 0.25
+NEAR = 0.1
+"""How far a token's logarithm may be from transformers' own, each and on average. Both compute in bf16, by other kernels, and bf16
+numbers between 16 and 32, where logits lie, are 1/8 apart."""
 
 
 def test_langchain(served: Served) -> None:
@@ -48,7 +50,7 @@ def test_every_operation_answers_as_its_document_says(served: Served, tmp_path: 
     """No server error, no undocumented status, no body or type of another shape, whatever schemathesis makes up."""
     (tmp_path / "schemathesis.toml").write_text(f'[parameters]\n"path.id" = ["{served.model}", "nobody/nothing@1"]\n')
     line = [str(program(SCHEMATHESIS, "schemathesis")), "run", f"{served.url}/openapi.json", "--checks", ",".join(CHECKS)]
-    line += ["--phases", "examples,coverage,fuzzing", "-n", "20", "--seed", "7", "--continue-on-failure", "--warnings", "off"]
+    line += ["--phases", "examples,coverage,fuzzing", "-n", "12", "--seed", "7", "--continue-on-failure", "--warnings", "off"]
     env = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE), "MODEL": served.model}
     run(line, timeout=1500.0, cwd=tmp_path, **env)
 
@@ -67,14 +69,16 @@ def test_lm_eval_scores_as_transformers_does(served: Served, tmp_path: Path) -> 
     run(line, timeout=600.0, cwd=tasks, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OPENAI_API_KEY="none")
     [samples] = tmp_path.rglob("samples_capitals_*.jsonl")
     told = [json.loads(text) for text in samples.read_text().splitlines()]
-    right = 0
+    right, apart = 0, []
     for sample in told:
         question, choices = sample["doc"]["question"], sample["doc"]["choices"]
         wanted = [_loglikelihood(folder, question, f" {choice}") for choice in choices]
         scores = [float(one[0][0]) for one in sample["resps"]]
         for (score, count), given in zip(wanted, scores, strict=True):
-            assert given == pytest.approx(score, abs=NEAR * count), (question, choices)
+            assert given == pytest.approx(score, abs=STEP * count), (question, choices)
+            apart.append(abs(given - score) / count)
         right += max(wanted)[0] == wanted[sample["doc"]["answer"]][0]
+    assert sum(apart) / len(apart) <= NEAR
     [results] = tmp_path.rglob("results_*.json")
     assert json.loads(results.read_text())["results"]["capitals"]["acc,none"] == pytest.approx(right / len(told))
 

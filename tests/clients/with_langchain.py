@@ -22,7 +22,7 @@ class Answer(BaseModel):
 
 
 @tool
-def weather(city: Literal["Paris", "Rome"], days: int) -> str:
+def weather(city: Literal["Paris", "Rome"], days: Literal[1, 2, 3]) -> str:
     """Tells the weather."""
     return f"rain in {city} for {days} days"
 
