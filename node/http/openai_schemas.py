@@ -207,7 +207,8 @@ UNSUPPORTED_COMPLETIONS = frozenset({"suffix"})
 UNSUPPORTED_CHAT = frozenset(
     {
         *("functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort", "service_tier", "metadata"),
-        *("web_search_options", "verbosity", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "moderation"),
+        *("web_search_options", "verbosity", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "moderation"),
     }
 )
 """OpenAI's fields that this node knows of and doesn't honour."""

@@ -13,6 +13,7 @@ from aiohttp import web
 from node.http import (
     api_v1_models,
     api_v1_operations,
+    job_schemas,
     model_replies,
     ollama_operations,
     ollama_replies,
@@ -63,6 +64,7 @@ OPERATIONS = [
         schemas.InferenceRequest,
         example={"input": {"text": "The capital of France is", "max_tokens": 32}},
         events="events `start` (StreamStart), `queued` (position), `token` (StreamToken), `finish` (StreamFinish) or `error` (Failure)",
+        later=job_schemas.Accepted,
         wrapped=True,
         errors=ASK,
     ),
@@ -78,14 +80,14 @@ _EVENT_TYPES = [replies.StreamStart, replies.StreamToken, replies.StreamFinish, 
 
 
 def _types(operations: Sequence[Operation]) -> list[Any]:
-    used = [kind for operation in operations for kind in (operation.reply, operation.body) if kind is not None]
+    used = [kind for operation in operations for kind in (operation.reply, operation.body, operation.later) if kind is not None]
     queries = [operation.query for operation in operations if operation.query is not None]
     failures = [replies.Failure, OpenAIFailure, ollama_replies.OllamaFailure]
     return list(dict.fromkeys([*used, *_EVENT_TYPES, replies.Success, *failures, *queries]))
 
 
-def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
-    inner = schemas_by_type[operation.reply] if operation.reply is not None else {"type": "object"}
+def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation, reply: Any) -> dict[str, Any]:
+    inner = schemas_by_type[reply] if reply is not None else {"type": "object"}
     if not operation.wrapped:
         return dict(inner)
     properties = {"status": {"const": "success"}, "data": inner}
@@ -95,13 +97,17 @@ def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[st
 def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
     if operation.media == JSON:
-        content = {JSON: {"schema": _schema_of(schemas_by_type, operation)}}
+        content = {JSON: {"schema": _schema_of(schemas_by_type, operation, operation.reply)}}
     if operation.events:
-        content[operation.streams] = {"schema": {"type": "string", "description": operation.events}}
+        content[operation.streams] = {"schema": {"description": operation.events}}
     shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
     failed = {JSON: {"schema": schemas_by_type[shape]}}
     failures = {str(status): {"description": WHY[status], "content": failed} for status in sorted(operation.errors)}
-    return {str(operation.status): {"description": "Done", "content": content}} | failures
+    done = {str(operation.status): {"description": "Done", "content": content}}
+    if operation.later is not None:
+        accepted = {JSON: {"schema": _schema_of(schemas_by_type, operation, operation.later)}}
+        done["202"] = {"description": "Begun: where to ask for it", "content": accepted}
+    return done | failures
 
 
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:

@@ -45,5 +45,7 @@ class Operation:
     body_media: str = JSON
     example: dict[str, Any] | None = None
     """A body to begin with, but for the model's name."""
+    later: Any = None
+    """The reply (202) to who doesn't wait for the real one."""
     errors: tuple[int, ...] = ANY
     status: int = 200

@@ -97,7 +97,8 @@ class ResponsesRequest(Body, frozen=True, kw_only=True):
 UNSUPPORTED_RESPONSES = frozenset(
     {
         *("previous_response_id", "conversation", "prompt", "reasoning", "service_tier", "max_tool_calls"),
-        *("prompt_cache_key", "prompt_cache_retention", "safety_identifier", "context_management"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "context_management"),
+        *("access_programs", "background_options", "image", "moderation"),
     }
 )
 """OpenAI's fields that this node knows of and doesn't honour."""

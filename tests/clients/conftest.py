@@ -12,7 +12,7 @@ from bootstrap.demo_model import demo_model
 from tests.support.processes import Node, Swarm
 from tests.support.wait import wait_until
 
-TOKENS = 2560
+TOKENS = 4096
 """Positions that all sessions have at once: the model takes all three nodes, and the clients don't wait for each other's room."""
 
 

@@ -22,6 +22,7 @@ NODE = ("openai@7.57.0",)
 NIGHTLY_PYTHON = ("langchain-openai==1.7.4", "ollama==0.6.3")
 NIGHTLY_NODE = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92")
 SCHEMATHESIS = ("schemathesis==4.32.5",)
+LM_EVAL = ("lm-eval[api]==0.4.13", "transformers==5.23.0")
 _NPM_WITHIN = 300.0
 _LACKS = "isn't there: make clients (for `make nightly`: python -m tests.clients.environments nightly)"
 
@@ -34,6 +35,7 @@ def make(nightly: bool) -> None:
     if nightly:
         environment(*NIGHTLY_PYTHON)
         environment(*SCHEMATHESIS)
+        environment(*LM_EVAL)
         _make_node_folder(NIGHTLY_NODE)
 
 
@@ -61,12 +63,11 @@ def program(requirements: tuple[str, ...], name: str) -> Path:
     return folder / "bin" / name
 
 
-def run(line: list[str], timeout: float = 240.0, **env: str) -> str:
+def run(line: list[str], timeout: float = 240.0, cwd: Path | None = None, **env: str) -> str:
     """Standard output of a command that has nothing of ours in its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MF_", "OPENAI_", "PYTHONPATH"))}
-    done = subprocess.run(
-        line, capture_output=True, text=True, timeout=timeout, env={**kept, "NO_PROXY": "*", **env}, stdin=subprocess.DEVNULL
-    )
+    env = {**kept, "NO_PROXY": "*", **env}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"{Path(line[1]).name}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done.stdout
 

@@ -7,6 +7,9 @@ import sys
 from typing import Any, Literal
 
 import openai
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 from pydantic import BaseModel, Field
 
 client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0)
@@ -119,4 +122,22 @@ for wrong, kind, param in [
         assert error.param == param, error  # noqa: PT017
     else:
         raise AssertionError(f"{wrong} was taken")
+
+# Every field that this client knows is known here: honoured, or refused by its name.
+for path, known in [
+    ("/chat/completions", chat_create_params.CompletionCreateParamsBase),
+    ("/completions", completion_create_params.CompletionCreateParamsBase),
+    ("/embeddings", embedding_create_params.EmbeddingCreateParams),
+    ("/responses", response_create_params.ResponseCreateParamsBase),
+]:
+    fitting: Any = {"messages": TALK} if "chat" in path else {"prompt": "x"} if path == "/completions" else {"input": "x"}
+    for name in known.__annotations__:
+        refused = None
+        try:
+            client.post(path, body={"model": MODEL} | fitting | {name: {"of": ["no", "such", "type"]}}, cast_to=object)
+        except openai.BadRequestError as error:
+            refused = error
+        assert refused is not None, (path, name)
+        assert (refused.param or "").startswith(name), (path, name, refused)
+        assert "unknown option" not in str(refused), (path, name, refused)
 print("all held")

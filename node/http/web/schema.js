@@ -38,7 +38,7 @@ function mentioned(schema, found = new Set()) {
 export function schemaText(spec, schema) {
   const queue = [...mentioned(schema)];
   const told = new Set();
-  const texts = schema.$ref ? [] : schema.properties ? [`{\n${members(spec, schema).join("\n")}\n}`] : [line(spec, schema) + (schema.description ? `\n${schema.description}` : "")];
+  const texts = schema.$ref ? [] : schema.properties ? [`{\n${members(spec, schema).join("\n")}\n}`] : [[schema.type && line(spec, schema), schema.description].filter(Boolean).join("\n")];
   while (queue.length) {
     const name = queue.shift();
     if (told.has(name)) continue;

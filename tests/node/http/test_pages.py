@@ -61,6 +61,25 @@ async def test_the_document_covers_every_route_and_its_references_hold(site: Sit
     assert served["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("ollama", [False, True])
+def test_every_operation_has_its_group_and_says_what_failures_mean(ollama: bool) -> None:
+    told = document(ollama)
+    groups = [tag["name"] for tag in told["tags"]]
+    operations = [operation for methods in told["paths"].values() for operation in methods.values()]
+    assert {operation["tags"][0] for operation in operations} == set(groups)
+    assert ("Ollama's API" in groups) == ollama
+    assert told["paths"]["/v1/chat/completions"]["post"]["tags"] == ["OpenAI's API"]
+    for operation in operations:
+        failures = [status for status in operation["responses"] if status >= "400"]
+        assert {"400", "403", "500"} <= set(failures)
+        assert all(len(operation["responses"][status]["description"]) > 10 for status in failures)
+
+
+def test_who_doesnt_wait_is_told_of_in_the_document() -> None:
+    accepted = document()["paths"]["/api/v1/models/{id}/inference"]["post"]["responses"]["202"]
+    assert accepted["content"]["application/json"]["schema"]["properties"]["data"]["$ref"].endswith("/Accepted")
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/web/style.css", "/web/chat.js", "/web/docs.js", "/web/schema.js", "/web/icon.svg"])
 async def test_pages_come_from_the_package_and_call_nobody_else(site: Site, path: str) -> None:
     reply, raw = await site.call("GET", path)
