@@ -30,6 +30,7 @@ from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.drain import Drainer
 from node.embed import Embedder
+from node.engines import Engines
 from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -55,6 +56,7 @@ from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
 from node.probe import Probe
 from node.publish import Publisher
+from node.publishing_setup import make_publishing
 from node.put_desk import PutDesk
 from node.rebalancer import Rebalancer
 from node.renew_leases import LeaseRenewer
@@ -152,7 +154,8 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
         self._locator.on_forget(self._forgotten)
-        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used)
+        engines = Engines(config.engine, self._data.path)
+        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used, engines)
         self._steps = Steps(network)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
@@ -160,7 +163,7 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
         self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         paces = Paces(identity.peer_id)
-        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
+        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces, room)
         self._standbys = StandBys(network, router, server)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
         self._stage_auditor = StageAuditor(
@@ -187,7 +190,22 @@ class Node:
         swarm.on_change(listed.changed)
         gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer)
         self._access = make_access(self._data.path, identity.key, swarm)
-        self._http = HttpServer(gateway, http_settings(config), self._access)
+        self._publishing = make_publishing(
+            self._data.path,
+            config.storage,
+            config.compression,
+            config.webhook_targets,
+            self._access.accounts,
+            swarm,
+            publisher,
+            self._unfinished,
+            self._locator,
+            self._assembled,
+            room,
+            generator,
+            self._executor,
+        )
+        self._http = HttpServer(gateway, http_settings(config), self._access, self._publishing)
         register_gauges(self._http.metrics, swarm, room, self._repairs)
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
@@ -251,6 +269,7 @@ class Node:
         await self._stages.leave()
         await self._owner.close()
         await self._http.stop()
+        await self._publishing.uploads.close()
         await self._access.close()
         await self._standbys.close()
         await self._unfinished.close()
@@ -268,7 +287,11 @@ class Node:
         """Accounts, then the listener; other nodes are told where it answers, if they could reach it."""
         await self._access.journal.open()
         await self._access.accounts.open()
+        await self._publishing.owned.load()
+        await self._publishing.uploads.open()
         self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
+        self._supervisor.spawn(self._publishing.uploads.run(), "old uploads")
+        self._supervisor.spawn(self._publishing.webhooks.run(), "webhooks")
         context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
         await self._http.start(context)
         scheme, host = self._http.scheme, split_address(self._config.http)[0]

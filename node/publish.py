@@ -26,7 +26,8 @@ from erasure.durability import choose_k_n
 from node.convert_gguf import GgufConverter
 from node.gguf_files import model_name
 from node.locate import Located, Locator
-from node.model_folder import ModelFolder, build_manifest, scan
+from node.model_folder import ModelFolder, scan
+from node.model_manifest import build_manifest
 from node.owner import Notify
 from node.place import Placer
 from node.reuse import Reuser
@@ -64,6 +65,8 @@ class PublishRequest:
     n_max: int | None = None
     compression: str = "auto"
     gguf: str | None = None
+    description: str | None = None
+    license: str | None = None
 
 
 class Publisher:
@@ -266,6 +269,12 @@ class Publisher:
             details={"groups": [located.manifest.groups[group].name for group in short[:16]], "refusals": tally.refusals},
         )
 
+    async def withdraw(self, model: ModelId) -> None:
+        """Whose names were withdrawn: every holder in reach drops what this node put there. Those away keep it until its lease ends."""
+        located = await self._locator.locate(model, keep=False)
+        await self._take_back(located, Tally(1, 1))
+        log.info("withdrawn", extra={"event": "withdrawn", "fields": {"model": model_text(model)}})
+
     async def _take_back(self, located: Located, tally: Tally) -> None:
         await self._unfinished.end(located.model)
         published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
@@ -285,6 +294,8 @@ class Publisher:
             parameters=manifest.parameters,
             created=int(now),
             summary=manifest.summary,
+            license=request.license,
+            description=request.description,
         )
 
     def _result(self, model: ModelId, name: str, manifest: Manifest, tally: Tally, seconds: float) -> dict[str, Any]:
@@ -292,6 +303,8 @@ class Publisher:
             "model_id": model_text(model),
             "name": name,
             "groups": len(manifest.groups),
+            "k": tally.k,
+            "n": tally.n,
             "shards": tally.n * len(manifest.groups),
             "bytes": manifest.size(),
             "stored_bytes": tally.stored_bytes(),

@@ -99,7 +99,10 @@ class Holding(Record):
 
 
 class Card(Record):
-    """A publisher's name for a model: `label/name@version`. Subject: (signer, name, version)."""
+    """A publisher's name for a model: `label/name@version`. Subject: (signer, name, version).
+
+    `withdrawn`: the name means nothing any more; the record stays for its lifetime, so that no older one takes its place.
+    """
 
     sequence: int
     expires: int
@@ -113,6 +116,7 @@ class Card(Record):
     summary: Summary
     license: str | None = None
     description: str | None = None
+    withdrawn: bool | None = None
 
     def full_name(self) -> str:
         return f"{self.label}/{self.name}@{self.version}"
@@ -242,6 +246,8 @@ def _check_card(record: Card) -> None:
             raise BadInput(f"Card: {field[:96]!r} isn't a name (letters, digits, . _ -; at most 96)")
     if record.size < 0 or record.parameters < 0:
         raise BadInput("Card: sizes are not negative")
+    if record.withdrawn is False:
+        raise BadInput("Card: withdrawn is true or left out")
     check_summary(record.summary)
 
 

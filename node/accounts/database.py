@@ -1,7 +1,8 @@
 """The accounts' SQLite file: one thread, one connection, every change durable before it is acknowledged.
 
 What is looked up for each request (keys, revocations) lies in memory beside it; the file is asked at start, at logins and for
-changes. WAL with synchronous=FULL: an acknowledged registration or revocation outlives the power.
+changes. A file of an older version is brought up in one transaction. WAL with synchronous=FULL: an acknowledged registration or
+revocation outlives the power.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from protocol.errors import Conflict, MfError, StorageFull
 
 T = TypeVar("T")
-VERSION = 1
+VERSION = 2
 FILE = "accounts.db"
 _SCHEMA = """
 create table users (
@@ -39,6 +40,30 @@ create table seen (public blob primary key, name text, home text not null, at re
 create table usage (
   who text not null, day text not null, model text not null, requests integer not null, prompt integer not null,
   completion integer not null, primary key (who, day, model)
+) without rowid;
+"""
+_SINCE_2 = """
+create table models (
+  name text not null, version text not null, model blob not null, owner text not null, created real not null, primary key (name, version)
+) without rowid;
+create table webhooks (
+  id text primary key, who text not null, url text not null, events text not null, secret text not null, created real not null
+);
+create table notices (
+  id text primary key, webhook text not null references webhooks(id) on delete cascade, event text not null, body blob not null,
+  due real not null, tries integer not null
+);
+create index notices_by_due on notices (due);
+create table teams (name text primary key collate nocase, owner text not null, created real not null) without rowid;
+create table members (
+  team text not null references teams(name) on delete cascade, identity blob not null, role text not null, primary key (team, identity)
+) without rowid;
+create table private (
+  model blob primary key, secret blob not null, name text not null, version text not null, label text not null, description text,
+  license text, created real not null
+);
+create table readers (
+  model blob not null references private(model) on delete cascade, reader text not null, role text not null, primary key (model, reader)
 ) without rowid;
 """
 
@@ -82,8 +107,8 @@ class Database:
         (version,) = connection.execute("pragma user_version").fetchone()
         if version > VERSION:
             raise Conflict(f"{self._path} has format {version}, this version knows {VERSION}", hint="run a newer mf-node")
-        if version == 0:
-            connection.executescript(f"begin; {_SCHEMA} pragma user_version = {VERSION}; commit;")
+        if version < VERSION:
+            connection.executescript(f"begin; {'' if version else _SCHEMA} {_SINCE_2} pragma user_version = {VERSION}; commit;")
         self._connection = connection
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:

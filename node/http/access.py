@@ -51,7 +51,7 @@ _RULES: tuple[tuple[re.Pattern[str], re.Pattern[str], str | None], ...] = tuple(
         ("POST", r"/api/v1/auth/(register|login|refresh)", None),
         (_ANY, r"/api/v1/(auth|users)/.*", "account"),
         (_ANY, r"/api/v1/audit(/.*)?", "admin"),
-        (_READ, r"/api/v1/models/upload/.*", "models:write"),
+        (_READ, r"/api/v1/models/upload(/.*)?", "models:write"),
         (_READ, r"/(api/)?v1/models(/.*)?", "models:read"),
         (_READ, r"/api/v1/system/.*", "models:read"),
         ("POST", r"/api/v1/models/.+/inference(/batch)?", "inference"),

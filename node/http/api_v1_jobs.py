@@ -19,8 +19,9 @@ from node.http.errors import api_shape
 from node.http.idempotency import REPLIES
 from node.http.inference import Made, inference_of, metadata_of, whole_reply
 from node.http.jobs import JOBS
-from node.http.metering import METER, Meter
+from node.http.metering import METER, Meter, caller
 from node.http.model_replies import moment
+from node.http.publishing import PUBLISHING
 from node.http.schemas import NoQuery
 from protocol.errors import BadInput, MfError
 
@@ -50,7 +51,9 @@ async def batch(request: web.Request) -> web.StreamResponse:
     wanted = [wanted_of(name, item, body.parameters.timeout_seconds or request.app[SETTINGS].generation_timeout) for item in body.inputs]
 
     async def make() -> web.StreamResponse:
-        return success(await _batch(request.app, name, ids, wanted, body.parameters))
+        done = await _batch(request.app, name, ids, wanted, body.parameters)
+        await _tell(request.app, done)
+        return success(done)
 
     return await request.app[REPLIES].answer(request, make)
 
@@ -88,6 +91,14 @@ async def _batch(
         total_execution_time_ms=round(took * 1000, 3),
         parallel_efficiency=round(min(1.0, spent / (took * width)), 3) if took > 0 else None,
     )
+
+
+async def _tell(app: web.Application, done: schemas.BatchReply) -> None:
+    """To the caller's webhooks: that it ended and how, nothing of what was asked or answered."""
+    publishing = app.get(PUBLISHING)
+    if publishing is not None and caller().claimed:
+        told = {"batch_id": done.batch_id, "model": done.model, "succeeded": done.succeeded, "failed": done.failed}
+        await publishing.webhooks.tell(caller().who, "batch.finished", told)
 
 
 async def _all(works: list[Any]) -> list[schemas.BatchOutcome]:

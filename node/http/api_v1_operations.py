@@ -6,10 +6,12 @@ from typing import Any
 
 from node.http import account_schemas as accounts
 from node.http import job_schemas as jobs
+from node.http import upload_schemas as uploads
 from node.http.operation import Operation
 
 _OWN = (400, 401, 403, 421, 429, 500, 503)
-_ASKED = (400, 401, 403, 404, 409, 413, 429, 500, 503)
+_ASKED = (400, 401, 403, 404, 409, 413, 421, 429, 500, 503)
+_SENT = (400, 401, 403, 404, 409, 413, 429, 500, 503, 507)
 _PLAIN = dict[str, Any]
 
 
@@ -39,5 +41,18 @@ OPERATIONS = [
     _account("delete", "/inference/{inference}", "Cancel an async request, or forget its result", _PLAIN, errors=_ASKED),
     _account("post", "/inference/compare", "Ask several models the same", jobs.Comparison, jobs.CompareRequest, errors=_ASKED),
     _account("post", "/models/{id}/inference/batch", "Many questions at once", jobs.BatchReply, jobs.BatchRequest, errors=_ASKED),
+    _account("post", "/models/upload", "Begin an upload: multipart (metadata, then files), or JSON that declares the files",
+             uploads.UploadStatus, uploads.UploadRequest, status=201, body_media="multipart/form-data", errors=_SENT),
+    _account("get", "/models/upload", "The caller's uploads", uploads.UploadList),
+    _account("get", "/models/upload/{upload}/status", "How far an upload is, and what was tried of it", uploads.UploadStatus, errors=_SENT),
+    _account("post", "/models/upload/{upload}/complete", "No more files come: publish it", uploads.UploadStatus, status=202, errors=_SENT),
+    _account("put", "/models/upload/{upload}/files/{name}", "Bytes of a file; Content-Range says which", uploads.FileState,
+             body_media="application/octet-stream", errors=_SENT),
+    _account("delete", "/models/upload/{upload}", "End an upload and forget it", _PLAIN, errors=_SENT),
+    _account("patch", "/models/{id}", "Say something else of an own model", uploads.ChangedModel, uploads.ModelChange, errors=_ASKED),
+    _account("delete", "/models/{id}", "Take back an own model", uploads.Withdrawn, errors=_ASKED),
+    _account("post", "/webhooks", "Be told of uploads and batches that end", uploads.MadeWebhook, uploads.WebhookRequest, status=201),
+    _account("get", "/webhooks", "The caller's webhooks", uploads.WebhookList),
+    _account("delete", "/webhooks/{webhook}", "Be told no more", _PLAIN, errors=(*_OWN, 404)),
     _account("get", "/audit", "The audit log, newest first", _PLAIN, query=accounts.AuditQuery),
 ]  # fmt: skip

@@ -14,7 +14,20 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from node.gateway import Gateway
-from node.http import api_v1, api_v1_auth, api_v1_jobs, api_v1_models, api_v1_users, ollama, openai, openapi, page
+from node.http import (
+    api_v1,
+    api_v1_auth,
+    api_v1_jobs,
+    api_v1_models,
+    api_v1_owned,
+    api_v1_upload,
+    api_v1_users,
+    api_v1_webhooks,
+    ollama,
+    openai,
+    openapi,
+    page,
+)
 from node.http.access import ACCESS, Access, access_layer, rate_headers
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
 from node.http.doorman import DOORMAN, Doorman, GuardedRunner
@@ -27,6 +40,7 @@ from node.http.kept import Kept
 from node.http.metering import MeteredGateway
 from node.http.metrics import CONTENT_TYPE, Metrics
 from node.http.model_figures import FIGURES, Figures
+from node.http.publishing import PUBLISHING, Publishing
 from node.http.settings import HttpSettings
 from node.http.xml import xml_layer
 from protocol.errors import Conflict
@@ -36,10 +50,13 @@ log = logging.getLogger(__name__)
 _API_ROUTES = [
     *api_v1_auth.ROUTES,
     *api_v1_users.ROUTES,
+    *api_v1_upload.ROUTES,
+    *api_v1_webhooks.ROUTES,
     *api_v1_models.ROUTES,
     *api_v1_jobs.ROUTES,
     *api_v1.ROUTES,
     *api_v1_models.LAST_ROUTES,
+    *api_v1_owned.LAST_ROUTES,
 ]
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LEFT = 499
@@ -126,8 +143,15 @@ async def _end_jobs(app: web.Application) -> None:
     await app[JOBS].close()
 
 
-def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None = None, access: Access | None = None) -> web.Application:
-    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own, `access` where there are accounts."""
+def make_app(
+    gateway: Gateway,
+    settings: HttpSettings,
+    metrics: Metrics | None = None,
+    access: Access | None = None,
+    publishing: Publishing | None = None,
+) -> web.Application:
+    """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own, `access` where there are accounts,
+    `publishing` where models are taken in."""
     middlewares = [observe, xml_layer, error_layer, guard(settings), access_layer(access, settings)]
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body)
     app[FIGURES] = Figures(access.accounts.home if access else None)
@@ -137,6 +161,8 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
     app.on_shutdown.append(_end_jobs)
     if access is not None:
         app[ACCESS] = access
+    if publishing is not None:
+        app[PUBLISHING] = publishing
     app[SETTINGS] = settings
     app[METRICS] = metrics or Metrics()
     app[STARTED] = time.monotonic()
@@ -150,13 +176,16 @@ def make_app(gateway: Gateway, settings: HttpSettings, metrics: Metrics | None =
 class HttpServer:
     """The application on its socket. `port` and `url` are known after `start`, also where port 0 was asked."""
 
-    def __init__(self, gateway: Gateway, settings: HttpSettings, access: Access | None = None) -> None:
+    def __init__(
+        self, gateway: Gateway, settings: HttpSettings, access: Access | None = None, publishing: Publishing | None = None
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.port = 0
         self.scheme = "http"
         self._gateway = gateway
         self._access = access
+        self._publishing = publishing
         self._runner: web.AppRunner | None = None
 
     @property
@@ -168,7 +197,7 @@ class HttpServer:
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
         """Listens, with TLS where a context is given. `Conflict` when the port is taken or the address isn't this machine's."""
         self.scheme = "https" if tls else "http"
-        app = make_app(self._gateway, self.settings, self.metrics, self._access)
+        app = make_app(self._gateway, self.settings, self.metrics, self._access, self._publishing)
         _wire_log.addFilter(_wire_filter)
         patience = self.settings.shutdown_timeout
         runner = GuardedRunner(app, app[DOORMAN], handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)

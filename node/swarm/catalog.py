@@ -43,7 +43,12 @@ class Catalog:
         return self._book.get((publisher, name, version))
 
     def all(self) -> list[Kept[Card]]:
+        """Also those withdrawn, which are kept and passed on as long."""
         return list(self._book)
+
+    def live(self) -> list[Kept[Card]]:
+        """Those that still name a model."""
+        return [kept for kept in self._book if not kept.record.withdrawn]
 
     def expire(self, now: float) -> list[Kept[Card]]:
         return self._book.expire(now)
@@ -55,7 +60,7 @@ class Catalog:
         match = _NAME.match(text)
         if match is None:
             raise self._unknown(text, trusted)
-        named = [kept for kept in self._book if kept.record.name == match["name"] and match["version"] in (None, kept.record.version)]
+        named = [kept for kept in self.live() if kept.record.name == match["name"] and match["version"] in (None, kept.record.version)]
         if match["label"]:
             named = [kept for kept in named if _published_by(kept, match["label"], match["print"])]
             circles = [[k for k in named if k.signer == own], [k for k in named if trusted(k.signer)], named]
@@ -90,7 +95,7 @@ class Catalog:
 
     def _near(self, text: str, trusted: Trusted) -> list[str]:
         """Names that hold the text or are like it; a stranger's card is named in full, trusted ones come first."""
-        cards = sorted(self._book, key=lambda kept: (not trusted(kept.signer), kept.record.full_name()))
+        cards = sorted(self.live(), key=lambda kept: (not trusted(kept.signer), kept.record.full_name()))
         wanted = _bare(text).lower()
         shown: dict[str, str] = {}
         for kept in cards:
@@ -104,7 +109,7 @@ class Catalog:
     def shown_name(self, kept: Kept[Card]) -> str:
         """`label/name@version`, with the key's fingerprint where another key has the same label."""
         card = kept.record
-        keys = {other.signer for other in self._book if other.record.label == card.label and other.record.name == card.name}
+        keys = {other.signer for other in self.live() if other.record.label == card.label and other.record.name == card.name}
         return exact_name(kept) if len(keys) > 1 else card.full_name()
 
 

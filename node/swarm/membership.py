@@ -186,7 +186,7 @@ class Membership:
         self._rng.shuffle(routable)
         routable.sort(key=lambda view: not view.member)
         others = [(view.peer, view.addresses) for view in routable]
-        cards = [(kept.signer, kept.record) for kept in self._archive.catalog.all()]
+        cards = [(kept.signer, kept.record) for kept in self._archive.catalog.live()]
         return make_ticket(self._key, (self._own.peer, self._network.addresses()), others, self._trust, cards, self._now())
 
     def peers(self) -> list[PeerView]:
@@ -241,7 +241,7 @@ class Membership:
         self._audits.vouch(held, self._monotonic(), self._rng)
 
     def cards(self) -> list[CardView]:
-        return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.all()]
+        return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.live()]
 
     def resolve(self, name: str) -> ModelId:
         return self._archive.catalog.resolve(name, self._own.peer, self._trust.believed)

@@ -147,7 +147,7 @@ class OwnRecords:
             if holding.signer == self.peer and says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
                 made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or (), held.serves or ()))
         for card in archive.catalog.all():
-            if card.signer == self.peer and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
+            if card.signer == self.peer and not card.record.withdrawn and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))
         return made
 

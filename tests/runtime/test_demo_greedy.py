@@ -104,6 +104,7 @@ async def compare(folder: Path, scratch: Path, precision: str, dtype: torch.dtyp
         await worker.stop()
 
 
+@pytest.mark.nightly
 async def test_greedy_equals_transformers(folder: Path, tmp_path: Path, two_threads: None) -> None:
     await compare(folder, tmp_path, "bf16", torch.bfloat16)
 

@@ -1,0 +1,1 @@
+"""Models that come in over HTTP: received in ranges, published, tried."""
