@@ -15,6 +15,7 @@ import pytest
 
 from erasure.audit import HeldShard, Verdict
 from erasure.presence import HOUR
+from erasure.standing import GroupView, comes_before
 from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
 from node.repair_sight import RepairSight
@@ -130,8 +131,12 @@ async def test_lost_shards_are_made_anew_once_and_lie_at_other_nodes(ten: Healin
 
 
 async def with_everything(ten: Healing, folder: Path) -> VerbNode:
-    """A node that has run the model: all its groups lie there whole, beside a shard of some. Not the publisher."""
-    node = max(ten.swarm.nodes[1:], key=lambda node: len(node.transfer.store.list_shards()))
+    """A node that has run the model: all its groups lie there whole, beside a shard of some. Not the publisher; by lot it comes last
+    of those that hold the first group."""
+    encoding, shards = min(ten.lying().items())
+    view = GroupView(encoding, 2, 6, 6, 1, shards)
+    holders = [node for node in ten.swarm.nodes[1:] if [node.peer] in shards.values()]
+    node = min(holders, key=lambda node: sum(comes_before(view, node.peer, other.peer, ten.clock.now) for other in holders))
     (folder / node.peer).mkdir(exist_ok=True)
     await node.assembled.open()
     located = await node.locator.locate(node.swarm.resolve("little"))
