@@ -13,9 +13,15 @@ import numpy.typing as npt
 from erasure.candidates import Candidate, Weights, merged_domains
 from erasure.rendezvous import Floats, mix, uniform, word
 
+Flags = npt.NDArray[np.bool_]
+
+CROWDED = 1.1
+"""A node that holds this many times its share stands back."""
+
 
 class NodeTable:
-    """`rows` by peer; `worth`, `new`, `relayed`, `domains` and `regions` by row. `regions` is 0 for nodes without a label."""
+    """`rows` by peer; `worth`, `used`, `new`, `relayed`, `domains` and `regions` by row. `used` is in the unit of what is lent, not a
+    number where it isn't known; `regions` is 0 for nodes without a label."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -24,6 +30,7 @@ class NodeTable:
         self._nodes: list[Candidate | None] = []
         self.keys = np.zeros(0, np.uint64)
         self.worth = np.zeros(0, np.float64)
+        self.used = np.zeros(0, np.float64)
         self.new = np.zeros(0, np.bool_)
         self.relayed = np.zeros(0, np.bool_)
         self.domains = np.zeros(0, np.int64)
@@ -31,6 +38,7 @@ class NodeTable:
         self._domain_ids: dict[str, int] = {}
         self.region_ids: dict[str, int] = {"": 0}
         self._region_worth: dict[str, float] | None = None
+        self._crowded: Flags | None = None
         self._alias: dict[str, str] = {}
         """Domains whose name operators' labels have changed."""
         self._merged = True
@@ -44,11 +52,12 @@ class NodeTable:
             self.keys[row] = word(b"mf/place/node/1", candidate.peer.encode())
         self._nodes[row] = candidate
         self.worth[row] = self._weights.worth(candidate)
+        self.used[row] = np.nan if candidate.room is None else candidate.weight * (1 - candidate.room)
         self.new[row], self.relayed[row] = candidate.new, candidate.relayed
         self.regions[row] = self.region_ids.setdefault(candidate.region or "", len(self.region_ids))
         domain = self._alias.get(candidate.domain, f"domain {candidate.domain}")
         self.domains[row] = self._domain_ids.setdefault(domain, len(self._domain_ids))
-        self._region_worth = None
+        self._region_worth = self._crowded = None
         if candidate.operator or (before is not None and before.operator):
             self._merged = False
 
@@ -59,7 +68,7 @@ class NodeTable:
             return
         gone, self._nodes[row] = self._nodes[row], None
         self.worth[row] = 0.0
-        self._region_worth = None
+        self._region_worth = self._crowded = None
         self._free.append(row)
         if gone is not None and gone.operator:
             self._merged = False
@@ -92,6 +101,16 @@ class NodeTable:
         rows = len(self._nodes)
         return -self.worth[:rows] / np.log(uniform(mix(self.keys[:rows] ^ word(b"mf/place/group/1", salt, group_id))))
 
+    def crowded(self) -> Flags:
+        """Rows that hold over CROWDED times their share, by worth, of what all hold whose room is known."""
+        if self._crowded is None:
+            rows = len(self._nodes)
+            worth, used = self.worth[:rows], self.used[:rows]
+            known = (worth > 0) & ~np.isnan(used)
+            share = used[known].sum() / worth[known].sum() if known.any() else 0.0
+            self._crowded = known & (used > CROWDED * share * worth)
+        return self._crowded
+
     def drawn(self, rows: list[int], words: npt.NDArray[np.uint64]) -> Floats:
         """What each of these rows draws (columns) for each of `words` (rows)."""
         return mix(self.keys[np.array(rows)][None, :] ^ words[:, None]).astype(np.float64)
@@ -110,7 +129,7 @@ class NodeTable:
         self._nodes.append(None)
         if row == len(self.keys):
             size = max(64, 2 * row)
-            for name in ("keys", "worth", "new", "relayed", "domains", "regions"):
+            for name in ("keys", "worth", "used", "new", "relayed", "domains", "regions"):
                 old = getattr(self, name)
                 grown = np.zeros(size, old.dtype)
                 grown[:row] = old

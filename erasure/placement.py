@@ -10,6 +10,10 @@ what it wins, one that leaves gives up only what it had, and a node of twice the
 shards. Rejected: a ring with virtual nodes (uneven, and no room for the rules above), and straw-like buckets (a tree to keep in
 agreement).
 
+Drawing alone is uneven: where a fair share is 100 shards, one of a thousand nodes draws 140. So whoever is known to hold over a tenth
+more than its share stands back while others are left (bounded loads: Mirrokni, Thorup and Zadimoghaddam 2018). That is for choosing
+homes; what a newcomer takes over (erasure/rebalance.py) is drawn alone, so that no more moves than must.
+
 Shards cost the asker less nearby. A region, its owners' label, in which k shards lie can read a group alone. So a region whose
 fair share of n is k or more is topped up to k; where there is none, the model draws one region in proportion to worth. Drawing it
 keeps small regions from filling up, drawing it per model lets that region read the whole model. A top-up never costs a domain.
@@ -33,6 +37,8 @@ from protocol.limits import MAX_SHARDS
 __all__ = ["Candidate", "Placement", "Weights", "domain_of", "merged_domains", "place"]
 
 NEW_TOGETHER = 1
+_LAST = 2.0**-64
+"""What the draw of a crowded node is worth: it comes after all others of a domain."""
 
 
 def place(group_id: bytes, n: int, candidates: Sequence[Candidate], salt: bytes = b"", k: int | None = None) -> list[tuple[int, str]]:
@@ -93,12 +99,14 @@ class Placement:
         beside: Collection[str] = (),
         without: Collection[str] = (),
         shards: Sequence[int] | None = None,
+        evenly: bool = True,
     ) -> list[tuple[int, str]]:
         """(shard, peer) for those of the shards 0 .. n-1 that aren't `held`, in order; fewer where too few nodes are allowed.
 
         `k` makes the rules about relays and regions apply; `model` draws the region, by default the group does. `without` are never
         chosen now: they refused. `shards` are the only ones to place, where not all that are missing are wanted; `beside` hold a shard
         of the group too, or may come back with one: a holder more of a number that is `held`, or of one that is to be placed again.
+        Not `evenly`: by lot alone, whatever each holds already.
         """
         if not 1 <= n <= MAX_SHARDS or (k is not None and not 1 <= k <= n):
             raise BadInput(f"a group has 1 to {MAX_SHARDS} shards and 1 <= k <= n, not n={n}, k={k}")
@@ -107,6 +115,8 @@ class Placement:
         table = self._table
         table.merge()
         scores = table.scores(group_id, salt)
+        if evenly:
+            scores[table.crowded()] *= _LAST
         holding = table.of({*held.values(), *beside})
         scores[[*holding, *table.of(without)]] = 0.0
         choosing = self._begun(len(missing), n, k, holding)
@@ -124,6 +134,11 @@ class Placement:
         """What shares are in proportion to (`Weights.worth`)."""
         row = self._table.rows.get(peer)
         return 0.0 if row is None else float(self._table.worth[row])
+
+    def crowded(self, peer: str) -> bool:
+        """Whether this candidate holds clearly more than its share, and stands back."""
+        row = self._table.rows.get(peer)
+        return row is not None and bool(self._table.crowded()[row])
 
     def domain(self, peer: str) -> str | None:
         """A name for the failure domain this candidate is in, operators' labels merged."""

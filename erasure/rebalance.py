@@ -1,9 +1,10 @@
 """Which shards a newcomer takes over, and how fast: the least that makes the places right again.
 
 By rendezvous a newcomer wins a place in some groups; in each of them exactly one shard moves, from the holder that would be chosen
-last. Everything else stays, also where it doesn't lie as `Placement` would put it today: weights drift with every measurement,
-and a shard isn't moved for that. Each holder decides for its own shards alone. Where two holders see different candidates both may
-offer the newcomer a shard of one group: it takes one, since a node keeps one shard of a group at most.
+last (of those that hold too much, if there are any). Everything else stays, also where it doesn't lie as `Placement` would put it
+today: weights drift with every measurement, and a shard isn't moved for that. Each holder decides for its own shards alone. Where two
+holders see different candidates both may offer the newcomer a shard of one group: it takes one, since a node keeps one shard of a
+group at most.
 
 A move may never make a group less safe: domains held apart stay apart, and the newcomer holds its shard durably before the old
 one is dropped.
@@ -54,7 +55,7 @@ def moves(placement: Placement, groups: Iterable[GroupHeld], newcomers: Collecti
 
 
 def _of_group(placement: Placement, group: GroupHeld, newcomers: Collection[str]) -> list[Move]:
-    chosen = {peer for _, peer in placement.choose(group.group, group.n, k=group.k, model=group.model)}
+    chosen = {peer for _, peer in placement.choose(group.group, group.n, k=group.k, model=group.model, evenly=False)}
     held = dict(group.held)
     found: list[Move] = []
     for newcomer in sorted((chosen & set(newcomers)) - set(held.values())):
@@ -66,7 +67,8 @@ def _of_group(placement: Placement, group: GroupHeld, newcomers: Collection[str]
 
 
 def _given_up(placement: Placement, group: GroupHeld, held: Mapping[int, str], chosen: set[str], newcomer: str) -> int | None:
-    """The shard whose holder is chosen least, if any may go to the newcomer. From a domain that holds two rather than one."""
+    """The shard whose holder is chosen least, if any may go to the newcomer. From a domain that holds two rather than one, and from
+    who holds too much rather than from others."""
     if len(held) < group.n:
         return None  # what is missing is the repairer's: it comes first
     domains = {peer: placement.domain(peer) or peer for peer in held.values()}
@@ -80,11 +82,12 @@ def _given_up(placement: Placement, group: GroupHeld, held: Mapping[int, str], c
         )
 
     free = [shard for shard, peer in held.items() if may_go(shard, peer)]
-    return min(
-        free,
-        key=lambda shard: (holding[domains[held[shard]]] < 2, placement.score(group.group, held[shard]), shard),
-        default=None,
-    )
+
+    def kept_rather(shard: int) -> tuple[bool, bool, float, int]:
+        peer = held[shard]
+        return holding[domains[peer]] < 2, not placement.crowded(peer), placement.score(group.group, peer), shard
+
+    return min(free, key=kept_rather, default=None)
 
 
 @dataclass

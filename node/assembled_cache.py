@@ -56,6 +56,7 @@ class AssembledCache:
         self._predictor = Predictor()
         self.cache = ByteCache(limit, self._predictor)
         self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._changed: Callable[[ModelId], None] = lambda model: None
         self._opened = False
 
     async def open(self) -> None:
@@ -69,6 +70,20 @@ class AssembledCache:
         await asyncio.gather(*self._keeping.values(), return_exceptions=True)
         if self._opened:
             await self._save()
+
+    def on_change(self, changed: Callable[[ModelId], None]) -> None:
+        """`changed` is called with each model of which another group lies here whole, or one less."""
+        self._changed = changed
+
+    def whole(self, model: ModelId) -> list[int]:
+        """Groups of the model that lie here whole."""
+        prefix = f"{model_text(model)}."
+        return sorted(_parsed(key)[1] for key in self.cache if key.startswith(prefix) and key not in self._keeping)
+
+    async def lying(self, located: Located, group: int) -> GroupBytes | None:
+        """The group from this disk, verified; the descriptor is the caller's. None where it doesn't lie here."""
+        key = _key(located, group)
+        return await self._kept(located, group, key) if key in self.cache and key not in self._keeping else None
 
     async def group(self, located: Located, group: int) -> GroupBytes:
         """As `Assembler.group`: verified bytes whose descriptor is the caller's."""
@@ -157,12 +172,18 @@ class AssembledCache:
             return
         task = asyncio.create_task(self._keep(key, os.dup(made.fd), made.length), name=f"keep {key}")
         self._keeping[key] = task
-        task.add_done_callback(lambda _: self._keeping.pop(key, None))
+        task.add_done_callback(lambda _: self._is_kept(key))
+
+    def _is_kept(self, key: str) -> None:
+        self._keeping.pop(key, None)
+        self._changed(_parsed(key)[0])
 
     async def _keep(self, key: str, fd: int, length: int) -> None:
         try:
             gone = self.cache.add(key, length, self._now())
             await self._in_files(self._unlink, [other for other in gone if other != key])
+            for model in {_parsed(other)[0] for other in gone}:
+                self._changed(model)
             if key in gone:
                 return
             await self._in_files(self._write, key, fd, length)

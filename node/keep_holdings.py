@@ -1,6 +1,7 @@
 """Tells the swarm what lies here: one Holding per model, made anew from the store whenever something was stored or dropped.
 
-A shard that several models share stands in the Holding of each, under the number its group has there.
+A shard that several models share stands in the Holding of each, under the number its group has there. Groups that lie here whole beside
+a shard of theirs are told as well (full holdings): who has them repairs without reading.
 
 Changes come in bursts (a publish puts a shard per group), so they are gathered until none came for a moment, and told once: what is
 told goes from every member to every other, and costs more than taking the shard.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from node.locate import Locator
@@ -32,10 +33,15 @@ AGAIN = 2.0
 
 
 class HoldingKeeper:
-    def __init__(self, swarm: Swarm, transfer: Transfer, locator: Locator) -> None:
+    """`whole` gives the groups of a model that lie here whole."""
+
+    def __init__(
+        self, swarm: Swarm, transfer: Transfer, locator: Locator, whole: Callable[[ModelId], list[int]] = lambda model: []
+    ) -> None:
         self._swarm = swarm
         self._transfer = transfer
         self._locator = locator
+        self._whole = whole
         self._changed: set[ModelId] = set()
         self._wake = asyncio.Event()
         self._repairs: dict[ModelId, dict[bytes, int]] = {}
@@ -102,12 +108,18 @@ class HoldingKeeper:
         untold = []
         for model in dict.fromkeys([*asked, *sorted(also)]):
             try:
-                await self._swarm.put_holding(model, lying.get(model, []), [], self._claims(model), self._serves.get(model, ()))
-                self._told[model] = lying.get(model, [])
+                held = lying.get(model, [])
+                await self._swarm.put_holding(model, held, self._full(model, held), self._claims(model), self._serves.get(model, ()))
+                self._told[model] = held
             except MfError as error:
                 untold.append(model)
                 log.warning("the holding of %s was not spread: %s", model_text(model), error)
         return untold
+
+    def _full(self, model: ModelId, held: list[Held]) -> list[int]:
+        """Of the groups told at all; what lies here whole only is a cache, and nobody's concern."""
+        groups = {entry.group for entry in held}
+        return [group for group in self._whole(model) if group in groups]
 
     def _claims(self, model: ModelId) -> list[Repairing]:
         """The latest of those that still hold; one that is over goes with them once, so that it isn't believed to hold."""

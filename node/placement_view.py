@@ -27,7 +27,7 @@ class PlacementView:
 
     def tell_room(self, used: int, quota: int) -> None:
         """How full this node is itself."""
-        self.me = replace(self.me, room=round(max(0.0, 1 - used / quota), 2) if quota else 0.0)
+        self.me = replace(self.me, room=round(max(0.0, 1 - used / quota), 3) if quota else 0.0)
 
     def candidates(self) -> list[Candidate]:
         """This node and every routable peer that lends storage and isn't banned."""
@@ -83,7 +83,7 @@ def candidate_of(view: PeerView, speed: float | None = None, new: bool = False) 
         domain=domain_of(view.peer, ip_addresses(view.addresses), record.machine if record else None),
         weight=float(lent) if free else 0.0,
         operator=record.operator if record else None,
-        room=round(min(1.0, free / record.storage), 2) if record and record.storage else None,
+        room=round(min(1.0, free / record.storage), 3) if record and record.storage else None,
         reliability=_two_digits(view.availability),
         speed=_two_digits(speed),
         distance=_two_digits(view.distance if view.distance is not None else view.rtt),

@@ -91,7 +91,7 @@ class RepairSight:
             for group, entries in located.encodings.items():
                 best = self._best([known for known in entries if known.id not in located.blamed], now)
                 if best is not None and best.id in encodings:
-                    found.append(Watched(located, group, best, self._view(best, ups)))
+                    found.append(Watched(located, group, best, self._view(best, ups, self._full(model, group, best))))
         return found
 
     def _best(self, entries: list[KnownEncoding], now: float) -> KnownEncoding | None:
@@ -113,10 +113,19 @@ class RepairSight:
         announced = self._swarm.holders(encoding)
         return {shard: [peer for peer in peers if (peer, shard) not in failed] for shard, peers in announced.items()}
 
-    def _view(self, known: KnownEncoding, ups: list[float]) -> GroupView:
+    def _full(self, model: ModelId, group: int, known: KnownEncoding) -> list[PeerId]:
+        """Who has the whole group beside a shard of it. The shard is audited, a full holding isn't: without one, whoever says that it
+        has everything would come first with every repair."""
+        return [
+            view.peer
+            for view in self._swarm.holdings(model)
+            if group in view.full and any(entry.encoding == known.id for entry in view.held)
+        ]
+
+    def _view(self, known: KnownEncoding, ups: list[float], full: list[PeerId]) -> GroupView:
         record, roots = known.record, len(known.record.roots)
         wanted = shards_wanted(record.k, record.n, roots, len(ups), ups) if ups else record.n
-        return GroupView(known.id, record.k, wanted, roots, record.shard_length(), self._sightings.holders(known.id))
+        return GroupView(known.id, record.k, wanted, roots, record.shard_length(), self._sightings.holders(known.id), full)
 
     def _ups(self, now: float) -> list[float]:
         """Availability of this node and of each peer that lends storage, as measured: an encoding of more roots grows where it is low."""

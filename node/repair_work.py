@@ -1,26 +1,37 @@
-"""One repair carried out: k shards read, the missing ones made, each put at a node that has none of the group."""
+"""One repair carried out: the missing shards made, each put at a node that has none of the group.
+
+They are made from the group itself where it lies here whole (another version may compress it otherwise: then that gives another
+encoding, and is no use), else from k shards that are read.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from erasure.audit import HeldShard
 from node.also_for import tell_other_models
+from node.assemble import GroupBytes
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located
 from node.place import Placer
 from node.store.interface import ShardKey
 from node.swarm.interface import Swarm
-from node.transfer.jobs import KeepShard, PushShard, RebuildShards, Source
+from node.transfer.jobs import EncodeGroup, KeepShard, PushShard, RebuildShards, Source, SourceSpan
 from node.transfer.remote import Transfer
 from protocol.errors import MfError, Unavailable
-from protocol.ids import PeerId, encoding_text
+from protocol.ids import EncodingId, PeerId, encoding_text
 
 log = logging.getLogger(__name__)
+
+Whole = Callable[[Located, int], Awaitable[GroupBytes | None]]
+
+
+async def _nothing_whole(located: Located, group: int) -> GroupBytes | None:
+    return None
 
 
 @dataclass
@@ -33,13 +44,14 @@ class Restored:
 
 
 class RepairWork:
-    """Homes are chosen by the rules of erasure/placement.py, as a publish chooses them."""
+    """Homes are chosen by the rules of erasure/placement.py, as a publish chooses them. `whole` gives a group that lies here whole."""
 
-    def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer) -> None:
+    def __init__(self, swarm: Swarm, transfer: Transfer, grants: GrantBook, placer: Placer, whole: Whole = _nothing_whole) -> None:
         self._swarm = swarm
         self._transfer = transfer
         self._grants = grants
         self._placer = placer
+        self._whole = whole
 
     async def restore(
         self, located: Located, group: int, known: KnownEncoding, make: Sequence[int], holders: Mapping[int, Sequence[str]]
@@ -54,15 +66,45 @@ class RepairWork:
             if not homes:
                 raise Unavailable("no node that has no shard of the group can take one", hint="let more peers lend storage")
             makes = sorted(shard for shard, _ in homes)
-            job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=makes)
-            done.read = (await self._transfer.rebuild_shards(job)).bytes
+            if not await self._coded_again(located, group, known, makes):
+                job = RebuildShards(job=uuid.uuid4().hex, envelope=known.envelope, sources=self._sources(known), make=makes)
+                done.read = (await self._transfer.rebuild_shards(job)).bytes
             try:
-                await self._push_all(located, group, known, job.make, holders, done)
+                await self._push_all(located, group, known, makes, holders, done)
             finally:
                 await self._transfer.drop_staged(known.id)
         if not done.placed:
             raise Unavailable("nobody took a shard that was made anew")
         return done
+
+    async def _coded_again(self, located: Located, group: int, known: KnownEncoding, make: list[int]) -> bool:
+        """Whether these shards are staged now, made from the whole group."""
+        whole = await self._whole(located, group)
+        if whole is None:
+            return False
+        record = known.record
+        job = EncodeGroup(
+            model=located.model,
+            group=group,
+            group_id=record.group,
+            length=record.length,
+            spans=[SourceSpan(fd=0, offset=0, length=record.length)],
+            k=record.k,
+            n=record.n,
+            compression=record.compression,
+            element=1,
+            n_max=len(record.roots),
+            like=known.envelope,
+            stage=tuple(make),
+        )
+        try:
+            encoded = await self._transfer.encode_group(job, [whole.fd])
+        finally:
+            whole.close()
+        if encoded.encoding == known.id:
+            return True
+        await self._transfer.drop_staged(EncodingId(encoded.encoding))
+        return False
 
     def _sources(self, known: KnownEncoding) -> list[Source]:
         """This node first: its own shard costs nobody anything."""

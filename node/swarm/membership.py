@@ -1,8 +1,8 @@
 """This node's part in the swarm: who is there, who answers, what they hold and what models are called.
 
 The parts are pure or small: `archive` keeps the signed records, `exchange` brings two archives together, `connections`
-dials, `heartbeat` judges who answers, `trust` knows whose word counts, `own` makes this node's records. Here they are
-put together and speak for the node as `Swarm`.
+dials, `entrance` knows the ways in, `heartbeat` judges who answers, `trust` knows whose word counts, `holders` what is held by
+whom, `own` makes this node's records. Here they are put together and speak for the node as `Swarm`.
 """
 
 from __future__ import annotations
@@ -24,36 +24,32 @@ from node.swarm.announce import Announcer
 from node.swarm.archive import AnyKept, Archive
 from node.swarm.book import Outcome
 from node.swarm.connections import Connections, Hooks
-from node.swarm.door import Door, Found, model_key
+from node.swarm.door import Door
+from node.swarm.entrance import Entrance
 from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
 from node.swarm.history import History
-from node.swarm.holdings import view_of
+from node.swarm.holders import Holders
 from node.swarm.interface import CardView, HoldingView, PeerView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
 from node.swarm.measures import Measures
 from node.swarm.own import Facts, OwnRecords, SwarmConfig
-from node.swarm.reputation import Reputation
 from node.swarm.spread import Spread
 from node.swarm.state import SwarmState
 from node.swarm.supervisor import Supervisor
 from node.swarm.tickets import make_ticket
 from node.swarm.trust import Trust
 from node.swarm.wire import Hello
-from protocol.errors import BadInput, MfError, Unavailable
-from protocol.ids import EncodingId, ModelId, PeerId, model_text
+from protocol.errors import BadInput, MfError
+from protocol.ids import EncodingId, ModelId, PeerId
 from protocol.messages import SWARM_PROTOCOL
 from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
-from protocol.ticket import parse_ticket
 
 log = logging.getLogger(__name__)
 
 COMPARE = 20.0
 _ROUND = 1.0
-_REACH = 8.0
-_MESH_WAIT = 1.0
-_FOUND_AT_ONCE = 8
 
 Listener = Callable[[str, PeerId], None]
 """(kind, whose): "peer" and "holding" and "card" for a new record, "routable" for a peer that began or ceased to answer."""
@@ -80,7 +76,7 @@ class Membership:
         deadlines: Deadlines | None = None,
         save_on: Executor | None = None,
     ) -> None:
-        self._key, self._network, self._door, self._config = key, network, door, config
+        self._key, self._network, self._config = key, network, config
         self._now, self._monotonic = now, monotonic
         self._rng = rng or random.Random(randomness.token_bytes(16))
         self._own = OwnRecords(key, config, Facts(boot=randomness.token_bytes(16)), network.addresses, now)
@@ -91,15 +87,26 @@ class Membership:
         history = History.restored(state.began, state.known or (), now())
         self._keeper = Keeper(state, save, self._trust, self._archive, self._own.peer, history, save_on)
         self._listeners: list[Listener] = []
-        self._reputation = Reputation()
-        self._audits = AuditBook()
         self._liveness = Liveness(deadlines or Deadlines())
+        self._holders = Holders(self._own.peer, self._archive, self._liveness, self._rng, now, monotonic)
         self._measures = Measures(self._archive, self._liveness, history, self._own.facts, self._rng, now, monotonic)
         self._exchange = Exchange(self._archive, self._ours(), self._supervisor)
         self._connections = Connections(network, self._archive.peers, self._liveness, self._hooks(), self._supervisor, monotonic, self._rng)
         self._heartbeat = Heartbeat(self._liveness, self._connections.link, self._routable_changed, self._supervisor, monotonic, self._rng)
         self._spread = Spread(self._exchange, self._connections.links, self._rng)
         self._announcer = Announcer(door, monotonic)
+        self._entrance = Entrance(
+            network,
+            door,
+            self._connections,
+            self._announcer,
+            self._trust,
+            self._keeper,
+            self._supervisor,
+            self._greet_again,
+            self.banned,
+            now,
+        )
         network.serve(SWARM_PROTOCOL, self._exchange.handle)
         network.listen_peers(self._connections.on_peer)
 
@@ -152,7 +159,7 @@ class Membership:
             (self._announcer.run(), "announcer"),
             (self._rounds(), "rounds"),
             (self._compare(), "comparison"),
-            (self._return(), "return to known peers"),
+            (self._entrance.go_back(), "return to known peers"),
         ):
             self._supervisor.spawn(work, f"swarm {name}")
 
@@ -163,23 +170,7 @@ class Membership:
         await self._keeper.stop()
 
     async def join(self, ticket: str) -> int:
-        issuer, opened = parse_ticket(ticket, self._now())
-        entries = [(PeerId(entry.peer), entry.addresses) for entry in opened.peers if entry.peer != self._own.peer]
-        if not entries:
-            raise BadInput("the ticket leads to this node itself", hint="paste a ticket of another node")
-        self._trust.adopt(issuer, opened)
-        self._keeper.touch()
-        await asyncio.gather(*(self._greet_again(link.peer) for link in self._connections.links()))
-        reached = await self._connections.reach_some(entries, _REACH)
-        if not reached:
-            asked = ", ".join(f"{peer} at {' '.join(addresses)}" for peer, addresses in entries)
-            raise Unavailable(f"none of the ticket's peers was reached: {asked}", hint="ask for a fresh ticket; is a node of it running?")
-        self._supervisor.spawn(self._enter_door(entries), "door")
-        await self._mesh_at_once()
-        log.info(
-            "joined the swarm through %d peers", reached, extra={"event": "swarm_joined", "fields": {"reached": reached, "issuer": issuer}}
-        )
-        return reached
+        return await self._entrance.join(ticket)
 
     def ticket(self) -> str:
         routable = [view for view in self.peers() if view.routable and view.record is not None]
@@ -214,31 +205,20 @@ class Membership:
         self._heartbeat.suspect(peer, reason)
 
     def holdings(self, model: ModelId) -> list[HoldingView]:
-        return [view_of(kept) for kept in self._archive.holdings.of_model(model) if self._usable(kept.signer)]
+        return self._holders.of_model(model)
 
     def holders(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
-        now = self._now()
-        found: dict[int, list[PeerId]] = {}
-        for shard, peers in self._archive.holdings.holders(encoding, self._usable).items():
-            if good := [peer for peer in peers if not self._reputation.set_aside(encoding, shard, peer, now)]:
-                found[shard] = good
-        return found
+        return self._holders.of(encoding)
 
     @property
     def audits(self) -> AuditBook:
-        return self._audits
+        return self._holders.audits
 
     def counted(self, encoding: EncodingId) -> dict[int, list[PeerId]]:
-        now = self._monotonic()
-
-        def counts(peer: PeerId, shard: int) -> bool:
-            return peer == self._own.peer or self._audits.counts(HeldShard(peer, encoding, shard), now)
-
-        lying = {shard: [peer for peer in peers if counts(peer, shard)] for shard, peers in self.holders(encoding).items()}
-        return {shard: peers for shard, peers in lying.items() if peers}
+        return self._holders.counted(encoding)
 
     def vouch(self, held: HeldShard) -> None:
-        self._audits.vouch(held, self._monotonic(), self._rng)
+        self._holders.vouch(held)
 
     def cards(self) -> list[CardView]:
         return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.live()]
@@ -247,21 +227,8 @@ class Membership:
         return self._archive.catalog.resolve(name, self._own.peer, self._trust.believed)
 
     async def find_model(self, model: ModelId, timeout: float) -> None:
-        if any(view.peer != self._own.peer for view in self.holdings(model)):
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                found = await self._door.lookup(model_key(model), timeout * 0.6)
-                others = self._worth_asking(found)
-                await self._connections.reach_some(others, timeout)
-        except (MfError, TimeoutError) as error:
-            log.info("looking up %s: %s", model_text(model), str(error) or f"no end within {timeout:g} s")
-
-    def _worth_asking(self, found: Sequence[Found]) -> list[tuple[PeerId, list[str]]]:
-        connected = self._network.connected()
-        others = [entry for entry in found if entry.peer != self._own.peer and not self.banned(entry.peer)]
-        reachable = [(entry.peer, self._connections.allowed(entry.addresses)) for entry in others]
-        return [(peer, addresses) for peer, addresses in reachable if addresses or peer in connected][:_FOUND_AT_ONCE]
+        if not any(view.peer != self._own.peer for view in self.holdings(model)):
+            await self._entrance.find(model, timeout)
 
     async def put_card(self, card: Card) -> None:
         await self._publish(self._own.card(self._archive, card))
@@ -292,27 +259,16 @@ class Membership:
 
     def blame(self, peer: PeerId, shard: str, reason: str) -> None:
         """A verb saw wrong bytes from `peer`; `shard` is `reputation.shard_text`."""
-        banned = self._reputation.blame(peer, shard, reason, self._now())
-        log.warning(
-            "%s served wrong bytes of %s: %s%s",
-            peer,
-            shard,
-            reason,
-            "; it is banned for a while" if banned else "",
-            extra={"event": "peer_blamed", "fields": {"peer": peer, "shard": shard, "reason": reason, "banned": banned}},
-        )
+        self._holders.blame(peer, shard, reason)
 
     def banned(self, peer: PeerId) -> bool:
-        return self._reputation.banned(peer, self._now())
+        return self._holders.banned(peer)
 
     def set_aside(self, encoding: EncodingId, shard: int, peer: PeerId) -> bool:
-        return self._reputation.set_aside(encoding, shard, peer, self._now())
+        return self._holders.set_aside(encoding, shard, peer)
 
     def blamed(self) -> list[dict[str, Any]]:
-        return self._reputation.blamed()
-
-    def _usable(self, peer: PeerId) -> bool:
-        return peer == self._own.peer or (self._liveness.routable(peer) and not self.banned(peer))
+        return self._holders.blamed()
 
     def _view(self, peer: PeerId) -> PeerView:
         kept, pulse = self._archive.peers.get(peer), self._liveness.pulse(peer)
@@ -392,22 +348,6 @@ class Membership:
         event = "peer_routable" if routable else "peer_unroutable"
         log.info("%s is %s: %s", peer, "routable" if routable else "not routable", reason, extra={"event": event, "fields": fields})
         self._tell("routable", peer)
-
-    async def _enter_door(self, entries: list[tuple[PeerId, list[str]]]) -> None:
-        await self._door.join(entries)
-        self._announcer.hurry()
-
-    async def _mesh_at_once(self) -> None:
-        """Dials whoever the records just pulled name, so that the caller of `join` finds holders routable."""
-        task = self._supervisor.spawn(self._connections.mesh_and_greet(), "first mesh")
-        if task is not None:
-            await asyncio.wait({task}, timeout=_MESH_WAIT)
-
-    async def _return(self) -> None:
-        known = self._keeper.saved_peers()
-        if known:
-            await self._connections.reach_some(known, _REACH)
-            await self._enter_door(known)
 
     async def _rounds(self) -> None:
         """Each second: dial, renew, forget what has expired, save."""

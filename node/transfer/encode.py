@@ -10,7 +10,7 @@ import asyncio
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -43,7 +43,8 @@ Buffer = bytes | bytearray | memoryview
 async def encode_group(
     job: EncodeGroup, fds: Sequence[int], staging: Staging, key: Ed25519PrivateKey, executor: Executor, progress: Progress | None = None
 ) -> Encoded:
-    """Stages the n shards of a group and returns its signed encoding (`shard_bytes` of one shard, `stored_bytes` of all n).
+    """Stages the n shards of a group, or those named in `job.stage`, and returns its signed encoding (`shard_bytes` of one shard,
+    `stored_bytes` of all n).
 
     `fds` stay the caller's. On any failure, being cancelled included, nothing stays behind. `BadInput`: the spans don't give
     `length` bytes, or k, n or compression are impossible; `StorageFull`: the disk is.
@@ -52,7 +53,7 @@ async def encode_group(
     reader = SpanReader(job.spans, fds, job.length)
     code = Code(job.k, max(job.n, job.n_max))
     making = await to_the_end(loop.run_in_executor(executor, staging.begin))
-    files = ShardFiles(making, job.n, code.n)
+    files = ShardFiles(making, job.stage or range(job.n), code.n)
     try:
         compressed = await to_the_end(loop.run_in_executor(executor, choose_compression, job, reader))
         segments = await _code_segments(job, reader, code, compressed, files, executor, progress)
@@ -209,12 +210,15 @@ def _read_fully(fd: int, offset: int, view: memoryview) -> None:
 
 
 class ShardFiles:
-    """The n files being filled, piece by piece, and the leaves of all `committed` shards; one `append` at a time."""
+    """The files of the shards `staged` being filled, piece by piece, and the leaves of all `committed`; one `append` at a time."""
 
-    def __init__(self, folder: Path, n: int, committed: int) -> None:
+    def __init__(self, folder: Path, staged: Iterable[int], committed: int) -> None:
         self.folder = folder
+        self._staged = sorted(set(staged))
+        if not self._staged or not 0 <= self._staged[0] <= self._staged[-1] < committed:
+            raise BadInput(f"encode: shards 0 to {committed - 1} can be staged, not {self._staged}")
         self._fds: list[int] = []
-        self._paths = [folder / str(j) for j in range(n)]
+        self._paths = [folder / str(j) for j in self._staged]
         self._hashers = [LeafHasher() for _ in range(committed)]
 
     def append(self, pieces: Sequence[Buffer]) -> None:
@@ -222,8 +226,8 @@ class ShardFiles:
             self._open()
         for hasher, piece in zip(self._hashers, pieces, strict=True):
             hasher.update(memoryview(piece))
-        for fd, piece in zip(self._fds, pieces, strict=False):
-            view = memoryview(piece)
+        for fd, shard in zip(self._fds, self._staged, strict=True):
+            view = memoryview(pieces[shard])
             while view:
                 view = view[os.write(fd, view) :]
 
@@ -232,8 +236,8 @@ class ShardFiles:
         if not self._fds:
             self._open()
         leaves = [hasher.finish() for hasher in self._hashers]
-        for path, found in zip(self._paths, leaves, strict=False):
-            leaves_path(path).write_bytes(found)
+        for path, shard in zip(self._paths, self._staged, strict=True):
+            leaves_path(path).write_bytes(leaves[shard])
         return [shard_root(hasher.length, found) for hasher, found in zip(self._hashers, leaves, strict=True)]
 
     def close(self) -> None:

@@ -61,6 +61,8 @@ class EncodeGroup(Record):
     """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
     like: bytes | None = None
     """Envelope of an encoding to make again: where all comes out as it says, the shards are staged under it and not under a new one."""
+    stage: tuple[int, ...] = ()
+    """The shards to stage, of all that are committed to; empty: the first n."""
 
 
 class Encoded(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from dataclasses import replace
@@ -33,6 +34,7 @@ candidates = st.lists(
         weight=st.sampled_from([0.0, 1.0, 2.0]),
         operator=st.sampled_from([None, None, None, "a", "b"]),
         reliability=st.none() | st.floats(0, 1),
+        room=st.none() | st.floats(0, 1),
         region=st.sampled_from([None, "north", "south"]),
         relayed=st.booleans(),
         new=st.booleans(),
@@ -161,19 +163,63 @@ def test_what_is_measured_counts_and_unknown_is_the_middle() -> None:
         Weights(speed=-1.0)
 
 
-def spread(nodes: list[Candidate], count: int) -> Counter[str]:
+def test_who_holds_clearly_more_than_its_share_stands_back_while_others_are_left() -> None:
+    nodes = [node(number, weight=2.0, room=0.9 if number < 15 else 0.4) for number in range(20)]
     view = Placement(nodes)
-    return Counter(peer for group in groups(count) for _, peer in view.choose(group, 20, k=10))
+    assert [view.crowded(f"peer{number}") for number in (0, 14, 15, 19, 99)] == [False, False, True, True, False]
+    for group in groups(30):
+        assert not any(view.crowded(peer) for _, peer in view.choose(group, 15))
+        assert sum(view.crowded(peer) for _, peer in view.choose(group, 18)) == 3
+    assert any(view.crowded(peer) for group in groups(30) for _, peer in view.choose(group, 6, evenly=False))
+    view.join(node(0, weight=2.0, room=0.1))
+    assert view.crowded("peer0")
+    view.leave("peer0")
+    assert not view.crowded("peer0")
 
 
-def test_used_space_is_even_over_a_thousand_nodes() -> None:
-    used = spread([node(number) for number in range(1_000)], 7_500)
-    assert max(used.values()) / (7_500 * 20 / 1_000) <= 1.3
+def test_who_doesnt_tell_its_room_isnt_crowded() -> None:
+    view = Placement([node(0), node(1, room=0.9), node(2, room=0.9), node(3, room=0.1, weight=0.0)])
+    assert not any(view.crowded(f"peer{number}") for number in range(4))
+
+
+def test_a_crowded_node_comes_before_a_second_one_of_a_domain() -> None:
+    nodes = [replace(node(number, room=0.8), domain="rack") for number in range(5)]
+    view = Placement([*nodes, node(9, room=0.1)])
+    assert "peer9" in {peer for _, peer in view.choose(GROUP, 2)}
+
+
+def spread(nodes: list[Candidate], models: int) -> Counter[str]:
+    """Shards of each node after so many models of 30 groups, 20 shards each; between two of them all tell their room."""
+    view = Placement(nodes)
+    lent = 2 * models * 30 * 20 / sum(candidate.weight for candidate in nodes)
+    used: Counter[str] = Counter()
+    for model in range(models):
+        for candidate in nodes:
+            view.join(replace(candidate, room=round(1 - used[candidate.peer] / (lent * candidate.weight), 3)))
+        for index in range(30):
+            places = view.choose(index.to_bytes(32, "big"), 20, k=10, salt=model.to_bytes(2, "big"), model=model.to_bytes(2, "big"))
+            used.update(peer for _, peer in places)
+    return used
+
+
+def mixed_node(number: int) -> Candidate:
+    rng = random.Random(number)
+    measured = {"reliability": rng.uniform(0.5, 1.0), "speed": rng.uniform(1e6, 1e8), "distance": rng.uniform(0.005, 0.3)}
+    return node(number, weight=rng.choice((1.0, 2.0, 4.0)), region=f"r{number % 8}", **measured)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_used_space_is_even_over_a_thousand_nodes(mixed: bool) -> None:
+    nodes = [mixed_node(number) if mixed else node(number) for number in range(1_000)]
+    used = spread(nodes, 100)
+    worth = {candidate.peer: Weights().worth(candidate) for candidate in nodes}
+    fair = used.total() / sum(worth.values())
+    assert max(used[peer] / (fair * worth[peer]) for peer in worth) <= 1.3
 
 
 def test_used_space_follows_what_is_lent() -> None:
     nodes = [node(number, weight=1.0 + number % 3) for number in range(300)]
-    used = spread(nodes, 4_500)
+    used = spread(nodes, 40)
     fair = used.total() / sum(candidate.weight for candidate in nodes)
     for lent in (1.0, 2.0, 3.0):
         alike = [used[candidate.peer] / (fair * lent) for candidate in nodes if candidate.weight == lent]
@@ -182,7 +228,7 @@ def test_used_space_follows_what_is_lent() -> None:
 
 
 def test_a_decision_among_ten_thousand_takes_a_millisecond() -> None:
-    view = Placement([node(number, region=f"region {number % 8}") for number in range(10_000)])
+    view = Placement([node(number, region=f"region {number % 8}", room=number % 10 / 10) for number in range(10_000)])
     view.choose(GROUP, 20, k=10)
     spent = []
     for group in groups(30):

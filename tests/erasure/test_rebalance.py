@@ -45,6 +45,21 @@ def test_each_holder_finds_its_own_part_of_the_same_moves() -> None:
     )
 
 
+def test_who_holds_too_much_gives_first_and_nobody_gives_more_for_it() -> None:
+    view = Placement(node(number, room=0.3 if number < 6 else 0.9) for number in range(30))
+    names = [index.to_bytes(32, "big") for index in range(60)]
+    held = [GroupHeld(name, 3, 6, 1, dict(view.choose(name, 6, evenly=False))) for name in names]
+    view.join(node(99, room=0.9))
+    found = moves(view, held, ["peer99"])
+    gives = {group.group: group for group in held}
+    assert len(found) == sum("peer99" in dict(view.choose(name, 6, evenly=False)).values() for name in names)
+    for move in found:
+        group = gives[move.group]
+        chosen = {peer for _, peer in view.choose(move.group, 6, evenly=False)}
+        left = {peer for peer in group.held.values() if peer not in chosen}
+        assert view.crowded(move.source) or not any(view.crowded(peer) for peer in left)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(3, 25), st.integers(2, 12), st.integers(1, 8), st.integers(0, 8), st.booleans())
 def test_a_move_never_puts_more_into_one_domain(nodes: int, domains: int, n: int, joining: int, new: bool) -> None:

@@ -16,6 +16,7 @@ from node.locate import Located
 from node.stage_room import StageRoom
 from protocol import limits
 from protocol.errors import Unavailable
+from protocol.ids import ModelId
 from tests.node.test_stage_room import Setting, small_model
 from tests.node.verb_fakes import InlineExecutor, VerbNode, verb_swarm
 
@@ -85,6 +86,23 @@ async def test_a_group_is_fetched_once_also_over_a_restart(cached: Cached) -> No
     assert await cached.read(1) == first
     assert cached.fetches == 1
     assert (cached.cache.cache.hits, cached.cache.cache.misses) == (1, 0)
+
+
+async def test_what_lies_here_whole_is_said_and_given_without_asking_anybody(cached: Cached) -> None:
+    told: list[ModelId] = []
+    cached.cache.on_change(told.append)
+    assert (cached.cache.whole(cached.located.model), await cached.cache.lying(cached.located, 1)) == ([], None)
+    first = await cached.read(1)
+    assert (cached.cache.whole(cached.located.model), told) == ([1], [cached.located.model])
+    fetches = cached.fetches
+    whole = await cached.cache.lying(cached.located, 1)
+    assert whole is not None
+    assert whole.read() == first
+    whole.close()
+    path = next(path for path in (cached.folder / FOLDER).iterdir() if path.name != HABITS)
+    path.write_bytes(bytes(len(first)))
+    assert await cached.cache.lying(cached.located, 1) is None
+    assert (cached.cache.whole(cached.located.model), cached.fetches) == ([], fetches)
 
 
 @pytest.mark.parametrize("harm", ["byte", "short", "gone", "link"])

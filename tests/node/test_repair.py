@@ -15,12 +15,13 @@ import pytest
 
 from erasure.audit import HeldShard, Verdict
 from erasure.presence import HOUR
+from erasure.standing import GroupView, comes_before
 from node.repair import Repairs, settings_for
 from node.repair_memory import RepairMemory
 from node.repair_sight import RepairSight
 from node.repair_work import RepairWork
-from node.swarm.interface import PeerView
-from protocol.ids import EncodingId, PeerId
+from node.swarm.interface import HoldingView, PeerView
+from protocol.ids import EncodingId, ModelId, PeerId
 from tests.node.verb_fakes import FakeSwarm, InlineExecutor, VerbNode, VerbSwarm, full, quiet, small_model, verb_swarm
 
 BASE = time.time()
@@ -45,7 +46,7 @@ class Healing:
 
     def repairs_of(self, node: VerbNode) -> Repairs:
         known: Any = node.transfer
-        work = RepairWork(node.swarm, known, node.book, node.placer)
+        work = RepairWork(node.swarm, known, node.book, node.placer, node.assembled.lying)
         memory = RepairMemory(self.folder / f"{node.peer}.msgpack")
         clock = self.clock
         sight = RepairSight(node.peer, node.swarm, known, node.locator, self.gone_after, lambda: clock.now, clock.unix)
@@ -127,6 +128,72 @@ async def test_lost_shards_are_made_anew_once_and_lie_at_other_nodes(ten: Healin
     asker = await ten.swarm.add(tmp_path)
     model = next(iter(ten.swarm.nodes[0].swarm.cards())).card.full_name()
     assert (await asker.fetcher.fetch(model, tmp_path / "back", quiet))["files"] == 3
+
+
+async def with_everything(ten: Healing, folder: Path) -> VerbNode:
+    """A node that has run the model: all its groups lie there whole, beside a shard of some. Not the publisher; by lot it comes last
+    of those that hold the first group."""
+    encoding, shards = min(ten.lying().items())
+    view = GroupView(encoding, 2, 6, 6, 1, shards)
+    holders = [node for node in ten.swarm.nodes[1:] if [node.peer] in shards.values()]
+    node = min(holders, key=lambda node: sum(comes_before(view, node.peer, other.peer, ten.clock.now) for other in holders))
+    (folder / node.peer).mkdir(exist_ok=True)
+    await node.assembled.open()
+    located = await node.locator.locate(node.swarm.resolve("little"))
+    for group in range(len(located.manifest.groups)):
+        (await node.assembled.group(located, group)).close()
+    await node.assembled.settled()
+    await node.tell()
+    return node
+
+
+def kill_but(ten: Healing, spared: VerbNode) -> set[bytes]:
+    """Three other holders of a group that `spared` has a shard of; the encodings below r now."""
+    mine = min(info.key.encoding for info in spared.transfer.store.list_shards())
+    publisher = ten.swarm.nodes[0].peer
+    gone = [peers[0] for _, peers in sorted(ten.lying()[mine].items()) if peers[0] not in (publisher, spared.peer)][:3]
+    for node in [node for node in ten.swarm.nodes if node.peer in gone]:
+        ten.swarm.leave(node)
+    return {encoding for encoding, shards in ten.lying().items() if len(shards) < 4}
+
+
+async def test_who_holds_a_group_whole_makes_its_shards_first_and_reads_nothing(ten: Healing, tmp_path: Path) -> None:
+    node = await with_everything(ten, tmp_path)
+    mine = {info.key.encoding for info in node.transfer.store.list_shards()}
+    told = next(view for (peer, _), view in ten.swarm.board.holdings.items() if peer == node.peer)
+    assert sorted(told.full) == sorted(entry.group for entry in told.held)
+    below = kill_but(ten, node)
+    assert below & mine
+    fetches = node.transfer.fetches
+    await ten.minute(26)
+    assert {encoding for encoding, _ in ten.rebuilt()} == below - mine
+    counts = ten.repairs[node.peer].counts
+    assert (counts.repairs, counts.failed, counts.read, node.transfer.fetches) == (len(below & mine), 0, 0, fetches)
+    assert counts.written > 0
+    for encoding in below:
+        assert sorted(ten.lying()[encoding]) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_whole_group_that_codes_otherwise_here_is_no_use_and_k_shards_are_read(ten: Healing, tmp_path: Path) -> None:
+    node = await with_everything(ten, tmp_path)
+    node.transfer.lie = True
+    below = kill_but(ten, node)
+    await ten.minute(26)
+    assert {encoding for encoding, _ in ten.rebuilt()} == below
+    assert node.transfer.staged == {}
+    assert sum(repairs.counts.failed for repairs in ten.repairs.values()) == 0
+    for encoding in below:
+        assert sorted(ten.lying()[encoding]) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_full_holding_without_a_shard_puts_nobody_first(ten: Healing) -> None:
+    model = ModelId(ten.swarm.nodes[0].swarm.cards()[0].card.model)
+    boaster = ten.swarm.nodes[9]
+    view = HoldingView(boaster.peer, model, [], list(range(8)), [], ())
+    for node in ten.swarm.nodes[:9]:
+        ten.swarm.board.holdings[boaster.peer, model] = view
+        watched = await ten.repairs[node.peer]._sight.look(ten.clock.now)
+        assert all(not entry.view.full for entry in watched.values())
 
 
 async def test_who_comes_back_in_time_costs_nothing(ten: Healing) -> None:

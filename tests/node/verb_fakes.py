@@ -26,6 +26,7 @@ from erasure.code import Code
 from erasure.placement import Candidate
 from erasure.segment import decode_segment, encode_segment, segment_spans
 from node.assemble import Assembler
+from node.assembled_cache import AssembledCache
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
@@ -195,7 +196,8 @@ class FakeTransfer:
         same = job.like is not None and parse_encoding(job.like)[1] == record
         envelope = job.like if same and job.like is not None else seal_encoding(self._key, record)
         name = encoding_id(envelope)
-        self.staged[name] = [bytes(shard) for shard in shards[: job.n]]
+        staged = job.stage or range(job.n)
+        self.staged[name] = [bytes(shard) if number in staged else b"" for number, shard in enumerate(shards)]
         length = record.shard_length()
         return Encoded(envelope=envelope, encoding=name, shard_bytes=length, stored_bytes=length * job.n)
 
@@ -444,14 +446,15 @@ class VerbNode:
         known: Any = self.transfer
         executor = InlineExecutor()
         self.locator = Locator(self.network, self.swarm, known, executor)
-        self.keeper = HoldingKeeper(self.swarm, known, self.locator)
         config = DeskConfig(urls=["https://127.0.0.1:1"], tls=bytes(32))
         self.blocks = BlockList(scratch / self.peer)
         self.puts = PutDesk(self.network, self.swarm, known, lend in ("storage", "both"), self.blocks)
         self.desk = GrantDesk(self.key, self.network, self.swarm, known, config, self.puts)
         self.book = GrantBook(self.network, self.swarm, self.desk)
-        self.callbacks.connect(self.book, self.keeper, lambda: None)
         self.assembler = Assembler(self.swarm, known, self.book, executor, scratch)
+        self.assembled = AssembledCache(self.assembler, self.locator, executor, scratch / self.peer, QUOTA)
+        self.keeper = HoldingKeeper(self.swarm, known, self.locator, self.assembled.whole)
+        self.callbacks.connect(self.book, self.keeper, lambda: None)
         me = Candidate(self.peer, f"node {self.peer}", 1e9)
         self.view = PlacementView(me, self.swarm)
         self.reuser = Reuser(self.peer, self.swarm, known, self.book, self.locator, self.assembler)

@@ -115,6 +115,24 @@ async def test_shards_beyond_n_are_committed_to_and_made_by_anyone_later(
     assert shard_root(len(made), leaf_digests(made)) == record.roots[5]
 
 
+async def test_only_the_shards_asked_for_are_staged_beyond_n_too(tmp_path: Path, staging: Staging, executor: ThreadPoolExecutor) -> None:
+    data = random.Random(5).randbytes(300_000)
+    fd = file_of(data, tmp_path)
+    job = msgspec.structs.replace(job_of([SourceSpan(0, 0, len(data))]), n_max=7)
+    first = await encode_group(job, [fd], staging, KEY, executor)
+    whole = {shard: staging.path(first.encoding, shard).read_bytes() for shard in staging.shards(first.encoding)}
+    assert sorted(whole) == [0, 1, 2, 3]
+    staging.drop(first.encoding)
+    some = msgspec.structs.replace(job, stage=(6, 1), like=first.envelope)
+    again = await encode_group(some, [fd], staging, KEY, executor)
+    assert (again.encoding, sorted(staging.shards(again.encoding))) == (first.encoding, [1, 6])
+    assert staging.path(again.encoding, 1).read_bytes() == whole[1]
+    assert decoded(staging, again.encoding, [1, 6]) == data
+    for wrong in ((7,), (-1, 2)):
+        with pytest.raises(BadInput, match="can be staged"):
+            await encode_group(msgspec.structs.replace(job, stage=wrong), [fd], staging, KEY, executor)
+
+
 async def test_the_same_group_gives_the_same_encoding(tmp_path: Path, staging: Staging, executor: ThreadPoolExecutor) -> None:
     fd = file_of(b"w" * 300_000, tmp_path)
     first = await encode_group(job_of([SourceSpan(0, 0, 300_000)]), [fd], staging, KEY, executor)
