@@ -61,6 +61,8 @@ class Planned:
     kind: str
     route: list[dict[str, Any]]
     prompt_tokens: int
+    private: bool = False
+    """Nothing of its replies is kept."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class ModelInfo:
     updated_at: float | None = None
     popularity: int = 0
     tags: tuple[str, ...] = ()
+    private: bool = False
+    """Shared with who sees it, and with others of its publisher's choice."""
 
 
 class Gateway(Protocol):

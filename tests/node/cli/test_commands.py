@@ -27,6 +27,8 @@ ANSWERS: dict[str, Any] = {
         "model_id": "mfm1x",
         "name": "a/b",
         "groups": 2,
+        "k": 2,
+        "n": 6,
         "shards": 12,
         "bytes": 100,
         "stored_bytes": 300,
