@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NICE := nice -n 5
 
-.PHONY: venv demo test tools check bench nightly fmt wheel clean
+.PHONY: venv demo test tools clients check bench nightly fmt wheel clean
 .DEFAULT_GOAL := venv
 
 venv: $(STAMP)
@@ -33,10 +33,15 @@ check: $(STAMP)
 tools:
 	@bash bootstrap/system_packages.sh $(PYTHON) strace
 
-test: tools check
+# Programs of others for the APIs, each in an environment of its own in the cache: tests/clients/environments.py.
+clients: $(STAMP)
+	$(BIN)/python -m tests.clients.environments
+
+test: tools check clients
 	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) -q
 
 nightly: tools $(STAMP)
+	$(BIN)/python -m tests.clients.environments nightly
 	$(NICE) $(BIN)/python -m pytest -m nightly -q
 
 bench: $(STAMP)

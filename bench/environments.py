@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bootstrap.demo_model import cache_folder
 
+MARK = "installed"
 _WITHIN = 900.0
 
 
@@ -27,10 +28,15 @@ def command(name: str, package: str) -> str:
     return found
 
 
+def environment_folder(*requirements: str) -> Path:
+    """Where it is, or would be."""
+    return cache_folder() / "bench" / "+".join(requirements)
+
+
 def environment(*requirements: str) -> Path:
     """`bin/` of an environment with these pinned requirements, or `Missing` with pip's own last word."""
-    folder = cache_folder() / "bench" / "+".join(requirements)
-    mark = folder / "installed"
+    folder = environment_folder(*requirements)
+    mark = folder / MARK
     if not mark.exists():
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], requirements)

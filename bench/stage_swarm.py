@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from tests.support.processes import Node
 from tests.support.wait import wait_until
 from tests.swarm import tools

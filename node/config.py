@@ -29,6 +29,7 @@ LOG_FORMATS = ("text", "json")
 COMPRESSIONS = ("auto", "raw", "fast")
 HTTP_ACCESS = ("auto", "open", "keyed")
 TLS = ("none", "auto")
+ENGINES = ("auto", "torch", "llama")
 
 _DEFAULT_STORAGE = 20 * 10**9
 _OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
@@ -49,7 +50,7 @@ class NodeConfig:
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
-    `reuse`: whether what was computed for a prompt may serve the next one that begins alike.
+    `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into.
 
     `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
     `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
@@ -76,6 +77,7 @@ class NodeConfig:
     audits: bool = True
     serve_layers: bool = True
     reuse: bool = True
+    engine: str = "auto"
     http_access: str = "auto"
     tls: str = "none"
     insecure_http: bool = False
@@ -239,6 +241,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "audits": _switch,
     "serve_layers": _switch,
     "reuse": _switch,
+    "engine": _one_of(*ENGINES),
     "http_access": _one_of(*HTTP_ACCESS),
     "tls": _one_of(*TLS),
     "insecure_http": _switch,

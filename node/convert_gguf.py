@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from node.machine import available_memory
-from node.model_folder import ModelFolder, gguf_header
+from node.model_folder import ModelFolder
+from node.model_headers import gguf_header
 from node.owner import Notify
 from node.transfer.remote import child_environment
 from protocol import limits

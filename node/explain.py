@@ -7,6 +7,7 @@ from typing import Any
 from node.locate import Located, Locator
 from node.model_cost import StageCost
 from node.route import Router
+from node.stage_room import StageRoom
 from node.swarm.interface import Swarm
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId, model_text
@@ -20,12 +21,13 @@ PROMPT_TOKENS = 128
 
 
 class Explainer:
-    def __init__(self, me: PeerId, swarm: Swarm, locator: Locator, router: Router, paces: Paces) -> None:
+    def __init__(self, me: PeerId, swarm: Swarm, locator: Locator, router: Router, paces: Paces, room: StageRoom) -> None:
         self._me = me
         self._swarm = swarm
         self._locator = locator
         self._router = router
         self._paces = paces
+        self._room = room
 
     async def explain(self, model: str, tokens: int | None = None, precision: str = "bf16", force: bool = False) -> dict[str, Any]:
         """The document of `mf-node explain`; `kind` "none" where there is no route, with the reason in `why`."""
@@ -46,10 +48,20 @@ class Explainer:
                 "stages": [],
                 "expected": None,
                 "budget": None,
+                "engine": None,
             }
             return made | none | {"considered": self._considered(located, offers, None, tokens, precision)}
         made |= {"kind": plan.kind, "why": plan.why, "hint": None, **self._figures(located, plan, offers, tokens, precision, force)}
+        made |= {"engine": self._engine(located, plan, tokens, precision)}
         return made | {"considered": self._considered(located, offers, plan, tokens, precision)}
+
+    def _engine(self, located: Located, plan: Plan, tokens: int, precision: str) -> dict[str, str] | None:
+        """What this node's own part would run on; None: it has none. Others choose for themselves."""
+        mine = next((stage for stage in plan.stages if stage.peer == self._me), None)
+        if mine is None:
+            return None
+        choice = self._room.engine(located, mine.first, mine.end, precision, tokens)
+        return {"name": choice.engine, "why": choice.why}
 
     def _figures(self, located: Located, plan: Plan, offers: list[Offer], tokens: int, precision: str, force: bool) -> dict[str, Any]:
         cost, rtt = StageCost(located.manifest, precision), {offer.peer: offer.rtt for offer in offers}

@@ -55,12 +55,16 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Planned:
-    """First event: where it will run. `route` e.g. [{"peer", "first", "end", "here"}], `kind` here|peer|pipeline."""
+    """First event: where it will run. `route` e.g. [{"peer", "first", "end", "here"}], `kind` here|peer|pipeline.
+
+    `engine` torch|llama of a reply made here; None: others choose theirs.
+    """
 
     model_id: str
     kind: str
     route: list[dict[str, Any]]
     prompt_tokens: int
+    engine: str | None = None
     private: bool = False
     """Nothing of its replies is kept."""
 

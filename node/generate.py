@@ -16,6 +16,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from node.echo import Echo, known_tokens
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, TextLogprob
 from node.heard import Heard
 from node.local_run import LocalRun
@@ -33,9 +36,11 @@ from node.standby import StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
-from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import Sampling, StageSpec
+from protocol.layout import layer_count
+from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
 from runtime.interface import SpelledToken
@@ -71,6 +76,8 @@ class Reply:
     moved: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    """Of the prompt's tokens, where they are echoed with their logarithms."""
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
@@ -111,13 +118,19 @@ class Generator:
         deadline = asyncio.get_running_loop().time() + request.timeout
         reply = await _before(deadline, self._begin(request))
         stops, text = StopStrings(request.stop), ReplyText(self._worker, self._room, reply.located)
+        echo = Echo(self._worker, self._room, reply.located, request, reply.prompt)
         try:
+            echo.check()
             reply.plan = await _before(deadline, self._first_plan(reply))
             if reply.plan.kind == "here":
                 self._room.line.check()
-            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt))
+            yield Planned(model_text(reply.located.model), reply.plan.kind, self._told(reply.plan), len(reply.prompt), self._engine(reply))
+            if request.echo and request.sampling.logprobs is None:
+                yield await _before(deadline, echo.plain())
             async with aclosing(self._tokens(reply)) as tokens:
                 while (sampled := await _before(deadline, _next(tokens))) is not None:
+                    if echo.due:
+                        yield await _before(deadline, echo.scored(reply.scores))
                     shown, logprobs = await _before(deadline, _shown(text, sampled))
                     yield Piece(stops.feed(shown), len(reply.made), logprobs)
                     if stops.found:
@@ -133,6 +146,7 @@ class Generator:
     async def _begin(self, request: GenerationRequest) -> Reply:
         started = time.monotonic()
         check_sampling(request.sampling)
+        _check_size(request)
         located = await self._locator.locate(self._swarm.resolve(request.model))
         text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
@@ -160,9 +174,18 @@ class Generator:
 
     async def _encode_once(self, request: GenerationRequest, located: Located) -> list[int]:
         model = model_text(located.model)
+        if request.tokens is not None:
+            return known_tokens(request.tokens, located.manifest.summary.vocabulary)
         if request.messages is not None:
             return await self._worker.encode_chat(model, request.messages, continue_final=request.continue_final, tools=request.tools)
         return await self._worker.encode_text(model, request.text or "")
+
+    def _engine(self, reply: Reply) -> str | None:
+        """Of a reply that is made here."""
+        if reply.plan is None or reply.plan.kind != "here":
+            return None
+        layers = layer_count(reply.located.manifest)
+        return self._room.engine(reply.located, 0, layers, reply.request.precision, reply.tokens_max).engine
 
     # Routes
 
@@ -193,6 +216,7 @@ class Generator:
         try:
             async with aclosing(self._counted(reply, local.run(self._request(reply)))) as tokens:
                 async for sampled in tokens:
+                    reply.scores = reply.scores or local.scores
                     yield sampled
         except StageLost as lost:
             if isinstance(lost.cause, Busy) and "position" in lost.cause.details:
@@ -212,6 +236,7 @@ class Generator:
                     _add(reply.timings, pipeline.timings)
                     async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
                         async for sampled in tokens:
+                            reply.scores = reply.scores or pipeline.scores
                             yield sampled
                 except StageLost as lost:
                     await self._replace(reply, pipeline, lost)
@@ -233,6 +258,7 @@ class Generator:
             precision=reply.request.precision,
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
+            score=reply.request.echo and reply.request.sampling.logprobs is not None and not reply.made,
             prints=heard.key if heard is not None else None,
             heard=heard,
         )
@@ -331,6 +357,13 @@ class Generator:
             timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
             replaced=reply.replaced,
         )
+
+
+def _check_size(request: GenerationRequest) -> None:
+    """Before anything is made of it: a tokenizer takes many times what it is given, in the worker that makes all replies."""
+    size = len(msgspec.msgpack.encode([request.messages, request.tools, request.text]))
+    if size > limits.MAX_PROMPT:
+        raise TooLarge(f"the prompt has {size} bytes, {limits.MAX_PROMPT} are allowed", details={"bytes": limits.MAX_PROMPT})
 
 
 async def _shown(text: ReplyText, sampled: Sampled) -> tuple[str, tuple[TextLogprob, ...]]:

@@ -16,6 +16,7 @@ from node.stage_room import StageRoom
 from node.worker import Worker
 from protocol.errors import MfError
 from protocol.ids import PeerId
+from protocol.messages import TokenLogprob
 from runtime.interface import Generate, Generated, Made
 
 
@@ -28,6 +29,8 @@ class LocalRun:
         self._worker = worker
         self._located = located
         self.timings: dict[str, float] = {}
+        self.scores: dict[int, list[TokenLogprob]] = {}
+        """Of the prompt's tokens by their place, where they are asked."""
 
     async def run(self, request: PipelineRequest) -> AsyncGenerator[Sampled, None]:
         """Tokens as they come; raises `StageLost` when the worker can't go on. Closing it ends the work before the next pass."""
@@ -47,6 +50,7 @@ class LocalRun:
                     reply=request.tokens[request.prompt :] or None,
                     text=True,
                     drafts=request.drafts,
+                    score=request.score,
                 )
                 async with aclosing(self._worker.generate(asked)) as notes:
                     async for sampled in self._sampled(notes):
@@ -61,6 +65,8 @@ class LocalRun:
             if isinstance(note, Generated):
                 self.timings |= {"queue": note.wait, "prefill": note.prefill, "decode": note.decode}
                 return
+            if note.scored is not None:
+                self.scores = dict(enumerate(note.scored, 1))
             for at, token in enumerate(note.tokens):
                 end = at == len(note.tokens) - 1
                 spelled = note.logprobs[at] if note.logprobs is not None and at < len(note.logprobs) else None

@@ -1,4 +1,4 @@
-"""Reads a model's folder and makes its manifest: the only way files of this machine enter the swarm.
+"""Finds the files of a model's folder: the only way files of this machine enter the swarm. What they become: `model_manifest.py`.
 
 A folder is a directory of a Hugging Face model, or a snapshot in its cache, where every file is a link into `blobs/` of
 the same `models--*` folder; those links are followed, all others refused, so that nobody publishes a private file by way of a
@@ -9,9 +9,8 @@ The checkpoint is what `model.safetensors.index.json` lists, else `model.safeten
 folder; safetensors elsewhere are stored as plain file bytes. A GGUF file, all parts of a split one, or a folder whose only
 weights are one, is taken as it is: its tensors stay quantised, in the groups of their layers.
 
-Every byte is read once, in order, through one buffer, into the hashes that need it. A file that changes meanwhile
-(identity, length, time of change) ends the work with an error. All functions block: run them in an executor. `progress(done, total)`
-gets bytes and may raise to stop.
+A file that changes while it is read (identity, length, time of change) ends the work with an error. All functions block: run them in
+an executor.
 """
 
 from __future__ import annotations
@@ -19,28 +18,18 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blake3 import blake3
-
-from node.gguf_files import SUFFIX, check_one_model, parts_of, read_gguf
+from node.gguf_files import SUFFIX, check_one_model, parts_of
 from protocol import limits
-from protocol.config_summary import parse_config
 from protocol.errors import BadInput
-from protocol.gguf_header import GgufHeader, gguf_summary
-from protocol.grouping import Grouping, Member, PlannedGroup, SourceTensor, files_group_id, group_id, group_model, row_cuts
-from protocol.manifest import RULE, RULE_GGUF, FileEntry, GroupEntry, Manifest, Summary, TensorEntry, manifest_bytes
-from protocol.manifest_check import check_file_name, check_manifest
-from protocol.safetensors_header import PREFIX, HeaderTensor, header_length, parse_header
-
-Progress = Callable[[int, int], None]
+from protocol.manifest_check import check_file_name
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
-_BUFFER = 8 * limits.MIB
 _MAX_INDEX = 64 * limits.MIB
 
 
@@ -104,24 +93,6 @@ def _gguf_files(path: Path) -> ModelFolder:
         check_file_name(part.name)
         found.append(_found(part.name, _resolved(part, part.name, cache) if part.is_symlink() else part))
     return ModelFolder(folder, found, list(range(len(found))))
-
-
-def build_manifest(folder: ModelFolder, progress: Progress) -> tuple[Manifest, bytes]:
-    """The manifest and its canonical bytes (their BLAKE3 is the model id). Reads every byte once, memory bounded."""
-    summary, headers = _gguf_headers(folder) if folder.gguf else _headers(folder)
-    _check_tensor_names(headers)
-    hashing = _Hashing(folder, headers, progress)
-    for number in range(len(folder.files)):
-        hashing.read_file(number)
-    lengths = [found.length for found in folder.files]
-    rule = RULE_GGUF if folder.gguf else RULE
-    grouping = group_model(lengths, hashing.tensors, rule=rule)
-    manifest = _manifest(folder, hashing, grouping, summary, rule)
-    check_manifest(manifest)
-    data = manifest_bytes(manifest)
-    if len(data) > limits.MAX_BLOB:
-        raise BadInput(f"{folder.root}: its manifest would take {len(data)} bytes, at most {limits.MAX_BLOB}")
-    return manifest, data
 
 
 @contextmanager
@@ -203,7 +174,7 @@ def _found(name: str, path: Path) -> FoundFile:
 def _checkpoint(root: Path, files: list[FoundFile]) -> list[int]:
     numbers = {found.name: number for number, found in enumerate(files)}
     if INDEX in numbers:
-        listed = set(_indexed(files[numbers[INDEX]]).values())
+        listed = set(indexed(files[numbers[INDEX]]).values())
         if missing := sorted(listed - numbers.keys()):
             raise BadInput(f"{INDEX}: lists {missing[0][:64]!r}, which is not there")
         return sorted(numbers[name] for name in listed)
@@ -219,24 +190,26 @@ def _checkpoint(root: Path, files: list[FoundFile]) -> list[int]:
     return top
 
 
-def _read_small(found: FoundFile, most: int) -> bytes:
+def read_small(found: FoundFile, most: int) -> bytes:
+    """The whole file; `BadInput` when it has more than `most` bytes."""
     if found.length > most:
         raise BadInput(f"{found.name}: {found.length} bytes, at most {most}")
     with open_unchanged(found) as fd:
-        return _read_exactly(fd, 0, found.length, found.name)
+        return read_exactly(fd, 0, found.length, found.name)
 
 
-def _read_exactly(fd: int, offset: int, length: int, name: str) -> bytes:
+def read_exactly(fd: int, offset: int, length: int, name: str) -> bytes:
+    """`BadInput` when the file `name` ends before."""
     data = os.pread(fd, length, offset)
     if len(data) != length:
         raise BadInput(f"{name}: ends before its length")
     return data
 
 
-def _indexed(found: FoundFile) -> dict[str, str]:
+def indexed(found: FoundFile) -> dict[str, str]:
     """Names of tensors, and of the files beside it that hold them."""
     try:
-        index = json.loads(_read_small(found, _MAX_INDEX))
+        index = json.loads(read_small(found, _MAX_INDEX))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{found.name}: not valid JSON") from error
     names = index.get("weight_map") if isinstance(index, dict) else None
@@ -245,169 +218,3 @@ def _indexed(found: FoundFile) -> dict[str, str]:
     if strange := [name for name in names.values() if not name.endswith(".safetensors") or "/" in name]:
         raise BadInput(f"{found.name}: lists {strange[0][:64]!r}, not a safetensors file beside it")
     return names
-
-
-def _summary(folder: ModelFolder) -> Summary:
-    config = next((found for found in folder.files if found.name == "config.json"), None)
-    if config is None:
-        raise BadInput(f"{folder.root}: no config.json there", hint="give the folder that has config.json and the safetensors files")
-    return parse_config(_read_small(config, limits.MAX_CONFIG))
-
-
-def _header(found: FoundFile) -> list[HeaderTensor]:
-    try:
-        with open_unchanged(found) as fd:
-            length = header_length(os.pread(fd, PREFIX, 0), found.length)
-            return parse_header(_read_exactly(fd, PREFIX, length, found.name), found.length)
-    except BadInput as error:
-        raise BadInput(f"{found.name}: {error.message}", hint=error.hint) from error
-
-
-def _headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:
-    headers = {number: _header(folder.files[number]) for number in folder.checkpoint}
-    index = next((found for found in folder.files if found.name == INDEX), None)
-    if index is not None:
-        held = {(tensor.name, folder.files[number].name) for number, tensors in headers.items() for tensor in tensors}
-        if missing := sorted(_indexed(index).items() - held):
-            name, file = missing[0]
-            raise BadInput(f"{INDEX}: lists tensor {name[:64]!r} in {file[:64]}, which doesn't hold it", hint="is the download complete?")
-    return _summary(folder), headers
-
-
-def _gguf_headers(folder: ModelFolder) -> tuple[Summary, dict[int, list[HeaderTensor]]]:
-    """Of a split file the first part has the figures, and every part its own tensors."""
-    read = {number: gguf_header(folder.files[number]) for number in folder.checkpoint}
-    tensors = [tensor for header in read.values() for tensor in header.tensors]
-    first = read[folder.checkpoint[0]]
-    announced = first.values.get("split.tensors.count", len(tensors))
-    if announced != len(tensors):
-        raise BadInput(f"{folder.files[folder.checkpoint[0]].name}: announces {announced} tensors in all, its parts have {len(tensors)}")
-    return gguf_summary(first._replace(tensors=tensors)), {number: header.tensors for number, header in read.items()}
-
-
-def gguf_header(found: FoundFile) -> GgufHeader:
-    """The checked header of a GGUF file."""
-    try:
-        with open_unchanged(found) as fd:
-            return read_gguf(fd, found.length)
-    except BadInput as error:
-        raise BadInput(f"{found.name}: {error.message}", hint=error.hint) from error
-
-
-def _check_tensor_names(headers: dict[int, list[HeaderTensor]]) -> None:
-    names = [tensor.name for tensors in headers.values() for tensor in tensors]
-    if len(names) > limits.MAX_TENSORS:
-        raise BadInput(f"the checkpoint has {len(names)} tensors, at most {limits.MAX_TENSORS}")
-    if not names:
-        raise BadInput("the checkpoint has no tensors")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise BadInput(f"tensor {name[:64]!r} stands in two files of the checkpoint")
-        seen.add(name)
-
-
-class _FilesHasher:
-    """Digests of the files groups: every plain byte in order, a new digest at each GiB."""
-
-    def __init__(self) -> None:
-        self._hasher = blake3()
-        self._length = 0
-        self._done: list[bytes] = []
-
-    def update(self, data: memoryview) -> None:
-        while len(data):
-            take = data[: limits.MAX_GROUP - self._length]
-            self._hasher.update(take)
-            self._length += len(take)
-            data = data[len(take) :]
-            if self._length == limits.MAX_GROUP:
-                self._roll()
-
-    def _roll(self) -> None:
-        self._done.append(self._hasher.digest())
-        self._hasher, self._length = blake3(), 0
-
-    def digests(self) -> list[bytes]:
-        if self._length:
-            self._roll()
-        return self._done
-
-
-class _Hashing:
-    """One pass over all files: digests of files, tensors, cuts of large tensors, and files groups."""
-
-    def __init__(self, folder: ModelFolder, headers: dict[int, list[HeaderTensor]], progress: Progress) -> None:
-        self._folder = folder
-        self._headers = headers
-        self._progress = progress
-        self._buffer = memoryview(bytearray(_BUFFER))
-        self._done = 0
-        self.plain = _FilesHasher()
-        self.files: list[bytes] = []
-        self.tensors: list[SourceTensor] = []
-        self.cuts: dict[tuple[int, int], bytes] = {}
-        """Digest of a large tensor's cut by (file, offset)."""
-
-    def read_file(self, number: int) -> None:
-        found = self._folder.files[number]
-        whole = blake3(max_threads=blake3.AUTO)
-        end = 0
-        with open_unchanged(found) as fd:
-            for tensor in self._headers.get(number, ()):
-                self._feed(fd, found, end, tensor.offset - end, [whole, self.plain])
-                self._tensor(fd, number, tensor, whole)
-                end = tensor.offset + tensor.length
-            self._feed(fd, found, end, found.length - end, [whole, self.plain])
-        self.files.append(whole.digest())
-
-    def _tensor(self, fd: int, number: int, tensor: HeaderTensor, whole: blake3) -> None:
-        own = blake3(max_threads=blake3.AUTO)
-        cuts = row_cuts(tensor.shape, tensor.length)
-        for _, offset, length in cuts:
-            sinks = [whole, own]
-            if len(cuts) > 1:
-                sinks.append(blake3(max_threads=blake3.AUTO))
-            self._feed(fd, self._folder.files[number], tensor.offset + offset, length, sinks)
-            if len(cuts) > 1:
-                self.cuts[number, tensor.offset + offset] = sinks[-1].digest()
-        self.tensors.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, number, tensor.offset, tensor.length, own.digest()))
-
-    def _feed(self, fd: int, found: FoundFile, offset: int, length: int, sinks: Sequence[blake3 | _FilesHasher]) -> None:
-        while length:
-            read = os.preadv(fd, [self._buffer[: min(length, _BUFFER)]], offset)
-            if not read:
-                raise BadInput(f"{found.name}: changed while it was read: it ends before its length")
-            for sink in sinks:
-                sink.update(self._buffer[:read])
-            offset, length = offset + read, length - read
-            self._done += read
-            self._progress(self._done, self._folder.size())
-
-
-def _manifest(folder: ModelFolder, hashing: _Hashing, grouping: Grouping, summary: Summary, rule: str) -> Manifest:
-    plain = iter(hashing.plain.digests())
-    groups = []
-    for group in grouping.groups:
-        if group.spans is None:
-            groups.append(GroupEntry(name=group.name, id=_tensor_group_id(group, hashing), length=group.length))
-        else:
-            own = files_group_id(group.length, next(plain))
-            groups.append(GroupEntry(name=group.name, id=own, length=group.length, spans=group.spans))
-    tensors = [
-        TensorEntry(
-            name=t.name, dtype=t.dtype, shape=list(t.shape), file=t.file, offset=t.offset, length=t.length, digest=t.digest, cuts=cuts
-        )
-        for t, cuts in zip(hashing.tensors, grouping.cuts, strict=True)
-    ]
-    files = [
-        FileEntry(name=found.name, length=found.length, digest=whole) for found, whole in zip(folder.files, hashing.files, strict=True)
-    ]
-    return Manifest(rule=rule, files=files, tensors=tensors, groups=groups, summary=summary, parameters=grouping.parameters)
-
-
-def _tensor_group_id(group: PlannedGroup, hashing: _Hashing) -> bytes:
-    def digest_of(member: Member) -> bytes:
-        return member.digest or hashing.cuts[member.file, member.offset]
-
-    return group.known_id() or group_id((member.dtype, member.shape, digest_of(member)) for member in group.members)

@@ -30,6 +30,7 @@ from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.drain import Drainer
 from node.embed import Embedder
+from node.engines import Engines
 from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -154,7 +155,8 @@ class Node:
         self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
         self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
         self._locator.on_forget(self._forgotten)
-        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used)
+        engines = Engines(config.engine, self._data.path)
+        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used, engines)
         self._steps = Steps(network)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
@@ -162,7 +164,7 @@ class Node:
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
         self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         paces = Paces(identity.peer_id)
-        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces)
+        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces, room)
         self._standbys = StandBys(network, router, server)
         generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
         self._stage_auditor = StageAuditor(

@@ -20,6 +20,8 @@ def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom, repairs: Re
         yield Reading("mf_peers_known", "Peers whose records this node keeps", len(peers))
         yield Reading("mf_peers_alive", "Peers that answer within the deadlines", sum(view.routable for view in peers))
         yield Reading("mf_stages_loaded", "Stages in the worker", len(room.loaded()))
+        for (engine, precision), count in Counter((stage.engine, stage.precision) for stage in room.loaded()).items():
+            yield Reading("mf_stages_by_engine", "Stages by what they run on", count, {"engine": engine, "precision": precision})
         yield Reading("mf_stage_sessions", "Sessions running on them", sum(stage.users for stage in room.loaded()))
         yield Reading("mf_memory_free_bytes", "Memory for models that no running session holds", room.free())
         yield Reading("mf_requests_waiting", "Requests in line for room at this node", len(room.line))

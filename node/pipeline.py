@@ -31,11 +31,12 @@ from typing import Any, Protocol
 
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
+from node.prompt_scores import read_scores
 from node.serve_stage import StageServer
 from node.stage_link import SILENCE, StageLink, StageLost
 from node.step_log import CUT
 from node.steps import Steps
-from protocol.errors import MfError
+from protocol.errors import MfError, PeerFault
 from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
 from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
@@ -59,7 +60,8 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made.
+    """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made. `score`:
+    the prompt's own tokens get logarithms too.
 
     `prints`, `heard`, `check`: as node/stage_audit.py has it.
     """
@@ -74,6 +76,7 @@ class PipelineRequest:
     vocabulary: int | None = None
     prompt: int = 0
     drafts: bool = True
+    score: bool = False
     prints: bytes | None = None
     heard: Listener | None = None
     check: Checked | None = None
@@ -113,6 +116,8 @@ class Pipeline:
         self._moved = asyncio.get_running_loop().time()
         self._stalls: Counter[PeerId] = Counter()
         self.timings: dict[str, float] = {}
+        self.scores: dict[int, list[TokenLogprob]] = {}
+        """Of the prompt's tokens by their place, where they are asked."""
 
     async def __aenter__(self) -> Pipeline:
         self._steps.listen(self._session, self._take)
@@ -211,6 +216,7 @@ class Pipeline:
             reply=(self._tokens[request.prompt :] or None) if last and request.prompt else None,
             resume=resume,
             drafts=request.drafts and request.sampling.logprobs is None,
+            score=self._tokens if last and request.score and len(self._tokens) == len(request.tokens) else None,
         )
         if spec.peer == self._network.peer_id:
             mine, theirs = stream_pair(PeerId(spec.peer), SESSION_PROTOCOL)
@@ -262,10 +268,19 @@ class Pipeline:
             tokens = list(memoryview(raw).cast("i"))
             for at, token in enumerate(tokens):
                 self._take_token(sender, head, head.position + at, token, at == len(tokens) - 1)
+        elif head.kind == "scores" and sender == self._stages[-1].peer and self._request.score:
+            self._take_scores(sender, head, raw)
         else:
             return
         self._moved = asyncio.get_running_loop().time()
         self._wake.set()
+
+    def _take_scores(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
+        request = self._request
+        try:
+            self.scores |= read_scores(head, raw, request.tokens, (request.sampling.logprobs or 0) + 1, request.vocabulary)
+        except PeerFault as error:
+            self._lose(StageLost(sender, error.message, accuser=self._network.peer_id))
 
     def _take_token(self, sender: PeerId, head: StepHead, position: int, token: int, last: bool) -> None:
         top = self._request.vocabulary

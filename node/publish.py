@@ -26,7 +26,8 @@ from erasure.durability import choose_k_n
 from node.convert_gguf import GgufConverter
 from node.gguf_files import model_name
 from node.locate import Located, Locator
-from node.model_folder import ModelFolder, build_manifest, scan
+from node.model_folder import ModelFolder, scan
+from node.model_manifest import build_manifest
 from node.owner import Notify
 from node.place import Placer
 from node.reuse import Reuser

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 20.0
 """Seconds for which a worker that ended is waited for: it is held back after crashes, and takes seconds to start."""
 _PAUSE = 0.25
+_ROWS = 512
+"""Tokens spelled in one message: the worker computes nothing else meanwhile."""
 T = TypeVar("T")
 
 
@@ -84,6 +86,13 @@ class ReplyText:
     async def spell(self, logprobs: list[TokenLogprob]) -> list[SpelledToken]:
         """The token fed last, and those it was chosen among."""
         return ((await self._worker.spell_text(self._stream, [], [logprobs])).logprobs or [[]])[0]
+
+    async def spell_all(self, rows: list[list[TokenLogprob]]) -> list[list[SpelledToken]]:
+        """Of many tokens at once."""
+        spelled: list[list[SpelledToken]] = []
+        for at in range(0, len(rows), _ROWS):
+            spelled += (await self._worker.spell_text(self._stream, [], rows[at : at + _ROWS])).logprobs or []
+        return spelled
 
     async def _again(self, last: bool) -> str:
         async def anew() -> str:

@@ -10,7 +10,10 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from node.assemble import GroupBytes
+from node.engines import Engines
 from node.locate import Located
 from node.model_cost import StageCost
 from node.waiting_line import NoRoomNow, WaitingLine
@@ -20,12 +23,15 @@ from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import model_text
 from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
 from protocol.manifest import Manifest
-from runtime.interface import LoadStage, LoadText, OpenSequence, TensorPlace, TextLoaded, Usage
+from runtime.engine_choice import Choice
+from runtime.interface import LoadStage, LoadText, OpenSequence, StageLoaded, TensorPlace, TextLoaded, Usage
 from runtime.kv_pool import MAX_SEQUENCES
 
 log = logging.getLogger(__name__)
 PREPARE_MOST = 512 * limits.MIB
 """Bytes of a stage that is loaded ahead of its use."""
+SUSPECT = 60.0
+"""Seconds since llama.cpp ran a model within which a fault of the worker is laid to it."""
 AT_ONCE = 4
 """Groups assembled side by side."""
 
@@ -33,11 +39,16 @@ AT_ONCE = 4
 @dataclass
 class LoadedStage:
     """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
-    `timings` of its making, seconds; `checked` what its self-test says that it did."""
+    `timings` of its making, seconds; `checked` what its self-test says that it did. `engine` torch|llama and `why`; `model` and `precision`
+    as asked."""
 
     key: str
     bytes: int
     goes_back: bool = False
+    engine: str = "torch"
+    why: str = ""
+    model: str = ""
+    precision: str = ""
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
@@ -57,8 +68,16 @@ Used = Callable[[Located, list[int]], None]
 class StageRoom:
     """All that is loaded in this node's worker. `memory` is the owner's bound in bytes."""
 
-    def __init__(self, worker: Worker, assembler: Groups, memory: int, used: Used = lambda located, groups: None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        assembler: Groups,
+        memory: int,
+        used: Used = lambda located, groups: None,
+        engines: Engines | None = None,
+    ) -> None:
         self._worker = worker
+        self._engines = engines or Engines()
         self._used = used
         self._assembler = assembler
         self.memory = memory
@@ -86,6 +105,13 @@ class StageRoom:
         """Whether this stage is loaded now."""
         alive = self._worker.running and self._worker.generation == self._generation
         return alive and stage_key(located, first, end, precision) in self._stages
+
+    def engine(self, located: Located, first: int, end: int, precision: str, tokens_max: int) -> Choice:
+        """Which a session would run on now, and why."""
+        kv = self._kv_bytes(located.manifest, first, end, tokens_max, precision)
+        key, choice = self._choice(located, first, end, precision, "generate", kv)
+        held = self._stages.get(key) if self.holds(located, first, end, precision) else None
+        return choice if held is None else Choice(held.engine, held.why)
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""
@@ -182,9 +208,22 @@ class StageRoom:
         cost = StageCost(manifest, precision)
         return cost.total(first, end, tokens_max) - cost.total(first, end, 0)
 
-    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
+    def _choice(self, located: Located, first: int, end: int, precision: str, task: str, kv: int) -> tuple[str, Choice]:
+        """The stage that a session is for, by its key, and the engine it is to be loaded into."""
         key = stage_key(located, first, end, precision, task)
+        needed = StageCost(located.manifest, precision).total(first, end, 0)
+        held = self._stages.get(key)
+        others = held.users if held is not None and held.engine == "llama" else 0
+        choice = self._engines.choose(located, precision, task=task, others=others, roomy=needed + 2 * kv <= self.memory)
+        if not others or choice.engine == "llama":
+            return key, choice
+        beside = f"{key}+torch"
+        spare = self.memory - sum(stage.bytes for stage in self._stages.values()) - sum(self._reserved.values())
+        return (beside, choice) if beside in self._stages or needed + kv <= spare else (key, choice)
+
+    async def _stage(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
         await self._worker_up()
+        key, choice = self._choice(located, first, end, precision, task, kv)
         if key in self._stages:
             self._stages[key].timings = {}
             self._used(located, stage_groups(located.manifest, first, end))
@@ -208,17 +247,33 @@ class StageRoom:
                 lengths=lengths,
                 precision=precision,
                 task=task,
+                engine=self._engines.asked if choice.engine == "llama" else "torch",
             )
             await self.text(located)
-            loaded = await self._worker.load_stage(load, [group.fd for group in groups])
+            loaded = await self._load(located, load, [group.fd for group in groups])
         finally:
             for group in groups:
                 group.close()
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        self._stages[key] = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings, checked=loaded.self_test)
-        fields = {"model": model_text(located.model), "first": first, "end": end, "bytes": loaded.bytes}
+        stage = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings, model=load.model, precision=precision)
+        stage.engine, stage.why = loaded.engine, choice.why if choice.engine == "torch" else loaded.why
+        stage.checked = loaded.self_test
+        self._stages[key] = stage
+        fields = {"model": load.model, "first": first, "end": end, "bytes": loaded.bytes, "engine": stage.engine, "why": stage.why}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
-        return self._stages[key]
+        return stage
+
+    async def _load(self, located: Located, load: LoadStage, fds: list[int]) -> StageLoaded:
+        """By torch where llama.cpp took the worker down; what else was loaded is gone then too."""
+        try:
+            return await self._worker.load_stage(load, fds)
+        except Unavailable:
+            if load.engine == "torch" or self._worker.running or not self._worker.killed:
+                raise
+            self._engines.crashed(load.model, load.precision, self._worker.ended)
+        await self._worker_up()
+        await self.text(located)
+        return await self._worker.load_stage(msgspec.structs.replace(load, engine="torch"), fds)
 
     async def _make_room(self, needed: int, keep: str | None = None) -> None:
         """Lets idle stages go, the longest unused first, until `needed` bytes fit."""
@@ -282,6 +337,9 @@ class StageRoom:
         await self._worker.start()
         if self._worker.generation != self._generation:
             self._generation = self._worker.generation
+            for stage in self._stages.values() if self._worker.crashed else ():
+                if stage.engine == "llama" and (stage.users or time.monotonic() - stage.used_at < SUSPECT):
+                    self._engines.crashed(stage.model, stage.precision, self._worker.ended)
             self._stages.clear()
             self._texts.clear()
 

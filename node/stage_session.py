@@ -24,6 +24,7 @@ import numpy as np
 
 from node.figures import Figures
 from node.locate import Located, Locator
+from node.prompt_scores import packed_scores
 from node.stage_room import StageRoom
 from node.statements import Seal, Statements
 from node.step_log import LogRoom, StepLog
@@ -34,7 +35,7 @@ from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, NotFo
 from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, Reroute, StageSpec, StepHead, TokenLogprob
 from runtime.drafting import Drafter
-from runtime.interface import OpenSequence, Step, Stepped
+from runtime.interface import UNCHECKED, OpenSequence, Step, Stepped
 from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class StageSession:
 
     def _take(self, sender: PeerId, head: StepHead, raw: memoryview) -> None:
         """A frame for this stage, from the one peer that may send it."""
-        if head.stage != self._index or head.epoch < self._epoch or head.kind == "cut" or head.finish is not None:
+        if head.stage != self._index or head.epoch < self._epoch or head.kind in ("cut", "scores") or head.finish is not None:
             return  # for the entry, for another stage of the session on this node, or left over from before a replacement
         expected = {"tokens": self._request.entry, "token": self._stages[-1].peer, "hidden": self._stages[self._index - 1].peer}
         if head.kind == "guess":
@@ -256,9 +257,15 @@ class StageSession:
         else:
             step.tokens = list(memoryview(incoming.raw).cast("i"))
         if self._last:
+            step.score = self._to_score(head.position, incoming.count)
             step.check, step.tail = self.statements.given(head.position, incoming.count), self.statements.asked
         self._begun = asyncio.get_running_loop().time()
         self._parts.worker.begin_step(step, self._done(incoming, step, time.monotonic()))
+
+    def _to_score(self, position: int, count: int) -> list[int] | None:
+        """The prompt's tokens that come after these rows; None where none do."""
+        after = (self._request.score or [])[position + 1 : position + 1 + count]
+        return [*after, *[UNCHECKED] * (count - len(after))] if after else None
 
     # Out
 
@@ -282,6 +289,8 @@ class StageSession:
         """When the result is on its way: how long it took, and what was computed."""
         now = time.monotonic()
         self._parts.figures.own.step(step.count, self.spec.end - self.spec.first, answer.seconds, now - began, now)
+        if not step.guessed:
+            self._note_pace(step.count, answer.seconds / step.count)
         self.statements.add(step, answer)
 
     def _to_blame(self, head: StepHead, error: MfError) -> PeerId | None:
@@ -293,6 +302,8 @@ class StageSession:
     def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
         after = head.position + count - (head.guessed if self._last else 0)
         self.position = after + len(done.more or ())
+        if done.scored:
+            self._send_scores(head.position + 1, done.scored)
         if not self._last:
             if done.hidden is None:
                 self._fail(MfError("the worker gave no hidden state"))
@@ -310,7 +321,7 @@ class StageSession:
             self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs)
 
     def _note_pace(self, count: int, seconds: float) -> None:
-        """Smoothed, each kind of step by itself."""
+        """Seconds of a position: smoothed, single tokens and prompts each by themselves."""
         pace, at = self.pace or [0.0, 0.0], 0 if count == 1 else 1
         pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
         self.pace = pace
@@ -332,6 +343,11 @@ class StageSession:
             head = self._head("token", after, 0 if peer == first else None)
             head.finish, head.logprobs = ends[end], logprobs if peer == entry else None
             self._post(peer, head, raw)
+
+    def _send_scores(self, position: int, scored: list[list[TokenLogprob]]) -> None:
+        head = self._head("scores", position, None)
+        head.shape, raw = packed_scores(scored)
+        self._post(self._request.entry, head, raw)
 
     def _tell_cut(self, after: int) -> None:
         self._post(self._request.entry, self._head("cut", after, None), b"")
@@ -383,6 +399,8 @@ def check_route(request: OpenSession, me: PeerId) -> StageSpec:
         raise BadInput("session: tokens_max, new_max or stop_tokens out of range")
     if not 0 <= request.resume <= request.tokens_max or not 0 <= request.epoch < 1 << 31:
         raise BadInput("session: resume or epoch out of range")
+    if request.score is not None and not 0 < len(request.score) <= request.tokens_max:
+        raise BadInput(f"session: {len(request.score)} tokens to score in {request.tokens_max} positions")
     if request.precision not in TRAVELS:
         raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]

@@ -15,7 +15,9 @@ from protocol.messages import Checked, OpenSession, StageSpec
 from protocol.prints import PRINT_KEY, Prints, token_print
 from runtime.fingerprint import Printer
 from runtime.interface import UNCHECKED, Step, Stepped
+from runtime.memory import TRAVELS
 
+_WIDTH = {"bf16": 2, "fp32": 4}
 Seal = Callable[[Prints], bytes]
 
 
@@ -121,10 +123,10 @@ class Statements:
 
     def _print(self, raw: bytes, count: int) -> bytes:
         assert self._key is not None
-        width = {"bf16": 2, "fp16": 2, "fp32": 4}[self._request.precision]
+        dtype = TRAVELS[self._request.precision]
         if self._printer is None:
-            self._printer = Printer(self._key, len(raw) // count // width)
-        return self._printer.of(raw, self._request.precision)
+            self._printer = Printer(self._key, len(raw) // count // _WIDTH[dtype])
+        return self._printer.of(raw, dtype)
 
 
 def _cut(done: _Done) -> list[_Done]:

@@ -39,6 +39,7 @@ _LONGEST_PAUSE = 30.0
 _STEADY_SECONDS = 60.0
 """A worker that lived so long starts again without a pause."""
 MAX_GROUPS_PER_STAGE = 250
+_FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 class Worker:
@@ -64,12 +65,20 @@ class Worker:
         self._undoing: set[asyncio.Task[None]] = set()
         self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
         self._ended = "the worker isn't running"
+        self._stopping = False
+        self.killed = self.crashed = False
+        """How the latest process ended: by a signal though nobody stopped it; by one that tells of a fault in its own code."""
         self.generation = 0
         self.figures: api.Usage | None = None
         """As told last (`refresh`)."""
         self.sandbox: dict[str, str] = {}
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
+
+    @property
+    def ended(self) -> str:
+        """How the latest process ended, in words."""
+        return self._ended
 
     @property
     def running(self) -> bool:
@@ -102,6 +111,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Ends the process and removes its scratch folder."""
+        self._stopping = True
         if self._starting is not None:
             self._starting.cancel()
         async with self._lock:
@@ -304,7 +314,7 @@ class Worker:
             raise Unavailable(f"the worker can't be started: {error.strerror}") from error
         finally:
             there.close()
-        self._begun = time.monotonic()
+        self._begun, self._stopping = time.monotonic(), False
         self.generation += 1
         channel = Channel(here, {"made": self._take_made}, "worker")
         channel.start()
@@ -362,6 +372,7 @@ class Worker:
         shutil.rmtree(scratch, ignore_errors=True)
         self.stages.clear()
         self._ended = f"the worker ended ({_how(code)})"
+        self.killed, self.crashed = code < 0 and not self._stopping, -code in _FAULTS
         if code == 0:
             self._failures = 0
             return

@@ -49,6 +49,8 @@ MAX_CONTEXT = 1 << 30
 MAX_CONFIG = MIB
 """Bytes of a config.json."""
 MAX_CHAT_TEMPLATE = 256 * KIB
+MAX_PROMPT = 4 * MIB
+"""Bytes of what a reply is asked for, all messages together."""
 MAX_LOGPROBS = 20
 """Likeliest tokens told beside each one of a reply."""
 MAX_LOGIT_BIAS = 1_024

@@ -184,7 +184,8 @@ class OpenSession(Record):
     `prints`: the key under which the stage signs prints of its rows (`protocol/prints.py`). `check`, in an audit and to the last
     stage alone: tokens whose gaps it is asked for.
     `resume`: the stage after this one has all positions before it, so that outputs for them needn't be sent. `prepare`: load the layers
-    ahead, say "ready", and open nothing. `drafts`: the first stage may guess tokens to be verified on the same way.
+    ahead, say "ready", and open nothing. `drafts`: the first stage may guess tokens to be verified on the same way. `score`: the prompt,
+    told to the last stage alone where its own tokens' logarithms are asked, as many as `sampling.logprobs` says.
     """
 
     session: bytes
@@ -204,6 +205,7 @@ class OpenSession(Record):
     resume: int = 0
     prepare: bool = False
     drafts: bool = True
+    score: list[int] | None = None
 
 
 class Reroute(Record):
@@ -257,8 +259,10 @@ class StepHead(Record):
     """Head of a step frame: head length (2 bytes, big-endian), head, raw buffer.
 
     `kind` "tokens" (raw little-endian int32), "hidden" (raw, `dtype` and `shape` [count, hidden]), "token" (one
-    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one) or "cut" (nothing raw: to the
-    entry, all before `position` went as far as it had to). `stage` is the index of the stage it is for, None for the entry alone; an entry
+    sampled token from the last stage, to the entry and the first stage; `finish` set on the last one), "cut" (nothing raw: to the
+    entry, all before `position` went as far as it had to) or "scores" (to the entry: logarithms of the prompt's tokens from `position` on,
+    of each `shape` [tokens, width] pairs of an int32 token and its fp32 logarithm, its own first). `stage` is the index of the stage it
+    is for, None for the entry alone; an entry
     that is the first stage too gets a token once, as stage 0. `more`: another cut of the same prompt follows, nothing is sampled.
     `logprobs` go with a token where they were asked: the chosen one first, then the likeliest. `guessed`: so many of the last
     positions of hidden states are of guessed tokens, whose ids (kind "guess", raw int32, at the `position` of their step) the first stage
@@ -296,6 +300,8 @@ def parse_step(frame: bytes | memoryview) -> tuple[StepHead, memoryview]:
         raise BadInput("step: session, epoch, position or guessed out of range")
     if head.kind == "hidden":
         _check_hidden(head, len(raw))
+    elif head.kind == "scores":
+        _check_scores(head, len(raw))
     elif head.kind not in _RAW or len(raw) % 4 or len(raw) not in _RAW[head.kind]:
         raise BadInput(f"step: kind {head.kind[:16]!r} with {len(raw)} raw bytes")
     return head, raw
@@ -308,6 +314,17 @@ _RAW = {
     "cut": (0,),
 }
 """Raw bytes by kind."""
+
+
+def _check_scores(head: StepHead, size: int) -> None:
+    shape = head.shape or []
+    if (
+        len(shape) != 2
+        or not 0 < shape[0] <= limits.MAX_ARRAY
+        or not 0 < shape[1] <= limits.MAX_LOGPROBS + 1
+        or 8 * shape[0] * shape[1] != size
+    ):
+        raise BadInput(f"step: {size} raw bytes for scores of shape {shape[:4]}")
 
 
 def _check_hidden(head: StepHead, size: int) -> None:

@@ -37,13 +37,12 @@ class Encoder:
     def vector(self, tokens: list[int], normalise: bool) -> torch.Tensor:
         """[width] in fp32; `BadInput` for no tokens, more than the model takes, or ids it doesn't have."""
         hidden = self._run(tokens).last_hidden_state[0].float()
-        mean = hidden.mean(dim=0)
+        mean = _numbers(hidden.mean(dim=0))
         return torch.nn.functional.normalize(mean, dim=0) if normalise else mean
 
     def scores(self, tokens: list[int]) -> torch.Tensor:
         """Logits [labels] in fp32."""
-        logits: torch.Tensor = self._run(tokens).logits[0].float()
-        return logits
+        return _numbers(self._run(tokens).logits[0].float())
 
     def _run(self, tokens: list[int]) -> Any:
         if not tokens or min(tokens) < 0 or max(tokens) >= self.vocabulary:
@@ -54,6 +53,12 @@ class Encoder:
             return self.model(
                 input_ids=torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long), return_dict=True
             )
+
+
+def _numbers(row: torch.Tensor) -> torch.Tensor:
+    if not bool(torch.isfinite(row).all()):
+        raise MfError("the model gave values that aren't numbers")
+    return row
 
 
 def build_encoder(folder: Path, tensors: dict[str, torch.Tensor], layers: int, precision: str, task: str) -> Encoder:
@@ -98,5 +103,5 @@ def _try(encoder: Encoder) -> None:
     except Exception as error:  # boundary: whatever a foreign forward raises means that it can't be run here
         raise BadInput(f"{type(encoder.model).__name__} can't {encoder.task}: {str(error)[:300]}") from error
     wanted = (encoder.width,) if encoder.task == "embed" else (len(encoder.labels),)
-    if tuple(out.shape) != wanted or not bool(torch.isfinite(out).all()):
-        raise BadInput(f"self-test: {type(encoder.model).__name__} gave shape {list(out.shape)} or values that are not numbers")
+    if tuple(out.shape) != wanted:
+        raise BadInput(f"self-test: {type(encoder.model).__name__} gave shape {list(out.shape)}, {list(wanted)} is right")

@@ -87,14 +87,18 @@ class Engine:
         if loaded.runner is not None:
             self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
         seconds = time.perf_counter() - begun
-        return api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
+        told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
+        told.engine, told.why = loaded.engine, loaded.why
+        told.runs = loaded.runner.precision if loaded.runner is not None else params.precision
+        return told
 
     def unload(self, params: api.Unload) -> None:
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
             self._close(session, NotFound("this stage is unloaded"))
         self._say()
         self._pool.forget_stage(params.stage)
-        self._stages.pop(params.stage, None)
+        if (loaded := self._stages.pop(params.stage, None)) is not None:
+            loaded.close()
         self._opened.pop(params.stage, None)
 
     def encode(self, params: api.Encode) -> api.Encoded:
@@ -133,7 +137,7 @@ class Engine:
         if not 0 < params.new_max <= params.tokens_max - len(params.tokens):
             raise BadInput(f"generate: {params.new_max} new tokens behind {len(params.tokens)} don't fit in {params.tokens_max} positions")
         stream = self.texts.new_stream(loaded.model) if params.text else None
-        owner = params.account if self._reuse and loaded.goes_back else None
+        owner = params.account if self._reuse and loaded.goes_back and not params.score else None
         sequence, place = self._open("generate", params, owner, params.tokens)
         sequence.account, sequence.priority = params.account, params.priority
         reused = self._go_on(sequence, place)
@@ -276,7 +280,7 @@ class Engine:
             return
         job, token = sequence.jobs[0], sequence.position > 0
         # Logits of all rows of a cut over a large vocabulary would be more than a stage reserves.
-        left = job.left if job.check is None else min(job.left, CHECKED_ROWS)
+        left = job.left if job.check is None and job.score is None else min(job.left, CHECKED_ROWS)
         self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=sequence.account, priority=sequence.priority)
 
     def _close(self, session: str, why: MfError | None = None) -> None:

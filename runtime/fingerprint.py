@@ -24,12 +24,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocol.errors import BadInput
+from runtime.memory import TRAVELS
 
 PRINT = 16
 ROW_BYTES = 2 * PRINT
 KEY = 16
 ROW = {"bf16": 0.07, "fp32": 0.003}
-"""By the session's precision; the weights' own (int8) costs an honest machine no more than bf16 does."""
+"""By what hidden states travel in; the weights' own precision (int8) costs an honest machine no more than bf16 does."""
 SAME = 0.002
 """Two prints of the same bytes: sums are rounded to fp16, and machines add in different orders."""
 PART = 0.1
@@ -92,7 +93,7 @@ class Finding:
 
 def compare(prints: bytes, others: bytes, precision: str) -> Finding:
     """What two statements about the same rows, computed at `precision`, say of each other."""
-    return _find(distances(prints, others), ROW[precision], PART, 1)
+    return _find(distances(prints, others), ROW[TRAVELS[precision]], PART, 1)
 
 
 def same_rows(prints: bytes, others: bytes) -> Finding:

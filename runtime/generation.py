@@ -12,7 +12,7 @@ import torch
 
 from protocol.errors import Conflict, MfError
 from runtime.drafting import Drafter
-from runtime.interface import Generate, Generated, Made
+from runtime.interface import UNCHECKED, Generate, Generated, Made
 from runtime.sampler import Chosen
 from runtime.sequence import Job, Sequence
 from runtime.text import TextStream
@@ -56,6 +56,8 @@ class Generation:
         sequence.driver = self
         sequence.position = reused
         self._ask(self.tokens[reused:], [])
+        if asked.score:
+            sequence.jobs[0].score = [*self.tokens[1:], UNCHECKED]
 
     def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
         right = len(chosen) - 1
@@ -63,6 +65,8 @@ class Generation:
             self._drafter.learn(len(job.drafted), right)
         self._account(job, right)
         kept, finish = self._until_end(chosen)
+        if job.score is not None:
+            self._tell(Made(self.sequence.name, [], scored=job.scored))
         self.tokens += [one.token for one in kept]
         self._made += len(kept)
         self._say(kept, finish)

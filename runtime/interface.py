@@ -59,8 +59,9 @@ class TextLoaded(Record):
 class LoadStage(Record):
     """("load_stage", descriptors: one per group) Builds layers [first, end); the first stage embeds, the last has norm and head.
 
-    `precision` "bf16" or "fp32" (the reference mode: weights cast up once). `task` "generate", or "embed" or "classify":
-    then it is a whole model (first 0, end = layers) that `encode` is asked of.
+    `precision` as `runtime.memory.WIDTHS` names them; "fp32" is the reference mode (weights cast up once). `task` "generate", or "embed" or
+    "classify": then it is a whole model (first 0, end = layers) that `encode` is asked of. `engine` auto, torch or llama; where llama.cpp
+    can't run it torch does, and the answer says why.
     """
 
     stage: str
@@ -72,15 +73,22 @@ class LoadStage(Record):
     lengths: list[int]
     precision: str
     task: str = "generate"
+    engine: str = "torch"
 
 
 class StageLoaded(Record):
-    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions."""
+    """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions.
+
+    `engine` torch or llama, as it was loaded, and `why`; `runs` the precision that its weights have.
+    """
 
     bytes: int
     seconds: float
     self_test: str
     goes_back: bool = False
+    engine: str = "torch"
+    why: str = ""
+    runs: str = ""
 
 
 class EncodeChat(Record):
@@ -142,7 +150,7 @@ class Step(Record):
     `guessed`: so many of the last positions are of guessed tokens, their ids in `drafted` for a last stage that takes hidden states;
     the step after it says by its position how many were right.
     `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
-    the head too.
+    the head too. `score`, to the last stage: for each row the prompt's next token, or -1.
     """
 
     session: str
@@ -156,12 +164,14 @@ class Step(Record):
     drafted: list[int] | None = None
     check: list[int] | None = None
     tail: bool = False
+    score: list[int] | None = None
 
 
 class Stepped(Record):
     """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` of compute
     from `began`, which is the system's monotonic clock: on one machine it can be compared between processes. `more` tokens follow
-    where drafted ones were right. `gaps` of the tokens checked.
+    where drafted ones were right. `gaps` of the tokens checked. `scored`: of each token to score its logarithm, then those of
+    the likeliest.
     """
 
     token: int | None = None
@@ -174,6 +184,7 @@ class Stepped(Record):
     more: list[int] | None = None
     more_logprobs: list[list[TokenLogprob]] | None = None
     gaps: list[float] | None = None
+    scored: list[list[TokenLogprob]] | None = None
 
 
 class CloseSequence(Record):
@@ -191,7 +202,8 @@ class Generate(Record):
 
     As `OpenSequence` it takes room for `tokens_max` positions, and `reply` repeats those of `tokens`, the last ones, that were made
     before. `text`: the tokens' text is told too, from where the reply's was. `account` and `priority` are weighed against others';
-    nobody else's account meets what was computed for this one. A cancelled request gives its room back before the next pass.
+    nobody else's account meets what was computed for this one. `score`: the prompt's own tokens get logarithms too, as many as
+    `sampling.logprobs` says. A cancelled request gives its room back before the next pass.
     """
 
     stage: str
@@ -206,16 +218,21 @@ class Generate(Record):
     account: str = ""
     priority: int = 0
     drafts: bool = True
+    score: bool = False
 
 
 class Made(msgspec.Struct, array_like=True, frozen=True):
-    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token, its own first; `finish` on the last."""
+    """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token, its own first; `finish` on the last.
+
+    `scored`, on the first: of each token of the prompt but the first its logarithm, then those of the likeliest.
+    """
 
     session: str
     tokens: list[int]
     text: str = ""
     logprobs: list[list[SpelledToken]] | None = None
     finish: str | None = None
+    scored: list[list[TokenLogprob]] | None = None
 
 
 class Generated(Record):

@@ -12,10 +12,9 @@ from runtime.encoder import Encoder, build_encoder
 from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
 from runtime.model_config import context_of, read_config
 from runtime.model_runner import ModelRunner
-from runtime.runners import lean_runner
+from runtime.runners import make_runner
 from runtime.self_test import self_test
 from runtime.stage import Stage, build_stage
-from runtime.stage_runner import StageRunner
 from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
 
 
@@ -29,7 +28,10 @@ class Price:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One of `runner` and `encoder`; `checked` says what the self-test saw, `context` how many positions the model takes."""
+    """One of `runner` and `encoder`; `checked` says what the self-test saw, `context` how many positions the model takes.
+
+    `engine` torch or llama, and `why`.
+    """
 
     model: str
     price: Price
@@ -37,6 +39,13 @@ class Loaded:
     runner: ModelRunner | None = None
     encoder: Encoder | None = None
     context: int | None = None
+    engine: str = "torch"
+    why: str = ""
+
+    def close(self) -> None:
+        """Gives back what Python's memory doesn't."""
+        if (close := getattr(self.runner, "close", None)) is not None:
+            close()
 
     @property
     def goes_back(self) -> bool:
@@ -50,7 +59,7 @@ def price_of(folder: Path, params: api.LoadStage) -> Price:
         raise BadInput(f"precision {params.precision[:16]!r} isn't one of {', '.join(DTYPE_WIDTH)}")
     text = read_config(folder).get_text_config(decoder=True)
     head = text.vocab_size if params.end == params.layers else 0
-    weights = held_bytes(params.tensors, params.precision, params.end == params.layers)
+    weights = held_bytes(params.tensors, params.precision, params.first == 0, params.end == params.layers)
     return Price(weights, activation_bytes(text.hidden_size, head, width))
 
 
@@ -67,12 +76,12 @@ def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price) 
         runs = build_encoder(folder, tensors, params.layers, params.precision, params.task)
     else:
         raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
-    del tensors
     if isinstance(runs, Encoder):
         let_go(runs.model, groups)
         return Loaded(params.model, price, "a few tokens give finite numbers of the right shape", encoder=runs)
     checked = self_test(runs)
-    lean, said = lean_runner(runs, params.precision)
-    let_go(runs.model if lean is None else lean.kept, groups)
-    runner: ModelRunner = StageRunner(runs, price.weights) if lean is None else lean
-    return Loaded(params.model, price, f"{checked}; {said}", runner=runner, context=context_of(runs.config))
+    made = make_runner(runs, tensors, params.engine, params.precision, folder, price.weights)
+    del tensors
+    let_go(made.kept, groups)
+    said, context = f"{checked}; {made.said}", context_of(runs.config)
+    return Loaded(params.model, price, said, runner=made.runner, context=context, engine=made.engine, why=made.why)

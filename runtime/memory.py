@@ -9,9 +9,10 @@ activations  a prefill of up to 256 rows through one layer (about ten hidden wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from runtime.interface import TensorPlace
+if TYPE_CHECKING:  # the command line asks for the precisions' names alone, and loads nothing for them
+    from runtime.interface import TensorPlace
 
 ROWS = 256
 _WIDTHS = 10
@@ -33,10 +34,13 @@ WIDTHS = {
     "fp32": Widths(4, 4, 4, 4),
     "int8": Widths(1.01, 1.01, 2, 2),
     "int4": Widths(0.625, 1.01, 2, 2),
+    "q8_0": Widths(1.0625, 1.0625, 2, 4),
+    "q4_1": Widths(0.625, 1.0625, 2, 4),
 }
-"""By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them."""
+"""By precision. int8 has four bytes a row beside the numbers, int4 four for every 32 of them, q8_0 two and q4_1 four for every 32, which
+llama.cpp runs: its keys and values take two bytes, but room for them in lengths that double."""
 DTYPE_WIDTH = {precision: widths.dtype for precision, widths in WIDTHS.items()}
-TRAVELS = {"bf16": "bf16", "fp32": "fp32", "int8": "bf16", "int4": "bf16"}
+TRAVELS = {precision: "fp32" if precision == "fp32" else "bf16" for precision in WIDTHS}
 """In what a session's hidden states go from stage to stage, by its precision."""
 STORED_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -86,8 +90,8 @@ def tied_head_bytes(embed: int, precision: str) -> int | None:
     return embed if precision == "bf16" and embed <= SMALL_HEAD else None
 
 
-def held_bytes(places: Sequence[TensorPlace], precision: str, last: bool) -> int:
-    """Weights that a stage of these tensors holds; `last` has the head, its own or the embedding's."""
+def held_bytes(places: Sequence[TensorPlace], precision: str, first: bool, last: bool) -> int:
+    """Weights that a stage of these tensors holds: `first` embeds, `last` has the head, its own or one made of the embedding."""
     widths = WIDTHS[precision]
     total, embed, own_head = 0.0, 0, False
     for place in places:
@@ -95,10 +99,16 @@ def held_bytes(places: Sequence[TensorPlace], precision: str, last: bool) -> int
         embeds = "embed" in place.name or "wte" in place.name
         heads = "lm_head" in place.name
         own_head |= heads
-        embed += int(count * widths.rest) if embeds else 0
-        matrix = len(place.shape) == 2 and not embeds
-        total += count * (widths.head if heads else widths.matrix if matrix else widths.rest)
-    return int(total) + ((tied_head_bytes(embed, precision) or 0) if last and not own_head else 0)
+        if embeds:
+            embed += int(count * widths.rest)
+        else:
+            total += count * (widths.head if heads else widths.matrix if len(place.shape) == 2 else widths.rest)
+    if first:
+        total += embed
+    if last and not own_head:
+        tied = tied_head_bytes(embed, precision)
+        total += tied if tied is not None else (0 if first else embed)
+    return int(total)
 
 
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, dtype_width: int) -> int:

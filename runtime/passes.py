@@ -11,6 +11,7 @@ import torch
 from protocol.errors import MfError
 from runtime.interface import UNCHECKED
 from runtime.model_runner import ModelRunner
+from runtime.prompt_scores import scores
 from runtime.reply_state import agreeing
 from runtime.sampler import Ask, Chosen, choose
 from runtime.sequence import Job, Sequence
@@ -45,6 +46,8 @@ def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
         job, piece = part.sequence.jobs[0], out[at : at + size]
         if last and job.check is not None:
             _check(part.sequence, job, piece)
+        if last and job.score is not None:
+            job.scored += scores(piece, job.score[job.computed : job.computed + row.count], part.sequence.state.sampling.logprobs or 0)
         if not last or (job.tail and runner.tails):
             job.outs.append(runner.tails[number] if last else piece)
         _hand(part, piece, began, seconds)
@@ -74,11 +77,14 @@ def _check(sequence: Sequence, job: Job, logits: torch.Tensor) -> None:
 
 
 def sample(parts: Listed[Part]) -> None:
-    """Chooses tokens where logits came out. What a sequence's own grammar makes impossible is its own `fault`."""
+    """Chooses tokens where logits came out. Logits that aren't numbers, or a grammar that lets nothing in, are a part's own `fault`."""
     asks: list[Ask] = []
     spans: list[tuple[Part, int, torch.Tensor]] = []
     for part in parts:
         if part.job is None or part.logits is None:
+            continue
+        if not _all_rank(part.logits):
+            part.fault = MfError("the model gave logits that aren't numbers")
             continue
         state, position, drafted = part.sequence.state, part.sequence.position - len(part.job.drafted), part.job.drafted
         try:
@@ -96,6 +102,11 @@ def sample(parts: Listed[Part]) -> None:
     for part, count, _logits in spans:
         _take(part, chosen[at : at + count])
         at += count
+
+
+def _all_rank(logits: torch.Tensor) -> bool:
+    """Whether each row has a greatest logit: NaN and infinity have none, and a choice among them would look like any token."""
+    return bool(torch.isfinite(logits.amax(-1)).all())
 
 
 def _take(part: Part, chosen: list[Chosen]) -> None:

@@ -1,16 +1,62 @@
-"""Which way a loaded stage runs: lean where that gives what transformers gives, else by transformers' own forward."""
+"""Which way a loaded stage runs: by llama.cpp where that is chosen and gives what torch gives, else lean where that gives what
+transformers gives, else by transformers' own forward."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from protocol.errors import MfError
 from runtime import lean_check
+from runtime.engine_choice import Asked, choose_here, torch_precision
 from runtime.lean import LeanRunner
 from runtime.lean_shape import Decoder, Unlike, decoder_of
+from runtime.llama.engine import build_llama
+from runtime.model_runner import ModelRunner
 from runtime.quantised import quantise
 from runtime.self_test import self_test
 from runtime.stage import Stage
+from runtime.stage_runner import StageRunner
+
+log = logging.getLogger(__name__)
 
 REFERENCE = "fp32"
 """The precision that always runs by transformers: it is what others are measured against, and a row's result is the same in any pass."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """`kept`: what still lies on the groups' memory; `engine` and `why` it is that one; `said` of what was tried."""
+
+    runner: ModelRunner
+    kept: nn.Module
+    engine: str
+    why: str
+    said: str
+
+
+def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int) -> Made:
+    """For a stage that passed its self-test, by the engine asked for, or torch and why. `scratch`: a folder for a file of weights."""
+    choice = choose_here(Asked(engine, precision, str(getattr(stage.config, "model_type", ""))))
+    why = choice.why
+    if choice.engine == "llama":
+        try:
+            llama, said = build_llama(stage, tensors, precision, scratch, torch.get_num_threads())
+            return Made(llama, nn.ModuleList(), "llama", why, said)
+        except MfError as error:
+            why = error.message
+            log.warning("torch runs layers %d..%d in llama.cpp's place: %s", stage.first, stage.end, why)
+    instead = torch_precision(precision)
+    if instead != precision:
+        why = f"{instead} in place of {precision}: {why}"
+    lean, said = lean_runner(stage, instead)
+    runner: ModelRunner = StageRunner(stage, weight_bytes) if lean is None else lean
+    return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said)
 
 
 def lean_runner(stage: Stage, precision: str) -> tuple[LeanRunner | None, str]:

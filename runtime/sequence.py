@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from protocol.errors import Conflict, MfError
+from protocol.messages import TokenLogprob
 from runtime.model_runner import ModelRunner, Row
 from runtime.reply_state import ReplyState
 from runtime.sampler import Chosen
@@ -23,7 +24,7 @@ class Job:
     """Positions [position, position + count); give `tokens` or `hidden` [count, hidden]. The last `drafted` tokens are guesses.
 
     An audit gives in `check` what came after each position, or UNCHECKED, and gets `gaps` (runtime/token_gap.py); `tail` gives what a
-    last stage has before its head.
+    last stage has before its head. `score` are the prompt's next tokens, or UNCHECKED, and gets `scored` (runtime/prompt_scores.py).
     """
 
     position: int
@@ -34,6 +35,8 @@ class Job:
     drafted: list[int] = field(default_factory=list)
     check: list[int] | None = None
     tail: bool = False
+    score: list[int] | None = None
+    scored: list[list[TokenLogprob]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     computed: int = 0
     seconds: float = 0.0
@@ -81,7 +84,7 @@ class Sequence:
         job = self.jobs[0]
         begin, end = job.computed, job.computed + count
         logits = len(job.drafted) + 1 if self.last and job.sample and end == job.count else 0
-        logits = count if self.last and job.check is not None else logits
+        logits = count if self.last and (job.check is not None or job.score is not None) else logits
         tokens = None if job.tokens is None else job.tokens[begin:end]
         hidden = None if job.hidden is None else job.hidden[begin:end]
         return Row(self.slot, job.position + begin, count, tokens, logits), hidden

@@ -54,6 +54,7 @@ class Session:
     def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
         answer = Stepped(began=job.began, seconds=job.seconds)
         answer.gaps = job.gaps if job.check is not None else None
+        answer.scored = job.scored if job.score is not None else None
         if hidden is not None:
             answer.hidden = _raw(hidden)
         if hidden is not None and not self.sequence.last:
@@ -123,6 +124,7 @@ class Session:
                 raise BadInput(f"step: {len(drafted)} ids of {guessed} guessed tokens")
             job = Job(step.position, step.count, hidden=self._hidden(step), sample=step.sample, drafted=drafted)
         job.check, job.tail = self._check(step.check, job.count), step.tail
+        job.score = self._check(step.score, job.count)
         return job
 
     def _check(self, check: list[int] | None, count: int) -> list[int] | None:

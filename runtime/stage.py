@@ -26,11 +26,12 @@ from transformers import AutoModelForCausalLM
 from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
 from runtime.architectures import boundary_shape
+from runtime.memory import WIDTHS
 from runtime.model_config import read_config
 from runtime.placeholders import Absent, EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16, "int4": torch.bfloat16}
-"""What runs through a stage, by precision: matrices in 8 or 4 bits are made of bf16 ones (`quantised.py`)."""
+DTYPES = {precision: torch.float32 if precision == "fp32" else torch.bfloat16 for precision in WIDTHS}
+"""What runs through a stage, by precision: matrices in 8 or 4 bits are made of bf16 ones (`quantised.py`, `llama/stage_file.py`)."""
 
 
 class Stage:

@@ -69,6 +69,7 @@ class ModelText:
         self.config = read_config(folder)
         self._tokenizer = _tokenizer(folder)
         self._eos = _eos(folder, self.config, self._tokenizer)
+        self._longest: int | None = None
         vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
         self.grammars = Grammars(self._tokenizer, self._eos, vocabulary, deadlines or Deadlines())
 
@@ -76,12 +77,26 @@ class ModelText:
         return TextLoaded(eos=self._eos, context=context_of(self.config), has_template=bool(self._tokenizer.chat_template))
 
     def encode_text(self, text: str) -> list[int]:
+        self._check_room(text)
         return [int(token) for token in self._tokenizer(text)["input_ids"]]
 
     def encode_chat(self, messages: list[dict[str, Any]], continue_final: bool, tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of the rendered conversation; `BadInput` when the template refuses it or takes too long."""
         rendered = self._render(messages, continue_final, tools)
+        self._check_room(rendered)
         return [int(token) for token in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+
+    def _check_room(self, text: str) -> None:
+        """What the context can't hold however it is cut is refused uncut: megabytes would take the tokenizer seconds, in which no reply
+        goes on, and gigabytes of memory."""
+        context = context_of(self.config)
+        if context is None or len(text) <= context:
+            return
+        if self._longest is None:
+            self._longest = max(len(token) for token in self._tokenizer.get_vocab())
+        if len(text) > context * self._longest:
+            said = f"the prompt has {len(text)} characters, more than the {context} tokens that the model takes can hold"
+            raise BadInput(said, details={"context": context})
 
     def decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -40,6 +40,8 @@ class Lines(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if "tests/clients/" in file:
+            return "first line"
         if "swarm/" not in file or "/node/" in file:
             return file
         return "first line" if Path(file).stem in FIRST_LINE else "second line"

@@ -40,6 +40,7 @@ def all_checks(data_dir: Path) -> list[Check]:
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
         ("packages", _packages),
+        ("engines", _engines),
         ("erasure code", _isal),
         ("sandbox", _sandbox),
         ("processor", _processor),
@@ -77,6 +78,16 @@ def _packages() -> Check:
     return _check(
         "packages", "ok", f"torch {importlib.metadata.version('torch')}, transformers {importlib.metadata.version('transformers')}"
     )
+
+
+def _engines() -> Check:
+    """llama.cpp is an extra: without it torch runs everything."""
+    from runtime.llama.library import VERSION, missing
+
+    why = missing()
+    if why is not None:
+        return _check("engines", "ok", f"torch; llama.cpp: {why}")
+    return _check("engines", "ok", f"torch, llama.cpp (xllamacpp {VERSION})")
 
 
 def _isal() -> Check:

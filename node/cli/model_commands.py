@@ -148,6 +148,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
         for number, one in enumerate(plan["stages"], 1)
     ]
     show_table("Stages", ("stage", "layers", "peer", "memory", "per token", "figure"), rows)
+    if plan["engine"] is not None:
+        click.echo(f"engine here: {plan['engine']['name']} ({plan['engine']['why']})")
     if plan["expected"] is not None:
         expected, budget = plan["expected"], plan["budget"]
         first = f"the first after {expected['first_token_seconds']} s for a question of {expected['prompt_tokens']}"

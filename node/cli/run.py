@@ -22,6 +22,7 @@ from node.cli.session import Session, common
 @click.option("--join", multiple=True, metavar="TICKET", help="Join by a member's ticket; may be repeated.")
 @click.option("--storage", metavar="SIZE", help="Room for shards, e.g. 20GB. [default: 20 GB, at most 10 % of what is free]")
 @click.option("--max-memory", metavar="SIZE", help="Weights, cache and activations of models run here.")
+@click.option("--engine", type=click.Choice(["auto", "torch", "llama"]), help="What models are loaded into. [default: auto]")
 @click.option("--lend", type=click.Choice(["none", "storage", "compute", "both"]), help="What strangers may use. [default: storage]")
 @click.option("--privacy", type=click.Choice(["local", "trusted", "swarm"]), help="Who may see what is asked here. [default: trusted]")
 @click.option("--ends", type=click.Choice(["remote", "local"]), help="Whether first and last layers may run elsewhere. [default: remote]")

@@ -31,8 +31,9 @@ class Naming:
 
 
 def naming(prefix: str, model: str, planned: Planned, wanted: GenerationRequest) -> Naming:
-    """The fingerprint is the model's id and the precision: with a seed, what decides the words."""
-    return Naming(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, f"{planned.model_id}-{wanted.precision}")
+    """The fingerprint is the model's id, where it is known the engine, and the precision: with a seed, what decides the words."""
+    fingerprint = "-".join(filter(None, (planned.model_id, planned.engine, wanted.precision)))
+    return Naming(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, fingerprint)
 
 
 async def open_stream(request: web.Request, planned: Planned, *, named: bool = False) -> EventStream:

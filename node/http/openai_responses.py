@@ -150,10 +150,14 @@ def _begun(body: schemas.ResponsesRequest, named: Naming) -> Response:
         tools=[msgspec.to_builtins(tool) for tool in body.tools or ()],
         tool_choice="auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        text={"format": {"type": "text"} if given is None else msgspec.to_builtins(given)},
+        text={"format": {"type": "text"} if given is None else _as_given(given)},
         metadata=body.metadata or {},
         user=body.user,
     )
+
+
+def _as_given(given: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.to_builtins(given).items() if value is not None}
 
 
 def _complete(response: Response, items: Items, together: SideBySide, end: Finished) -> None:

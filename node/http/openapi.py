@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from node import __doc__ as _about
 from node.http import (
     api_v1_models,
     api_v1_operations,
@@ -23,9 +22,23 @@ from node.http import (
 )
 from node.http.context import SETTINGS, json_reply
 from node.http.openai_replies import OpenAIFailure
-from node.http.operation import ASK, JSON, ONE, Operation
+from node.http.operation import ASK, JSON, ONE, WHY, Operation
+from node.version import VERSION
 
 _REF = "#/components/schemas/{name}"
+_ABOUT = (
+    "Every node of the swarm answers all of this: its own API, and OpenAI's, so that programs made for that one work unchanged. "
+    "A model is named `publisher/name@version`, by a bare name where it can mean one only, or by its id. "
+    "A credential, where this node wants one, goes into the header `Authorization: Bearer`."
+)
+_TAGS = (
+    ("OpenAI's API", r"/v1/", "What OpenAI's clients ask, unchanged: set their base address to this node's `/v1`."),
+    ("Models", r"/api/v1/(models|inference)", "Finding models, running them, and where they would run."),
+    ("Accounts", r"/api/v1/(auth|users|audit)", "An account has one node as its home; keys and tokens made of it are good at others too."),
+    ("Ollama's API", r"/api/(?!v1/)", "What Ollama's clients ask, as far as a swarm has it."),
+    ("This node", r"/", "How it and its swarm are."),
+)
+"""Groups of operations in their order: name, the paths (the first that fits), what they are for."""
 
 
 OPERATIONS = [
@@ -86,8 +99,9 @@ def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str,
     if operation.events:
         content[operation.streams] = {"schema": {"type": "string", "description": operation.events}}
     shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
-    failure = {"description": "refused or failed", "content": {JSON: {"schema": schemas_by_type[shape]}}}
-    return {str(operation.status): {"description": "done", "content": content}} | {str(status): failure for status in operation.errors}
+    failed = {JSON: {"schema": schemas_by_type[shape]}}
+    failures = {str(status): {"description": WHY[status], "content": failed} for status in sorted(operation.errors)}
+    return {str(operation.status): {"description": "Done", "content": content}} | failures
 
 
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
@@ -100,7 +114,8 @@ def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[s
 
 
 def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], operation: Operation) -> dict[str, Any]:
-    shown: dict[str, Any] = {"summary": operation.summary, "responses": _replies(schemas_by_type, operation)}
+    tag = next(name for name, paths, _about in _TAGS if re.match(paths, operation.path))
+    shown: dict[str, Any] = {"tags": [tag], "summary": operation.summary, "responses": _replies(schemas_by_type, operation)}
     parameters = _parameters(components, operation)
     if parameters:
         shown["parameters"] = parameters
@@ -125,11 +140,20 @@ def document(with_ollama: bool = False) -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method] = _operation(schemas_by_type, components, operation)
     info = {
         "title": "ModelFloat node",
-        "version": "1",
-        "description": (_about or "").strip(),
+        "version": VERSION,
+        "description": _ABOUT,
         "license": {"name": "MIT", "identifier": "MIT"},
     }
-    return {"openapi": "3.1.0", "info": info, "servers": [{"url": "/"}], "paths": paths, "components": {"schemas": components}}
+    used = {operation["tags"][0] for methods in paths.values() for operation in methods.values()}
+    return {
+        "openapi": "3.1.0",
+        "info": info,
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": about} for name, _paths, about in _TAGS if name in used],
+        "security": [{}, {"credential": []}],
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"credential": {"type": "http", "scheme": "bearer"}}},
+    }
 
 
 async def serve(request: web.Request) -> web.StreamResponse:

@@ -6,9 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 JSON = "application/json"
-ASK = (400, 403, 404, 413, 429, 500, 503)
-ONE = (400, 403, 404, 500, 503)
-"""Statuses of failure: of what runs a model, and of what shows one thing."""
+ANY = (400, 401, 403, 421, 429, 500, 503)
+ONE = (*ANY, 404)
+ASK = (*ONE, 413)
+"""Statuses of failure: of anything that looks at a credential, of what shows one thing, of what runs a model."""
+WHY = {
+    400: "Something given is wrong, unknown or not supported; it is named",
+    401: "A credential is needed, or the one given is no longer good",
+    403: "The credential, the page or the Host it came from doesn't allow it",
+    404: "There is no such model or thing",
+    409: "Something else is in the way",
+    413: "More than this node takes",
+    421: "The account's home is another node, whose address is told",
+    429: "Too much at once: `Retry-After` says when to ask again",
+    500: "The node failed",
+    503: "The swarm can't do it just now; who was asked is told",
+    507: "There is no room left",
+}
 
 
 @dataclass(frozen=True)
@@ -31,5 +45,5 @@ class Operation:
     body_media: str = JSON
     example: dict[str, Any] | None = None
     """A body to begin with, but for the model's name."""
-    errors: tuple[int, ...] = (400, 403, 500, 503)
+    errors: tuple[int, ...] = ANY
     status: int = 200

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.environments import environment
 from tests.clients.conftest import Served
-from tests.clients.environments import NODE, PYTHON, run, run_node, run_python
+from tests.clients.environments import NODE, PYTHON, program, run, run_node, run_python
 
 pytestmark = pytest.mark.swarm
 HERE = Path(__file__).parent
@@ -36,7 +35,7 @@ def test_llm_with_its_file_of_models(served: Served, tmp_path: Path) -> None:
         f"- model_id: text\n  model_name: {served.model}\n  api_base: {served.url}/v1\n  completion: true\n",
     ]
     (tmp_path / "extra-openai-models.yaml").write_text("".join(models))
-    line = [str(environment(*PYTHON) / "llm"), "prompt", "--key", "none", "--no-log"]
+    line = [str(program(PYTHON, "llm")), "prompt", "--key", "none", "--no-log"]
 
     def asked(*more: str) -> str:
         return run([*line, *more], LLM_USER_PATH=str(tmp_path))

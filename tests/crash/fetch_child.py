@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.restore import FileWriter
 from node.transfer.marks import Mark
 from node.transfer.sink import Sink

@@ -21,8 +21,8 @@ from node.stage_room import LoadedStage
 from node.steps import Steps
 from protocol.errors import BadInput, Conflict, MfError
 from protocol.ids import PeerId
-from protocol.messages import SESSION_PROTOCOL, STEP_PROTOCOL, StageSpec
-from runtime.interface import OpenSequence, Step, Stepped
+from protocol.messages import SESSION_PROTOCOL, STEP_PROTOCOL, StageSpec, TokenLogprob
+from runtime.interface import UNCHECKED, OpenSequence, Step, Stepped
 
 LAYERS = 6
 MODULUS = 97 * 300
@@ -91,7 +91,10 @@ class SumWorker:
             raise BadInput(f"{len(rows)} rows for {step.count} positions")
         made = [toy.row(step.position + at, value) for at, value in enumerate(rows)]
         if toy.end == LAYERS:
-            return self.choose(toy, step, made) if step.sample else Stepped()
+            done = self.choose(toy, step, made) if step.sample else Stepped()
+            if step.score is not None:
+                done.scored = [[score(value, token)] for value, token in zip(made, step.score, strict=True) if token != UNCHECKED]
+            return done
         return Stepped(hidden=b"".join(value.to_bytes(4, "little") for value in made), dtype="bf16", shape=[step.count, 2])
 
     def choose(self, toy: Toy, step: Step, made: list[int]) -> Stepped:
@@ -102,6 +105,11 @@ class SumWorker:
         right = next((at for at, guess in enumerate(guesses) if guess != tokens[at]), len(guesses))
         del toy.after[step.position + step.count - step.guessed + right :]
         return Stepped(token=tokens[0], more=tokens[1 : right + 1] or None)
+
+
+def score(value: int, token: int) -> TokenLogprob:
+    """What a last stage whose sum is `value` says of the token that comes next."""
+    return TokenLogprob(token, -float(value))
 
 
 class SumRoom:
@@ -174,6 +182,12 @@ def route(*peers: PeerId) -> list[StageSpec]:
     """LAYERS dealt evenly over `peers`."""
     size = LAYERS // len(peers)
     return [StageSpec(peer, at * size, LAYERS if at == len(peers) - 1 else (at + 1) * size) for at, peer in enumerate(peers)]
+
+
+def expected_scores(prompt: list[int]) -> dict[int, list[TokenLogprob]]:
+    """Those of the prompt's tokens, by their place."""
+    toy = Toy(0, LAYERS)
+    return {at: [score(toy.row(at - 1, prompt[at - 1]), prompt[at])] for at in range(1, len(prompt))}
 
 
 def expected(prompt: list[int], count: int, words: int = 97) -> list[int]:

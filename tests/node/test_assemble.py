@@ -12,7 +12,8 @@ import pytest
 import node.assemble
 from node.assemble import mismatch
 from node.locate import Located
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.swarm.interface import HoldingView
 from node.transfer.fetch import in_order
 from node.transfer.jobs import Fetched, FetchGroup

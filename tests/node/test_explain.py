@@ -11,11 +11,13 @@ import pytest
 from node.explain import Explainer
 from node.locate import Located
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.route import Router
 from protocol.errors import BadInput
 from protocol.ids import PeerId
 from protocol.manifest import model_id
+from runtime.engine_choice import Choice
 from runtime.expectation import OverBudget, Paces
 from tests.node.verb_fakes import Board, FakeSwarm, node_record, small_model
 
@@ -35,13 +37,15 @@ def setting(tmp_path: Path, memory: int, budget: float = 0.4, privacy: str = "tr
     async def locate(model: bytes) -> Located:
         return located
 
-    return Explainer(ME, swarm, SimpleNamespace(locate=locate), router, Paces(ME)), router, located  # type: ignore[arg-type]
+    room = SimpleNamespace(engine=lambda _located, first, end, precision, tokens: Choice("llama", f"{first}..{end} {precision} {tokens}"))
+    return Explainer(ME, swarm, SimpleNamespace(locate=locate), router, Paces(ME), room), router, located  # type: ignore[arg-type]
 
 
 async def test_here_when_it_fits_and_why_the_others_not(tmp_path: Path) -> None:
     explainer, _, _ = setting(tmp_path, 1 << 30)
     told = await explainer.explain("m")
     assert (told["kind"], told["stages"][0]["peer"], told["stages"][0]["here"]) == ("here", ME, True)
+    assert told["engine"] == {"name": "llama", "why": "0..6 bf16 2048"}
     assert told["expected"]["tokens_per_second"] > 0
     assert told["expected"]["first_token_seconds"] > 0
     assert told["budget"] == {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False}
@@ -59,6 +63,7 @@ async def test_no_route_is_told_with_the_same_list(tmp_path: Path) -> None:
     assert told["kind"] == "none"
     assert "no route" in told["why"]
     assert told["expected"] is None
+    assert told["engine"] is None
     assert {line["verdict"] for line in told["considered"] if line["peer"] == FRIEND} == {"--privacy local: nothing leaves this node"}
 
 

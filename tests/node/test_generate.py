@@ -8,15 +8,18 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
 from node.generate import REPLACEMENTS, Generator
 from node.network.memory import MemoryHub
-from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, Unavailable
+from protocol import limits
+from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
-from protocol.messages import Sampling, StageSpec
-from runtime.interface import TextLoaded
+from protocol.messages import Sampling, StageSpec, TokenLogprob
+from runtime.interface import SpelledToken, TextLoaded
+from runtime.interface import Text as WorkerText
 from runtime.routing import Plan
 from tests.node.pipeline_fakes import Member, expected, members, route
 from tests.support.virtual_time import run_virtual
@@ -49,6 +52,10 @@ class Text:
         if last:
             self.open.discard(stream)
         return "".join(f"<{token}>" for token in tokens)
+
+    async def spell_text(self, stream: str, tokens: list[int], logprobs: list[list[TokenLogprob]]) -> WorkerText:
+        assert stream in self.open
+        return WorkerText("", [[SpelledToken(f"<{one.token}>", b"%d" % one.token, one.logprob) for one in row] for row in logprobs])
 
 
 class Routes:
@@ -192,6 +199,33 @@ def test_prompts_that_cant_be_are_refused_before_any_plan(options: dict[str, Any
             await setting.events(**options)
         assert caught.value.status == 400
         assert not setting.routes.asked
+
+    virtually(test)
+
+
+@pytest.mark.parametrize("past", [0, 1])
+@pytest.mark.parametrize("kind", ["text", "messages", "tools"])
+def test_a_prompt_one_past_the_limit_is_refused_before_anything_is_made_of_it(kind: str, past: int) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting, texts = Setting(nodes, route(nodes[1].peer), context=8), 0
+
+        async def encode(*_given: Any, **_more: Any) -> list[int]:
+            nonlocal texts
+            texts += 1
+            return [1] * 9
+
+        setting.text.encode_text = setting.text.encode_chat = encode  # type: ignore[method-assign]
+        words: dict[str, Any] = {"text": ""} if kind == "text" else {"text": None, "messages": [{"role": "user", "content": ""}]}
+        words |= {"tools": [{"name": ""}]} if kind == "tools" else {}
+        around = len(msgspec.msgpack.encode([words.get("messages"), words.get("tools"), words["text"]])) + 4  # a long string's head
+        long = "x" * (limits.MAX_PROMPT - around + past)
+        if kind == "text":
+            words["text"] = long
+        else:
+            words[kind][0]["name" if kind == "tools" else "content"] = long
+        with pytest.raises(TooLarge if past else BadInput, match="are allowed" if past else "9 tokens, the model takes 8"):
+            await setting.events(**words)
+        assert texts == 1 - past
 
     virtually(test)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.publish import PublishRequest
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import digest

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from node.grant_desk import GrantDesk
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.network.interface import Stream
 from node.renew_leases import LeaseRenewer
 from node.source import GroupSource

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from node import model_folder
-from node.model_folder import build_manifest, scan
+from node import model_manifest
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from protocol.errors import BadInput, Cancelled
 from protocol.grouping import group_id
 from protocol.ids import digest
@@ -59,8 +60,8 @@ def test_a_large_tensor_is_cut_and_its_cuts_hashed(tmp_path: Path, monkeypatch: 
 
     cut_at = 64 * 1024
     monkeypatch.setattr(limits, "MAX_GROUP", cut_at)
-    monkeypatch.setattr(model_folder, "row_cuts", lambda shape, length: grouping.row_cuts(shape, length, cut_at))
-    for module in (model_folder, manifest_check):
+    monkeypatch.setattr(model_manifest, "row_cuts", lambda shape, length: grouping.row_cuts(shape, length, cut_at))
+    for module in (model_manifest, manifest_check):
         monkeypatch.setattr(module, "group_model", lambda lengths, tensors, rule: grouping.group_model(lengths, tensors, cut_at, rule))
     path = tmp_path / "m"
     path.mkdir()

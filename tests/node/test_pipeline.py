@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from node.network.memory import MemoryHub
@@ -13,9 +15,10 @@ from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
 from protocol.errors import BadInput, Busy, MfError
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId
-from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead
+from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
+from runtime.drafting import Drafter
 from runtime.interface import Step, Stepped
-from tests.node.pipeline_fakes import LAYERS, Member, expected, members, route
+from tests.node.pipeline_fakes import LAYERS, Member, expected, expected_scores, members, route
 from tests.support.wait import until
 
 PROMPT = [3, 14, 15, 92]
@@ -57,15 +60,31 @@ async def test_the_same_tokens_over_any_route(swarm: tuple[MemoryHub, list[Membe
     assert [sampled.finish for sampled in made] == [None] * 7 + ["length"]
 
 
+def fewest_trips(reply: list[int]) -> int:
+    """Passes that a reply takes with this drafter's guesses, the prompt's own included."""
+    drafter, made, trips = Drafter([*PROMPT, reply[0]]), 1, 1
+    while made < len(reply):
+        guesses = drafter.draft(len(reply) - made - 1)
+        wrong = (at for at, guess in enumerate(guesses) if guess != reply[made + at])
+        right = next(wrong, len(guesses))
+        drafter.learn(len(guesses), right)
+        drafter.extend(reply[made : made + right + 1])
+        made, trips = made + right + 1, trips + 1
+    return trips
+
+
+@pytest.mark.parametrize("words", [1, 2])
 @pytest.mark.parametrize("places", [[1], [0, 1, 2], [1, 2, 3], [1, 2, 0], [0, 1, 0]])
-async def test_guesses_change_nothing_but_the_trips(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
+async def test_guesses_change_nothing_but_the_trips(swarm: tuple[MemoryHub, list[Member]], places: list[int], words: int) -> None:
+    """One word: all guesses are right. Two: a random reply, some are right in part and the drafter mostly rests."""
     _hub, nodes = swarm
     for node in nodes:
-        node.room.goes_back, node.worker.words = True, 2
+        node.room.goes_back, node.worker.words = True, words
+    reply = expected(PROMPT, 60, words=words)
     made = await run(nodes[0], request(route(*(nodes[place].peer for place in places)), new_max=60))
-    assert [sampled.token for sampled in made] == expected(PROMPT, 60, words=2)
+    assert [sampled.token for sampled in made] == reply
     trips = len({position for position, _count in nodes[places[-1]].worker.steps})
-    assert trips < 50
+    assert trips == fewest_trips(reply) < len(reply)
 
 
 async def test_stages_in_the_middle_never_see_what_was_guessed(swarm: tuple[MemoryHub, list[Member]]) -> None:
@@ -82,6 +101,46 @@ async def test_stages_in_the_middle_never_see_what_was_guessed(swarm: tuple[Memo
     await run(nodes[0], request(route(nodes[1].peer, nodes[2].peer, nodes[3].peer), new_max=30))
     assert any(step.guessed for step in seen)
     assert all(step.drafted is None and step.tokens is None for step in seen)
+
+
+@pytest.mark.parametrize("places", [[0], [1], [0, 1, 2], [1, 2, 0], [0, 1, 0]])
+@pytest.mark.parametrize("count", [1, 4, 600])
+async def test_a_prompts_own_scores_come_with_it(swarm: tuple[MemoryHub, list[Member]], places: list[int], count: int) -> None:
+    _hub, nodes = swarm
+    prompt = [(31 * at) % 97 for at in range(count)]
+    stages = route(*(nodes[place].peer for place in places))
+    wanted = replace(request(stages), tokens=prompt, prompt=count, score=True, sampling=Sampling(logprobs=0))
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+        made = [sampled.token async for sampled in pipeline.run()]
+    assert made == expected(prompt, 8)
+    assert pipeline.scores == expected_scores(prompt)
+
+
+async def test_scores_of_another_prompt_are_the_last_stages_fault(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    _hub, nodes = swarm
+
+    def spoil(step: Step, done: Stepped) -> Stepped:
+        done.scored = [[TokenLogprob(row[0].token + 1, row[0].logprob)] for row in done.scored or []]
+        return done
+
+    nodes[2].worker.spoil = spoil
+    wanted = replace(request(route(nodes[1].peer, nodes[2].peer)), prompt=4, score=True, sampling=Sampling(logprobs=0))
+    with pytest.raises(StageLost, match="other tokens") as caught:
+        await run(nodes[0], wanted)
+    assert caught.value.peer == nodes[2].peer
+
+
+async def test_stages_tell_the_entry_their_pace(swarm: tuple[MemoryHub, list[Member]]) -> None:
+    """Of a single token and of a prompt's, each by itself: `explain` foretells by it."""
+    _hub, nodes = swarm
+    for node in nodes:
+        node.worker.spoil = lambda step, done: msgspec.structs.replace(done, seconds=0.01 if step.count == 1 else 0.02)
+    wanted = request(route(nodes[1].peer, nodes[2].peer, nodes[3].peer), 5_000)
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+        async for _sampled in pipeline.run():
+            if all(link.pace[0] for link in pipeline.links):
+                break
+        assert [link.pace for link in pipeline.links] == [pytest.approx((0.01, 0.02 / len(PROMPT)))] * 3
 
 
 async def test_a_stop_token_ends_the_reply(swarm: tuple[MemoryHub, list[Member]]) -> None:

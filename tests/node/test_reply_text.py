@@ -61,7 +61,6 @@ def made() -> tuple[Speller, ReplyText]:
 def test_a_new_worker_takes_it_up(away: int) -> None:
     async def main() -> None:
         speller, text = made()
-        await text.open()
         said = await text.feed([1]) + await text.feed([2])
         speller.die(away)
         said += await text.feed([3])
@@ -76,7 +75,6 @@ def test_what_a_new_worker_holds_back_isnt_said_twice() -> None:
     async def main() -> None:
         speller, text = made()
         speller.halves = {3}
-        await text.open()
         said = await text.feed([1]) + await text.feed([2])
         speller.die(1)
         said += await text.feed([3])
@@ -90,7 +88,7 @@ def test_what_a_new_worker_holds_back_isnt_said_twice() -> None:
 def test_a_worker_that_stays_away_is_said_so_in_time() -> None:
     async def main() -> None:
         speller, text = made()
-        await text.open()
+        await text.feed([0])
         speller.die(10**9)
         began = asyncio.get_running_loop().time()
         with pytest.raises(Unavailable, match="SIGKILL"):
@@ -109,6 +107,6 @@ def test_what_isnt_the_workers_fault_is_told_at_once() -> None:
 
         text._room = SimpleNamespace(text=missing)  # type: ignore[assignment]
         with pytest.raises(Unavailable, match="shards"):
-            await text.open()
+            await text.feed([1])
 
     run_virtual(main())

@@ -178,7 +178,7 @@ async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> Non
     gateway = NodeGateway(node.reporter, nothing, nothing, nothing, probe, nothing)
     health = await gateway.health()
     assert (health["status"], health["last_probe"], health["model_registry"]) == ("degraded", None, {"models": 1})
-    assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "sessions": 0, "memory": 7}
+    assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "stages": [], "sessions": 0, "memory": 7}
     assert health["storage_network"]["peers_alive"] == 0
     outcome = await probe.once()
     assert not outcome.passed

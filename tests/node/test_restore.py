@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.restore import MARKS, WORK, FileWriter
 from node.transfer.marks import Mark
 from node.transfer.sink import Sink

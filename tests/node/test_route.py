@@ -12,7 +12,8 @@ import pytest
 from node.figures import PeerFigures
 from node.locate import Located
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.route import Router
 from node.swarm.interface import HoldingView
 from protocol.errors import BadInput, Unavailable

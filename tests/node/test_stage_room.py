@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from node.assemble import GroupBytes
+from node.engines import Engines
 from node.locate import Located
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.stage_room import StageRoom, tensor_places
 from protocol.errors import BadInput, MfError, Unavailable
 from protocol.ids import ModelId
@@ -36,13 +38,18 @@ class FakeWorker:
         self.fault: Exception | None = None
         self.open_fault: Exception | None = None
         self.cost: Any = None
+        self.killed = self.crashed = False
+        self.ended = "the worker ended (signal 11, SIGSEGV)"
+        self.dies_of = ""
 
     @property
     def running(self) -> bool:
         return self.generation > 0
 
+    life = 1
+
     async def start(self) -> None:
-        self.generation = self.generation or 1
+        self.generation = self.generation or self.life
 
     async def load_text(self, params: LoadText) -> TextLoaded:
         self.texts.append(params)
@@ -54,7 +61,13 @@ class FakeWorker:
             raise self.fault
         assert len(fds) == len(params.lengths)
         self.loads.append(params)
-        return StageLoaded(bytes=self.cost.total(params.first, params.end, 0), seconds=0.0, self_test="none")
+        if params.engine == self.dies_of:
+            self.generation, self.killed, self.life = 0, True, self.generation + 1
+            raise Unavailable(self.ended)
+        engine = "torch" if params.engine == "torch" else "llama"
+        told = StageLoaded(bytes=self.cost.total(params.first, params.end, 0), seconds=0.0, self_test="none")
+        told.engine, told.why = engine, "by the worker"
+        return told
 
     async def unload(self, stage: str) -> None:
         self.unloads.append(stage)
@@ -79,9 +92,9 @@ class Setting:
         self.node = node
         self.room = self.with_memory(1 << 40)
 
-    def with_memory(self, memory: int) -> StageRoom:
+    def with_memory(self, memory: int, engines: Engines | None = None) -> StageRoom:
         worker: Any = self.worker
-        self.room = StageRoom(worker, self.node.assembler, memory)
+        self.room = StageRoom(worker, self.node.assembler, memory, engines=engines)
         return self.room
 
     def weights(self, first: int, end: int) -> int:
@@ -271,3 +284,63 @@ async def test_an_encoder_in_use_isnt_let_go(setting: Setting) -> None:
                 pass
     async with setting.session(0, 1):
         assert setting.worker.unloads == [setting.worker.loads[0].stage]
+
+
+async def crowd(stack: AsyncExitStack, setting: Setting, count: int) -> list[str]:
+    """The engines that so many sessions at once run on, in the order they came."""
+    return [(await stack.enter_async_context(setting.session(0, 3, f"s{number}"))).engine for number in range(count)]
+
+
+async def test_a_crowd_goes_beside_the_first_few_through_torch(setting: Setting) -> None:
+    setting.with_memory(1 << 40, Engines("auto"))
+    async with AsyncExitStack() as stack:
+        assert await crowd(stack, setting, 6) == ["llama"] * 4 + ["torch"] * 2
+        assert setting.room.engine(setting.located, 0, 3, "bf16", 16).engine == "torch"
+    assert [load.engine for load in setting.worker.loads] == ["auto", "torch"]
+    assert setting.room.engine(setting.located, 0, 3, "bf16", 16).why == "by the worker"
+    assert {stage.key.endswith("+torch") for stage in setting.room.loaded()} == {True, False}
+
+
+@pytest.mark.parametrize(("asked", "engines"), [("auto", ["torch"]), ("llama", ["llama"])])
+async def test_memory_for_one_copy_has_one_copy(asked: str, engines: list[str], setting: Setting) -> None:
+    setting.with_memory(setting.weights(0, 3) + setting.kv(0, 3), Engines(asked))
+    async with AsyncExitStack() as stack:
+        assert await crowd(stack, setting, 1) == engines
+    setting.with_memory(setting.weights(0, 3) + 6 * setting.kv(0, 3), Engines(asked))
+    async with AsyncExitStack() as stack:
+        assert set(await crowd(stack, setting, 6)) == {"llama"}
+    assert len(setting.room.loaded()) == 1
+
+
+async def test_a_load_that_kills_the_worker_is_done_again_by_torch_and_remembered(setting: Setting, tmp_path: Path) -> None:
+    engines = Engines("llama", tmp_path)
+    setting.with_memory(1 << 40, engines)
+    setting.worker.dies_of = "llama"
+    async with setting.session(0, 3) as stage:
+        assert stage.engine == "torch"
+    assert [load.engine for load in setting.worker.loads] == ["llama", "torch"]
+    setting.with_memory(1 << 40, Engines("llama", tmp_path))
+    async with setting.session(0, 3):
+        pass
+    assert [load.engine for load in setting.worker.loads] == ["llama", "torch", "torch"]
+    assert "SIGSEGV" in setting.room.engine(setting.located, 0, 3, "bf16", 16).why
+
+
+async def test_a_worker_that_was_stopped_while_loading_blames_nobody(setting: Setting, tmp_path: Path) -> None:
+    engines = Engines("llama", tmp_path)
+    setting.with_memory(1 << 40, engines)
+    setting.worker.fault = Unavailable("the worker ended (exit code 0)")
+    with pytest.raises(Unavailable, match="exit code 0"):
+        async with setting.session(0, 3):
+            pass
+    assert engines.choose(setting.located, "bf16").engine == "llama"
+
+
+@pytest.mark.parametrize(("crashed", "engine"), [(True, "torch"), (False, "llama")])
+async def test_a_crash_in_the_middle_is_laid_to_what_llama_ran(crashed: bool, engine: str, setting: Setting, tmp_path: Path) -> None:
+    engines = Engines("auto", tmp_path)
+    setting.with_memory(1 << 40, engines)
+    async with setting.session(0, 3):
+        setting.worker.generation, setting.worker.crashed = 2, crashed
+    async with setting.session(0, 3) as stage:
+        assert stage.engine == engine

@@ -15,8 +15,9 @@ from protocol import limits
 from protocol.errors import BadInput
 from protocol.messages import Checked, OpenSession, Sampling, StageSpec
 from protocol.prints import PRINT_BYTES, Prints, open_prints, seal_prints, token_print
-from runtime.fingerprint import Printer
+from runtime.fingerprint import Printer, compare
 from runtime.interface import UNCHECKED, Step, Stepped
+from runtime.memory import TRAVELS
 from tests.protocol import vector_cases as cases
 
 KEY = bytes(range(16))
@@ -58,6 +59,18 @@ def feed(made: Statements, counts: Sequence[int]) -> int:
         made.add(step, Stepped(hidden=raw(position, count, 1.0)))
         position += count
     return position
+
+
+@pytest.mark.parametrize(("precision", "travels"), TRAVELS.items())
+def test_rows_are_printed_as_they_travel(precision: str, travels: str) -> None:
+    """At 8 and 4 bits of weights what runs through is bf16."""
+    rows = np.linspace(0.5, 2, 3 * HIDDEN, dtype="<f4")
+    given = rows.tobytes() if travels == "fp32" else (rows.view("<u4") >> 16).astype("<u2").tobytes()
+    made = statements(opening(precision=precision))
+    made.add(Step(session="s", epoch=0, position=0, hidden=given, count=3), Stepped(hidden=given))
+    (found,) = said(made)
+    assert (found.precision, found.inputs) == (precision, Printer(KEY, HIDDEN).of(given, travels))
+    assert compare(found.inputs * 8, (found.outputs or b"") * 8, precision).differs is False
 
 
 @given(st.lists(st.one_of(st.just(1), st.integers(1, 3 * limits.MAX_PRINT_ROWS)), max_size=40))

@@ -324,10 +324,17 @@ def test_steps_with_wrong_shapes_are_refused() -> None:
     parsed(32, dtype="fp32")
     for raw, changes in [(17, {}), (16, {"shape": [4]}), (16, {"shape": [0, 4]}), (16, {"dtype": "int8"}), (16, {"kind": "x"}),
                          (16, {"session": b"x"}), (16, {"position": -1}), (16, {"epoch": -1}),
-                         (8, {"kind": "token"}), (7, {"kind": "tokens"}),
+                         (7, {"kind": "token"}), (7, {"kind": "tokens"}),
                          (0, {"shape": [(1 << 20) + 1, 1]})]:  # fmt: skip
         with pytest.raises(BadInput):
             parsed(raw, **changes)  # type: ignore[arg-type]
+    scores: dict[str, Any] = {"kind": "scores", "shape": [2, 1]}
+    parsed(16, **scores)
+    for raw, changes in [(15, {}), (24, {}), (16, {"shape": [2]}), (16, {"shape": None}), (0, {"shape": [0, 1]}), (16, {"shape": [-2, -1]}),
+                         (8 * (limits.MAX_ARRAY + 1), {"shape": [limits.MAX_ARRAY + 1, 1]}),
+                         (8 * (limits.MAX_LOGPROBS + 2), {"shape": [1, limits.MAX_LOGPROBS + 2]})]:  # fmt: skip
+        with pytest.raises(BadInput):
+            parsed(raw, **scores | changes)
 
 
 def test_refusals_arrive_as_their_own_class() -> None:

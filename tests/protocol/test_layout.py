@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from protocol import layout
 from protocol.errors import BadInput
 from protocol.ids import digest

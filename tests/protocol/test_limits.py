@@ -35,6 +35,7 @@ ELSEWHERE = {
     "MAX_HEADS": "protocol/test_config_summary.py",
     "MAX_CONTEXT": "protocol/test_config_summary.py",
     "MAX_CONFIG": "protocol/test_config_summary.py",
+    "MAX_PROMPT": "node/test_generate.py",
     "MAX_FRAME": "protocol/test_codecs.py",
     "MAX_DEPTH": "protocol/test_codecs.py",
     "MAX_ARRAY": "protocol/test_codecs.py",

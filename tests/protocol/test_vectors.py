@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
@@ -51,6 +52,8 @@ def test_pinned_steps_are_read_back() -> None:
     assert messages.parse_step(_pinned("frames.json", "step cut"))[0] == cases.CUT
     assert messages.parse_step(_pinned("frames.json", "step tokens, more to come"))[0] == cases.MORE
     assert list(memoryview(bytes(raw)).cast("i")) == [1, 2, 300]
+    head, raw = messages.parse_step(_pinned("frames.json", "step scores"))
+    assert (head, list(struct.iter_unpack("<if", raw))) == (cases.SCORES, [(2, -0.5), (300, -1.25)])
 
 
 def test_pinned_manifest_is_canonical() -> None:

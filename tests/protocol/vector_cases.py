@@ -15,7 +15,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from erasure import cipher
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from protocol import audits, encoding, grants, messages, prints, private, records, ticket, tokens
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
@@ -76,6 +77,10 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=1, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
         stop_tokens=[2], sampling=SAMPLING,
     ),
+    "OpenSession that scores": messages.OpenSession(
+        session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
+        stop_tokens=[2], sampling=messages.Sampling(logprobs=2), score=[1, 300],
+    ),
     "OpenSession of an audit": messages.OpenSession(
         session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=1,
         stop_tokens=[], sampling=SAMPLING, prints=NONCE, check=messages.Checked(5, [1, 300]),
@@ -97,6 +102,7 @@ AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
 CUT = messages.StepHead(session=NONCE, epoch=1, position=256, kind="cut")
+SCORES = messages.StepHead(session=NONCE, epoch=1, position=1, kind="scores", shape=[2, 1])
 MORE = messages.StepHead(session=NONCE, epoch=1, position=0, kind="tokens", stage=0, more=True)
 
 
@@ -146,6 +152,7 @@ def frames_vectors() -> dict[str, Any]:
         "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
         "step cut": messages.step_frame(CUT, b"").hex(),
         "step tokens, more to come": messages.step_frame(MORE, struct.pack("<3i", 1, 2, 300)).hex(),
+        "step scores": messages.step_frame(SCORES, struct.pack("<ifif", 2, -0.5, 300, -1.25)).hex(),
         "frame of 3 bytes": frame(b"abc").hex(),
         "varint 300": encode_varint(300).hex(),
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from node.worker import Worker
-from protocol.errors import BadInput
+from protocol.errors import BadInput, MfError
 from protocol.layout import TEXT_FILE
 from runtime import interface as api
 from runtime.encoder import Encoder, build_encoder
@@ -142,6 +142,18 @@ def test_hostile_texts_are_refused(tokens: list[int], said: str, tmp_path: Path)
     encoder = build(tmp_path, config, stored_tensors(model), "embed")
     with pytest.raises(BadInput, match=said):
         encoder.vector(tokens, normalise=True)
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForSequenceClassification"])
+def test_values_that_are_none_never_become_an_answer(kind: str, tmp_path: Path) -> None:
+    config, model = tiny_bert(kind)
+    encoder = build(tmp_path, config, stored_tensors(model), "embed" if kind == "BertModel" else "classify")
+    with torch.no_grad():
+        next(held for name, held in encoder.model.named_parameters() if "word_embeddings" in name)[7] = float("nan")
+    answer = encoder.scores if encoder.task == "classify" else lambda tokens: encoder.vector(tokens, normalise=True)
+    assert torch.isfinite(answer([5, 6])).all()
+    with pytest.raises(MfError, match="aren't numbers"):
+        answer([5, 7])
 
 
 def test_a_config_of_other_layers_is_refused(tmp_path: Path) -> None:

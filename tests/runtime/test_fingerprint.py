@@ -74,7 +74,8 @@ def test_one_row_of_many_that_differs_is_seen_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "part", "differs"), [("bf16", 0.02, False), ("bf16", 0.2, True), ("fp32", 2e-4, False), ("fp32", 0.02, True)]
+    ("precision", "part", "differs"),
+    [(word, part, part > 0.1) for word in ("bf16", "int8", "int4") for part in (0.02, 0.2)] + [("fp32", 2e-4, False), ("fp32", 0.02, True)],
 )
 def test_thresholds_are_those_of_the_precision(precision: str, part: float, differs: bool) -> None:
     base = rows(200)

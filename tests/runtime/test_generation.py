@@ -56,10 +56,10 @@ class Asker:
             self.made[note.session] += note.tokens
 
 
-def make(folder: Path, memory: int = 50_000_000, **changes: Any) -> Engine:
+def make(folder: Path, memory: int = 50_000_000, precision: str = "fp32", **changes: Any) -> Engine:
     config = tiny_config()
     made = engine_with(folder, config, memory, **changes)
-    load(made, stored_tensors(tiny_model(config)), stage=STAGE, precision="fp32")
+    load(made, stored_tensors(tiny_model(config)), stage=STAGE, precision=precision)
     return made
 
 
@@ -192,6 +192,54 @@ def test_a_pass_that_fails_fails_those_in_it_alone(asker: Asker) -> None:
     assert isinstance(end, MfError)
     assert end.message == "the worker failed in a pass: RuntimeError"
     assert asker.engine.usage().kv == 0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=7), Sampling(repetition_penalty=1.3, logprobs=2)])
+def test_logits_that_are_none_never_become_a_token(sampling: Sampling, number: float, tmp_path: Path) -> None:
+    """In one pass with others: theirs are as they would be, and a step of a pipeline fails as a reply does."""
+    asker = Asker(make(tmp_path, precision="bf16"))
+    wanted = asker.reply([1, 2, 3], sampling)
+    runner: Any = asker.engine._stages[STAGE].runner
+    run = runner.run
+
+    def breaks(rows: list[Any], hidden: Any) -> Any:
+        logits, at = run(rows, hidden).clone(), 0
+        for row in rows:
+            at += row.logits
+            if row.logits and row.slot != first:
+                logits[at - 1, 77] = number
+        return logits
+
+    runner.run = breaks
+    asker.ask("good", [1, 2, 3], sampling)
+    first = asker.engine._sequences["good"].slot
+    asker.ask("bad", [66, 67], sampling)
+    asker.engine.open_sequence(api.OpenSequence(stage=STAGE, session="s", tokens_max=20, sampling=sampling))
+    answers: list[Any] = []
+    asker.engine.take_step(api.Step(session="s", epoch=0, position=0, tokens=[66], count=1), answers.append)
+    asker.run()
+    assert (asker.made["good"], asker.made["bad"]) == (wanted, [])
+    for end in (asker.ends["bad"], answers[0]):
+        assert isinstance(end, MfError)
+        assert end.message == "the model gave logits that aren't numbers"
+    asker.engine.close_sequence(api.CloseSequence(session="s"))
+    assert asker.engine.usage().kv == 0
+
+
+def test_a_logit_of_minus_infinity_is_one(asker: Asker) -> None:
+    """Some models forbid tokens so."""
+    wanted = asker.reply([1, 2, 3])
+    runner: Any = asker.engine._stages[STAGE].runner
+    run = runner.run
+
+    def forbids(rows: list[Any], hidden: Any) -> Any:
+        logits = run(rows, hidden).clone()
+        logits[:, next(token for token in range(128) if token not in wanted)] = float("-inf")
+        return logits
+
+    runner.run = forbids
+    assert asker.reply([1, 2, 3]) == wanted
 
 
 def test_an_unloaded_stage_ends_its_replies(asker: Asker) -> None:

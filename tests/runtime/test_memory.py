@@ -35,13 +35,15 @@ def place(name: str, shape: list[int], dtype: str = "BF16") -> TensorPlace:
 def test_what_each_precision_holds() -> None:
     layer = [place("model.layers.0.mlp.up_proj.weight", [100, 64]), place("model.layers.0.input_layernorm.weight", [64])]
     embed, head = place("model.embed_tokens.weight", [1000, 64]), place("lm_head.weight", [1000, 64])
-    held = {precision: held_bytes(layer, precision, False) for precision in WIDTHS}
-    assert held == {"bf16": 12928, "fp32": 25856, "int8": 6592, "int4": 4128}
-    untied = [held_bytes([*layer, embed, head], precision, True) - held[precision] for precision in WIDTHS]
-    assert untied == [256_000, 512_000, 192_640, 192_640]
-    tied = [held_bytes([*layer, embed], precision, True) - held[precision] for precision in WIDTHS]
-    assert tied == [256_000, 256_000, 192_640, 192_640]
-    assert held_bytes([*layer, place("model.embed_tokens.weight", [1000, 64], "F32")], "bf16", False) == held["bf16"] + 128_000
+    held = {precision: held_bytes(layer, precision, False, False) for precision in WIDTHS}
+    assert held == {"bf16": 12928, "fp32": 25856, "int8": 6592, "int4": 4128, "q8_0": 6928, "q4_1": 4128}
+    untied = [held_bytes([*layer, embed, head], precision, True, True) - held[precision] for precision in WIDTHS]
+    assert untied == [256_000, 512_000, 192_640, 192_640, 196_000, 196_000]
+    tied = [held_bytes([*layer, embed], precision, True, True) - held[precision] for precision in WIDTHS]
+    assert tied == [256_000, 256_000, 192_640, 192_640, 196_000, 196_000]
+    head_alone = [held_bytes([*layer, embed], precision, False, True) - held[precision] for precision in WIDTHS]
+    assert head_alone == [128_000, 256_000, 64_640, 64_640, 68_000, 68_000], "a last stage keeps the embedding as its head and no more"
+    assert held_bytes([*layer, place("model.embed_tokens.weight", [1000, 64], "F32")], "bf16", True, False) == held["bf16"] + 128_000
 
 
 def test_a_large_tied_head_is_not_packed_beside_the_embedding() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,18 @@ def with_template(files: dict[str, bytes], folder: Path, template: str) -> Model
 def test_describes_the_model(text: ModelText) -> None:
     described = text.describe()
     assert (described.eos, described.context, described.has_template) == ([2], 8192, True)
+
+
+def test_what_no_context_can_hold_is_refused_uncut(text: ModelText, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By characters, with the vocabulary's longest token as the measure; what may fit is cut."""
+    longest = max(len(token) for token in text._tokenizer.get_vocab())
+    assert len(text.encode_text("duck " * 9_000)) > 8_192
+    monkeypatch.setattr(text, "_tokenizer", SimpleNamespace(get_vocab=text._tokenizer.get_vocab, chat_template="{{ '' }}"))
+    monkeypatch.setattr(text, "_render", lambda messages, *_more: messages[0]["content"])
+    past = "a" * (8_192 * longest + 1)
+    for encode in (text.encode_text, lambda words: text.encode_chat([{"role": "user", "content": words}], False)):
+        with pytest.raises(BadInput, match=f"{len(past)} characters, more than the 8192 tokens"):
+            encode(past)
 
 
 def test_a_reply_can_be_continued(text: ModelText) -> None:

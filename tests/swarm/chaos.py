@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from tests.support.processes import Node, Swarm
 from tests.support.synthetic import SPECIAL, llama_config, llama_shapes, write_safetensors, write_tokenizer
 from tests.support.wait import wait_until
@@ -31,6 +32,8 @@ LAYERS, TOKENS = 24, 60
 _LONGEST = 2 * TOKENS
 ASKERS = 1
 """Nodes that are asked; the others may be killed whole. One, so that all sessions want the same layers of the same nodes."""
+STARTED_WITHIN = 300.0
+"""Seconds for a reply before anything is disturbed: several workers start for the first."""
 BACK_AFTER = 6.0
 """Seconds for which a stopped process stays stopped, unless its node ends it before."""
 
@@ -87,12 +90,12 @@ class Chaos:
     def calm(self) -> None:
         """The replies that nothing disturbs; every node has run something afterwards."""
         for number, prompt in enumerate(self.prompts):
-            reply = tools.ask(self.swarm.nodes[number % ASKERS], self.model, prompt, TOKENS)
+            reply = tools.ask(self.swarm.nodes[number % ASKERS], self.model, prompt, TOKENS, timeout=STARTED_WITHIN)
             assert reply.error is None, reply.error
             assert len(reply.route) >= 3, reply.route
             self.undisturbed.append(reply.text)
         for node in self.swarm.nodes[ASKERS:]:
-            assert tools.ask(node, self.model, self.prompts[0], 20).error is None
+            assert tools.ask(node, self.model, self.prompts[0], 20, timeout=STARTED_WITHIN).error is None
 
     def run(self, seconds: float, every: float, harm: Callable[[Chaos, int], str]) -> None:
         """Asks in `len(prompts)` sessions for so long; `harm(self, n)` is done every so many seconds."""

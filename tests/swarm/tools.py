@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from node.cli.owner_client import call
 from node.model_cost import StageCost
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
+from node.model_manifest import build_manifest
 from node.store.shard_file import key_of, read_info
 from protocol.errors import MfError
 from protocol.ids import encoding_text
@@ -162,6 +163,7 @@ def ask(
     precision: str = "fp32",
     meanwhile: Callable[[Reply], None] | None = None,
     after: int = 3,
+    timeout: float = 120.0,
 ) -> Reply:
     """A greedy reply over the owner's socket, as `mf-node chat` asks. `meanwhile` is called once `after` pieces have come.
 
@@ -180,7 +182,7 @@ def ask(
 
     wanted = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "precision": precision}
     try:
-        end = call(node.data_dir, "generate", wanted, on_event, timeout=120.0)
+        end = call(node.data_dir, "generate", wanted, on_event, timeout=timeout)
     except MfError as error:
         reply.error = error
     else:

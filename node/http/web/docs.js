@@ -4,8 +4,14 @@ import { example, named, schemaText } from "/web/schema.js";
 
 const byId = (id) => document.getElementById(id);
 const make = (tag, cls, text) => Object.assign(document.createElement(tag), { className: cls ?? "", textContent: text ?? "" });
-const TITLES = { "/api/v1": "The node's API", "/v1": "OpenAI's API", "/api": "Ollama's API" };
-const titleOf = (path) => TITLES[Object.keys(TITLES).find((prefix) => path.startsWith(`${prefix}/`))] ?? "The node itself";
+const METHODS = ["get", "post", "put", "patch", "delete"];
+
+// A text with its `names` as code.
+function prose(tag, cls, text) {
+  const box = make(tag, cls);
+  box.append(...text.split("`").map((part, at) => (at % 2 ? make("code", "", part) : part)));
+  return box;
+}
 
 function field(label, input, about) {
   const box = make("label", "field");
@@ -119,6 +125,17 @@ function shape(spec, title, content) {
   return box;
 }
 
+// They all have one body: a table of statuses, and the body once.
+function failures(spec, replies) {
+  const box = make("details", "shape");
+  box.append(make("summary", "soft", `Failures (${replies.map(([status]) => status).join(", ")})`));
+  const list = make("dl", "");
+  for (const [status, { description }] of replies) list.append(make("dt", "", status), prose("dd", "soft", description));
+  const [, { content }] = replies[0];
+  box.append(list, ...Object.values(content).map(({ schema }) => make("pre", "", schemaText(spec, schema))));
+  return box;
+}
+
 function panel(spec, path, method, operation) {
   const box = make("details", "panel operation");
   box.dataset.words = `${method} ${path} ${operation.summary}`.toLowerCase();
@@ -131,7 +148,9 @@ function panel(spec, path, method, operation) {
     if (operation.description) box.append(make("p", "", operation.description));
     box.append(tryIt(spec, path, method, operation));
     if (operation.requestBody) box.append(shape(spec, "Body's schema", operation.requestBody.content));
-    for (const [status, { description, content }] of Object.entries(operation.responses)) box.append(shape(spec, `${status} ${description}`, content));
+    const replies = Object.entries(operation.responses);
+    for (const [status, { content }] of replies.filter(([status]) => status < 400)) box.append(shape(spec, `Reply's schema (${status})`, content));
+    box.append(failures(spec, replies.filter(([status]) => status >= 400)));
     fill();
   });
   return box;
@@ -155,26 +174,28 @@ async function models() {
 function find() {
   const words = byId("find").value.toLowerCase().split(/\s+/);
   for (const box of document.querySelectorAll(".operation")) box.hidden = !words.every((word) => box.dataset.words.includes(word));
+  for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector(".operation:not([hidden])");
 }
 
 async function start() {
   const spec = await (await fetch("/openapi.json")).json();
-  const groups = new Map();
-  for (const [path, methods] of Object.entries(spec.paths)) {
-    for (const [method, operation] of Object.entries(methods)) {
-      const title = titleOf(path);
-      groups.set(title, [...(groups.get(title) ?? []), panel(spec, path, method, operation)]);
-    }
+  const all = Object.entries(spec.paths).flatMap(([path, methods]) => METHODS.filter((method) => methods[method]).map((method) => [path, method, methods[method]]));
+  for (const { name, description } of spec.tags) {
+    const box = make("section", "group");
+    const panels = all.filter(([, , operation]) => operation.tags.includes(name)).map((one) => panel(spec, ...one));
+    box.append(make("h2", "", name), prose("p", "soft", description), ...panels);
+    byId("docs").append(box);
   }
-  for (const [title, panels] of groups) byId("docs").append(make("h2", "group", title), ...panels);
-  byId("state").textContent = spec.info.description;
+  byId("state").replaceChildren(...prose("p", "", spec.info.description).childNodes);
   byId("find").oninput = find;
   byId("model").onchange = () => {
     for (const input of document.querySelectorAll('input[name="id"][data-place="path"]')) input.value = "";
     fill();
   };
-  if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
+  const wanted = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  wanted?.setAttribute("open", "");
   await models();
+  wanted?.scrollIntoView();
 }
 
 start().catch((error) => { byId("state").textContent = `This page couldn't be made: ${error.message}`; });

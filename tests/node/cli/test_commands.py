@@ -95,6 +95,7 @@ ANSWERS: dict[str, Any] = {
         ],
         "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
         "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
+        "engine": {"name": "llama", "why": "llama.cpp is faster for few sequences"},
         "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
     },
     "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},

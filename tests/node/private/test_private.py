@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from node.accounts.caller import Caller
 from node.locate import Located, check_open
-from node.model_folder import build_manifest, scan
+from node.model_folder import scan
 from node.model_index import ModelQuery
+from node.model_manifest import build_manifest
 from node.private.gateway import PrivateGateway
 from node.private.models import matches
 from node.private.vault import Vault

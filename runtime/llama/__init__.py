@@ -1,0 +1,1 @@
+"""llama.cpp as an engine beside torch: optional, tried at load, never the reference."""
