@@ -2,7 +2,8 @@
 
 Both come from keyed BLAKE3 over (scheme, segment index, BLAKE3 of the bytes to be sealed). Other bytes therefore get another
 key: no (key, nonce) pair ever meets two inputs, whichever compression made them, and equal groups give equal shards.
-A public group's secret is a constant of the protocol: its cipher hides nothing, it keeps one path for public and private.
+A public group's secret is a constant of the protocol: its cipher hides nothing, it keeps one path for public and private. Segments of a
+private one are named by a hash keyed with its secret, over group and index too: neither known bytes nor two equal segments show.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
+from protocol.encoding import PRIVATE_SCHEME
 from protocol.errors import BadInput
+from protocol.ids import digest as digest_of
+from protocol.private import segment_key
 
 TAG = 16
 """Bytes that sealing adds."""
@@ -37,6 +41,15 @@ def derive(secret: bytes, scheme: str, index: int, digest: bytes) -> tuple[bytes
     message = b"mf/segment/1\x00" + len(name).to_bytes(1, "big") + name + index.to_bytes(8, "big") + digest
     both = blake3(message, key=secret).digest(length=44)
     return both[:32], both[32:]
+
+
+def name_of(secret: bytes, scheme: str, group: bytes, index: int, stored: Buffer) -> bytes:
+    """The digest that the encoding has of a segment: of the bytes given to the cipher."""
+    if scheme != PRIVATE_SCHEME:
+        return digest_of(stored)
+    hasher = blake3(group + index.to_bytes(8, "big"), key=segment_key(secret))
+    hasher.update(stored)
+    return hasher.digest()
 
 
 def encrypt_into(secret: bytes, scheme: str, index: int, digest: bytes, data: Buffer, out: memoryview) -> None:

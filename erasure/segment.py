@@ -11,7 +11,6 @@ from erasure import cipher, compression
 from erasure.code import Code
 from protocol.encoding import SCHEME, Encoding, Segment, segment_plain
 from protocol.errors import BadInput
-from protocol.ids import digest
 from protocol.limits import coded_limit
 
 Buffer = bytes | bytearray | memoryview
@@ -36,8 +35,17 @@ class Room:
         self.parity = [memoryview(bytearray(piece)) for _ in range(code.n - code.k)]
 
 
-def encode_segment(plain: Buffer, index: int, compressed: str, secret: bytes, code: Code, room: Room | None = None) -> CodedSegment:
-    """The segment's line in the encoding and its n pieces, views of `room` (a fresh one if none is given)."""
+def encode_segment(
+    plain: Buffer,
+    index: int,
+    compressed: str,
+    secret: bytes,
+    code: Code,
+    room: Room | None = None,
+    scheme: str = SCHEME,
+    group: bytes = b"",
+) -> CodedSegment:
+    """The segment's line in the encoding and its n pieces, views of `room` (a fresh one if none is given). `group` is its id."""
     room = room or Room(code)
     stored = compression.compress(compressed, plain)
     coded = len(stored) + cipher.TAG
@@ -45,8 +53,8 @@ def encode_segment(plain: Buffer, index: int, compressed: str, secret: bytes, co
         raise BadInput(f"segment {index}: {compressed} makes {coded} bytes of {len(plain)}, more than allowed; use raw")
     piece = -(-coded // code.k)
     sealed = room.sealed[: piece * code.k]
-    name = digest(stored)
-    cipher.encrypt_into(secret, SCHEME, index, name, stored, sealed[:coded])
+    name = cipher.name_of(secret, scheme, group, index, stored)
+    cipher.encrypt_into(secret, scheme, index, name, stored, sealed[:coded])
     sealed[coded:] = bytes(len(sealed) - coded)
     data = [sealed[j * piece : (j + 1) * piece] for j in range(code.k)]
     parity = [buffer[:piece] for buffer in room.parity]
@@ -72,7 +80,7 @@ def open_segment(encoding: Encoding, index: int, sealed: memoryview, out: memory
     raw = encoding.compression == "raw"
     stored = out if raw else memoryview(bytearray(segment.coded - cipher.TAG))
     cipher.decrypt_into(secret, encoding.scheme, index, segment.digest, sealed, stored)
-    if digest(stored) != segment.digest:
+    if cipher.name_of(secret, encoding.scheme, encoding.group, index, stored) != segment.digest:
         raise BadInput(f"segment {index}: its bytes don't have the digest that its encoding declares")
     if not raw:
         compression.decompress_into(encoding.compression, stored, out)

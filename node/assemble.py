@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.grant_book import GrantBook
-from node.locate import KnownEncoding, Located
+from node.locate import KnownEncoding, Located, check_open
 from node.swarm.interface import Swarm
 from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
 from node.transfer.marks import read_mark
@@ -101,6 +101,7 @@ class Assembler:
 
     async def only(self, located: Located, group: int, known: KnownEncoding) -> GroupBytes:
         """The group from this encoding and no other, compared with the manifest: `PeerFault`, and its signer blamed, where it lies."""
+        check_open(located)
         entry = located.manifest.groups[group]
         room = GroupBytes(group, self._room(entry.length), entry.length)
         try:
@@ -137,6 +138,7 @@ class Assembler:
         """The group written to its places in files, from its mark on; bytes over the network. The leaves are checked, so that a lying
         holder is found; the manifest isn't: the caller compares each whole file with it before anyone may use a byte, and takes `group`
         where one is wrong."""
+        check_open(located)
         known = self._usable(located, group)[0]
         fetched = await self._fetch(located, group, known, [*places.fds, places.mark[0]], places)
         self._learn(fetched)
@@ -200,7 +202,7 @@ class Assembler:
         if distinct < known.record.k:
             raise self._too_few(located, group, known, distinct, [source.peer for source in sources])
         granted = self._granted(located, group, known, sources)
-        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted)
+        job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted, secret=located.secret)
         if places is not None:
             job.spans, job.mark, job.done = places.spans, places.mark[1], read_mark(*places.mark)
         try:

@@ -146,8 +146,9 @@ class Auditor:
         return [HeldShard(peer, encoding, shard) for peer, shard in pairs if peer != self._me]
 
     async def _models(self) -> dict[ModelId, bool]:
-        """Models with a card or with shards here; the latter True."""
+        """Models with a card, with readers or with shards here; the last True."""
         named = {ModelId(view.card.model): False for view in self._swarm.cards()}
+        named |= {ModelId(view.record.model): False for view in self._swarm.readers()}
         return named | {info.model: True for info in await self._transfer.list_shards()}
 
     async def _located(self, model: ModelId, kept: bool) -> Located | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from node.assemble import Assembler, Places
 from node.fetch_groups import fetch_groups
-from node.locate import Located, Locator
+from node.locate import Located, Locator, check_open
 from node.owner import Notify
 from node.restore import FileWriter
 from node.swarm.interface import Swarm
@@ -53,6 +53,7 @@ class Fetcher:
         """
         started = time.monotonic()
         located = await self._locator.locate(self._swarm.resolve(name))
+        check_open(located)
         wanted = [located.manifest.group_index(group) for group in groups]
         only = file_numbers(located.manifest, files) if files else set() if groups else None
         told: dict[str, Any] = {"model_id": model_text(located.model), "path": str(directory), "files": 0, "bytes": 0}

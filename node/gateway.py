@@ -72,6 +72,8 @@ class Planned:
     prompt_tokens: int
     engine: str | None = None
     precision: str = "bf16"
+    private: bool = False
+    """Nothing of its replies is kept."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class ModelInfo:
     updated_at: float | None = None
     popularity: int = 0
     tags: tuple[str, ...] = ()
+    private: bool = False
+    """Shared with who sees it, and with others of its publisher's choice."""
 
 
 class Gateway(Protocol):

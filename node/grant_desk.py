@@ -123,8 +123,9 @@ class GrantDesk:
         return self._reply("get", client, asks[0].encoding, asks[0].shards, 0)
 
     async def _published_by(self, client: PeerId) -> set[bytes]:
-        """Encodings kept here for models that have a card of this peer's."""
+        """Encodings kept here for models that have a card of this peer's, or readers."""
         cards = {ModelId(view.card.model) for view in self._swarm.cards() if view.publisher == client}
+        cards |= {ModelId(view.record.model) for view in self._swarm.readers() if view.publisher == client}
         return {blob for model, blobs in (await self._transfer.models()).items() if model in cards for blob in blobs} if cards else set()
 
     def _reply(self, verb: str, client: PeerId, encoding: bytes, shards: list[int], most: int) -> GrantReply:

@@ -9,15 +9,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from node.blobs import fetch_blobs_from_any, gather_blobs
 from node.network.interface import Network
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
-from protocol.encoding import Encoding, encoding_id, parse_encoding
+from protocol.encoding import PRIVATE_SCHEME, Encoding, encoding_id, parse_encoding
 from protocol.errors import BadInput, NotFound
 from protocol.ids import EncodingId, ModelId, PeerId, model_text
-from protocol.manifest import Manifest, model_id, parse_manifest
+from protocol.manifest import GroupEntry, Manifest, model_id, parse_manifest
+from protocol.private import open_cover
 
 log = logging.getLogger(__name__)
 FIND_TIMEOUT = 3.0
@@ -42,7 +44,8 @@ class KnownEncoding:
 class Located:
     """A model found: `encodings[group]` lists what is known of each group; `blamed` encodings decoded to other bytes.
 
-    `also` names, for encodings that came from other models with an equal group, those models.
+    `also` names, for encodings that came from other models with an equal group, those models. Of a private model `cover` is what all may
+    see; `manifest` is the true one where this node has the `secret`, else the cover again; `nodes` are the only ones that may run it.
     """
 
     model: ModelId
@@ -51,6 +54,23 @@ class Located:
     encodings: dict[int, list[KnownEncoding]] = field(default_factory=dict)
     blamed: set[EncodingId] = field(default_factory=set)
     also: dict[EncodingId, set[ModelId]] = field(default_factory=dict)
+    cover: Manifest | None = None
+    secret: bytes | None = None
+    nodes: frozenset[str] = frozenset()
+    publisher: PeerId | None = None
+    """Of a private model that is open: whose word on its readers counts."""
+
+    @property
+    def coded(self) -> list[GroupEntry]:
+        """The groups as encodings name them."""
+        return (self.cover or self.manifest).groups
+
+    def uncover(self, manifest: Manifest, secret: bytes, publisher: PeerId) -> None:
+        """From now on with its true manifest."""
+        self.manifest, self.secret, self.publisher = manifest, secret, publisher
+
+    def may_run_at(self, peer: PeerId) -> bool:
+        return self.cover is None or peer in self.nodes
 
     def known_ids(self) -> set[EncodingId]:
         return {known.id for entries in self.encodings.values() for known in entries}
@@ -62,16 +82,38 @@ class Located:
         """
         signer, record = parse_encoding(envelope)
         known = KnownEncoding(encoding_id(envelope), envelope, signer, record)
-        coded = [index for index, group in enumerate(self.manifest.groups) if (group.id, group.length) == (record.group, record.length)]
+        coded = [index for index, group in enumerate(self.coded) if (group.id, group.length) == (record.group, record.length)]
         if not coded:
             raise BadInput("the encoding codes a group the model doesn't have")
+        if (record.scheme == PRIVATE_SCHEME) != (self.cover is not None):
+            raise BadInput(f"the encoding's scheme {record.scheme} isn't for this model")
         if known.id not in self.known_ids():
             for index in coded:
                 self.encodings.setdefault(index, []).append(known)
         return known
 
 
+def check_open(located: Located) -> None:
+    """`NotFound` for a private model whose secret isn't here."""
+    if located.cover is not None and located.secret is None:
+        raise NotFound(f"{model_text(located.model)} is private, and not shared with this node")
+
+
+class Opener(Protocol):
+    """Knows the secrets of private models that were shared with this node, or with accounts at home here."""
+
+    async def secret(self, model: ModelId) -> bytes | None: ...
+
+    def confirms(self, model: ModelId, publisher: PeerId) -> bool:
+        """Whether the secret came from the publisher that the opened manifest names."""
+
+    def nodes(self, model: ModelId) -> frozenset[str]:
+        """Where the model may run, by its publisher's word."""
+
+
 class Locator:
+    opener: Opener | None = None
+
     def __init__(self, network: Network, swarm: Swarm, transfer: Transfer, executor: Executor) -> None:
         self._network = network
         self._swarm = swarm
@@ -88,6 +130,7 @@ class Locator:
         located = self._located.get(model)
         if located is None:
             located = self.remember(model, *await self._manifest(model, keep))
+        await self._uncover(located)
         await self.refresh(located)
         await self._settle(located)
         return located
@@ -110,10 +153,26 @@ class Locator:
             if data is None:
                 return None
             self.remember(model, await self._parse(data), data)
+        await self._uncover(self._located[model])
         return self._located[model]
 
+    async def _uncover(self, located: Located) -> None:
+        """A private model's true manifest, where its secret is here by now."""
+        if located.cover is None or self.opener is None:
+            return
+        secret = await self.opener.secret(located.model)
+        located.nodes = self.opener.nodes(located.model)
+        if secret is None or located.secret is not None:
+            return
+        loop = asyncio.get_running_loop()
+        manifest, publisher = await loop.run_in_executor(self._executor, open_cover, secret, located.cover)
+        if not self.opener.confirms(located.model, publisher):
+            raise BadInput(f"{model_text(located.model)}: who shares it isn't who published it")
+        located.uncover(manifest, secret, publisher)
+
     def remember(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
-        located = self._located.setdefault(model, Located(model, manifest, data))
+        cover = manifest if manifest.covers else None
+        located = self._located.setdefault(model, Located(model, manifest, data, cover=cover))
         self._located.move_to_end(model)
         while len(self._located) > _KEPT:
             self._located.popitem(last=False)

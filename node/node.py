@@ -54,6 +54,7 @@ from node.owner_methods import OwnerMethods
 from node.owner_space import SpaceMethods
 from node.place import Placer
 from node.placement_view import PlacementView, ip_addresses
+from node.private.vault import Vault
 from node.probe import Probe
 from node.publish import Publisher
 from node.publishing_setup import make_publishing
@@ -190,6 +191,10 @@ class Node:
         listed = ModelList(swarm, reporter)
         swarm.on_change(listed.changed)
         gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer, config.precision)
+        vault = Vault(identity.peer_id, identity.seed, swarm, self._executor)
+        swarm.on_change(vault.changed)
+        vault.on_lost(self._locator.forget)
+        self._locator.opener = vault
         self._access = make_access(self._data.path, identity.key, swarm)
         self._publishing = make_publishing(
             self._data.path,
@@ -198,6 +203,8 @@ class Node:
             config.webhook_targets,
             self._access.accounts,
             swarm,
+            vault,
+            reporter,
             publisher,
             self._unfinished,
             self._locator,
@@ -289,6 +296,7 @@ class Node:
         await self._access.journal.open()
         await self._access.accounts.open()
         await self._publishing.owned.load()
+        await self._publishing.sharing.load()
         await self._publishing.uploads.open()
         self._supervisor.spawn(self._access.accounts.usage.run(), "usage")
         self._supervisor.spawn(self._publishing.uploads.run(), "old uploads")

@@ -132,7 +132,7 @@ class Placer:
     ) -> Encoded:
         """The group coded and staged: again as it was where an encoding is `known`, for the shards that are missing of it."""
         spans, fds = source.spans(group)
-        entry = located.manifest.groups[group]
+        entry = located.coded[group]
         job = EncodeGroup(
             model=located.model,
             group=group,
@@ -144,6 +144,7 @@ class Placer:
             compression=compression if known is None else known.record.compression,
             element=source.element(group),
             n_max=tally.n_max if known is None else len(known.record.roots),
+            secret=located.secret,
             like=None if known is None else known.envelope,
         )
         encoded = await self._transfer.encode_group(job, fds)

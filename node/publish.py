@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ from node.unfinished import Unfinished
 from protocol import limits
 from protocol.errors import BadInput, StorageFull
 from protocol.ids import ModelId, model_text
-from protocol.manifest import Manifest, model_id
+from protocol.manifest import Manifest, manifest_bytes, model_id
+from protocol.private import cover_of
 from protocol.records import NAME, Card
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,14 @@ AT_ONCE = 3
 
 BEYOND = 16
 """Groups that wait, beside those, for their last shards alone; they are staged as long."""
+
+
+@dataclass(frozen=True)
+class PrivatePublish:
+    """Under `secret`, 32 bytes; `announce` tells the readers in place of a card."""
+
+    secret: bytes
+    announce: Callable[[ModelId, Card], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class PublishRequest:
     gguf: str | None = None
     description: str | None = None
     license: str | None = None
+    private: PrivatePublish | None = None
 
 
 class Publisher:
@@ -130,10 +140,11 @@ class Publisher:
         notify: Notify,
     ) -> dict[str, Any]:
         manifest, data = await self._read(folder, notify)
+        shown, data = (manifest, data) if request.private is None else await self._covered(request.private, data)
         model = model_id(data)
         await notify({"event": "note", "text": words})
         await self._unfinished.end(model)
-        located = await self._prepare(model, manifest, data)
+        located = await self._prepare(model, shown, data, request.private, manifest)
         source = opened.enter_context(GroupSource(folder, manifest))
         try:
             left = await self._spread(located, source, request, tally, notify)
@@ -147,7 +158,7 @@ class Publisher:
             await self._finish(located, tally)
             await self._reuser.tell(located, tally)
             await self._finish(located, tally)
-            await self._swarm.put_card(card)
+            await (self._swarm.put_card(card) if request.private is None else request.private.announce(model, card))
         except BaseException:
             await self._unfinished.end(model)
             raise
@@ -189,12 +200,21 @@ class Publisher:
             raise BadInput(f"n_max must keep n <= n_max <= 2n, at most {limits.MAX_SHARDS}, not n={n}, n_max={request.n_max}")
         return request.n_max
 
-    async def _prepare(self, model: ModelId, manifest: Manifest, data: bytes) -> Located:
+    async def _covered(self, private: PrivatePublish, data: bytes) -> tuple[Manifest, bytes]:
+        """What others see of a private model's manifest, and its bytes."""
+        loop = asyncio.get_running_loop()
+        cover = await loop.run_in_executor(self._executor, cover_of, private.secret, data, self._placer.me)
+        return cover, manifest_bytes(cover)
+
+    async def _prepare(self, model: ModelId, shown: Manifest, data: bytes, private: PrivatePublish | None, manifest: Manifest) -> Located:
         await self._transfer.put_blob(data)
-        located = self._locator.remember(model, manifest, data)
+        located = self._locator.remember(model, shown, data)
+        if private is not None:
+            located.uncover(manifest, private.secret, self._placer.me)
         if self._swarm.holdings(model):
             located = await self._locator.locate(model)
-        await self._reuser.gather(located)
+        if private is None:  # a private group is equal to none
+            await self._reuser.gather(located)
         return located
 
     async def _spread(
@@ -202,7 +222,7 @@ class Publisher:
     ) -> list[asyncio.Task[None]]:
         """Until enough is durable; what still runs then, to be waited for."""
         limit = asyncio.Semaphore(AT_ONCE)
-        groups = located.manifest.groups
+        groups = located.coded
         total = len(groups) * tally.n
         first: dict[bytes, int] = {}
         for number, entry in enumerate(groups):
@@ -277,9 +297,13 @@ class Publisher:
 
     async def _take_back(self, located: Located, tally: Tally) -> None:
         await self._unfinished.end(located.model)
-        published = any(view.publisher == self._placer.me and view.card.model == located.model for view in self._swarm.cards())
-        await self._placer.take_back(located, tally, published)
+        await self._placer.take_back(located, tally, self._published(located.model))
         self._locator.forget(located.model)
+
+    def _published(self, model: ModelId) -> bool:
+        """Whether an earlier publish of this very model stands."""
+        named = [(view.publisher, view.card.model) for view in self._swarm.cards()]
+        return (self._placer.me, model) in [*named, *((view.publisher, view.record.model) for view in self._swarm.readers())]
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
         now = time.time()

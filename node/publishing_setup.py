@@ -11,7 +11,11 @@ from node.generate import Generator
 from node.http.publishing import Publishing
 from node.locate import Locator
 from node.owned_models import OwnedModels
+from node.private.models import PrivateModels
+from node.private.sharing import Sharing
+from node.private.vault import Vault
 from node.publish import Publisher
+from node.report import Reporter
 from node.stage_room import Groups, StageRoom
 from node.swarm.interface import Swarm
 from node.unfinished import Unfinished
@@ -29,6 +33,8 @@ def make_publishing(
     webhook_targets: Collection[str],
     accounts: Accounts,
     swarm: Swarm,
+    vault: Vault,
+    reporter: Reporter,
     publisher: Publisher,
     unfinished: Unfinished,
     locator: Locator,
@@ -44,5 +50,7 @@ def make_publishing(
         told = {"upload_id": upload.id, "model_id": upload.model_id, "name": upload.full_name}
         await webhooks.tell(upload.who, f"upload.{upload.stage}", told | {"error": upload.failure})
 
-    finisher = UploadFinisher(publisher, owned, unfinished, locator, groups, room, generator, executor, compression)
-    return Publishing(Uploads(folder, quota, finisher, executor, ended), owned, webhooks)
+    sharing = Sharing(accounts.home, accounts, vault, swarm, publisher.withdraw)
+    private = PrivateModels(vault, sharing, accounts, locator, reporter)
+    finisher = UploadFinisher(publisher, owned, sharing, unfinished, locator, groups, room, generator, executor, compression)
+    return Publishing(Uploads(folder, quota, finisher, executor, ended), owned, webhooks, sharing, private)

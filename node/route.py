@@ -150,7 +150,7 @@ class Router:
         others = [
             Offer(view.peer, view.record.memory or 0, _about(view.rtt), held.get(view.peer, 0))
             for view in self._swarm.peers()
-            if view.record is not None and self._may_run(view) and view.peer not in avoid
+            if view.record is not None and self._may_run(view) and view.peer not in avoid and self._shared_with(located, view.peer)
         ]
         return [mine, *others] if self._me not in avoid else others
 
@@ -204,6 +204,10 @@ class Router:
 
     def _may_run(self, view: PeerView) -> bool:
         return view.peer != self._me and self._why_not(view) is None
+
+    def _shared_with(self, located: Located, peer: PeerId) -> bool:
+        """A private model goes to nodes that its publisher names and this node trusts, whatever `privacy` says."""
+        return located.cover is None or (located.may_run_at(peer) and self._swarm.trusted(peer))
 
     def _why_not(self, view: PeerView) -> str | None:
         record = view.record

@@ -16,14 +16,13 @@ import time
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
 from node.stage_room import StageRoom
-from node.stage_session import StageParts, StageSession
+from node.stage_session import StageParts, StageSession, located_for
 from node.statements import Seal
 from node.step_log import LogRoom
 from node.steps import Steps
 from node.worker import Worker
 from protocol.errors import Busy, Forbidden, MfError
 from protocol.framing import pack, unpack
-from protocol.ids import ModelId
 from protocol.messages import OpenSession, Reroute, SessionEvent
 
 log = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ class StageServer:
 
     async def _prepare(self, request: OpenSession, session: StageSession) -> None:
         """Loads the layers, so that a stage that has to step in finds them in memory."""
-        located = await self._parts.locator.locate(ModelId(request.model))
+        located = await located_for(self._parts, request)
         session.timings = await self._parts.room.prepare(located, session.spec.first, session.spec.end, request.precision)
 
     async def _beat(self, stream: Stream, session: StageSession) -> None:

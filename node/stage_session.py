@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from node.figures import Figures
-from node.locate import Locator
+from node.locate import Located, Locator
 from node.prompt_scores import packed_scores
 from node.stage_room import StageRoom
 from node.statements import Seal, Statements
@@ -31,7 +31,7 @@ from node.step_log import LogRoom, StepLog
 from node.steps import Steps
 from node.worker import STEP_SECONDS, Worker
 from protocol import limits
-from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, PeerFault
+from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, NotFound, PeerFault
 from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, Reroute, StageSpec, StepHead, TokenLogprob
 from runtime.drafting import Drafter
@@ -103,7 +103,7 @@ class StageSession:
     async def run(self) -> None:
         """Loads, then computes until cancelled; raises what went wrong."""
         request, parts = self._request, self._parts
-        located = await parts.locator.locate(ModelId(request.model))
+        located = await located_for(parts, request)
         self._hidden = located.manifest.summary.hidden if located.manifest is not None else None
         opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
         opening.account = request.entry  # many sessions of one node count no more than few of another's
@@ -405,3 +405,11 @@ def check_route(request: OpenSession, me: PeerId) -> StageSpec:
     if request.precision not in TRAVELS:
         raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]
+
+
+async def located_for(parts: StageParts, request: OpenSession) -> Located:
+    """The session's model; `NotFound` where it is private and its entry isn't among the nodes that may run it: it isn't there for them."""
+    located = await parts.locator.locate(ModelId(request.model))
+    if request.entry != parts.me and not located.may_run_at(PeerId(request.entry)):
+        raise NotFound("this model is private, and not shared with the session's entry")
+    return located

@@ -89,9 +89,9 @@ class Widener:
         if time.monotonic() - self._since < STEADY:
             return
         choice = choose_k_n(nodes)
-        for view in self._swarm.cards():
-            if view.publisher == self._me:
-                await self._widen(ModelId(view.card.model), choice)
+        mine = [view.card.model for view in self._swarm.cards() if view.publisher == self._me]
+        for model in [*mine, *(view.record.model for view in self._swarm.readers() if view.publisher == self._me)]:
+            await self._widen(ModelId(model), choice)
 
     async def _widen(self, model: ModelId, choice: Choice) -> None:
         located = await self._locator.located_here(model)
@@ -102,7 +102,8 @@ class Widener:
             return
         log.info("spreading %s: %s", model_text(model), choice.words, extra={"event": "widening", "fields": {"model": model_text(model)}})
         widths = element_widths(located.manifest)
-        await self._reuser.gather(located)
+        if located.cover is None:
+            await self._reuser.gather(located)
         for group in groups:
             await self._widen_group(located, group, widths[group], choice)
         await self._drop_narrow(located, choice)

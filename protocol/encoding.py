@@ -25,12 +25,15 @@ from protocol.signing import open_sealed, seal
 
 DOMAIN = "mf/encoding/1"
 SCHEME = "s1"
+PRIVATE_SCHEME = "p1"
+"""As s1 under a private model's secret: segments have keyed hashes of what is sealed, so that nothing known can be looked for."""
+SCHEMES = (SCHEME, PRIVATE_SCHEME)
 COMPRESSIONS = ("raw", "zstd", "planes2-zstd", "planes4-zstd", "lz4", "planes2-lz4", "planes4-lz4")
 """As stored per group: raw; zstd or LZ4, each plain or after byte planes of 2- or 4-byte elements."""
 
 
 class Segment(msgspec.Struct, array_like=True, frozen=True):
-    """plain and coded length in bytes; digest = BLAKE3 of the bytes given to the cipher."""
+    """plain and coded length in bytes; digest = BLAKE3 of the bytes given to the cipher, keyed where the scheme is private."""
 
     plain: int
     coded: int
@@ -104,8 +107,8 @@ def check_encoding(encoding: Encoding) -> None:
     def refuse(field: str, rule: str) -> None:
         raise BadInput(f"encoding: {field} {rule}")
 
-    if encoding.scheme != SCHEME:
-        refuse("scheme", f"is {encoding.scheme[:16]!r}, this version knows {SCHEME}")
+    if encoding.scheme not in SCHEMES:
+        refuse("scheme", f"is {encoding.scheme[:16]!r}, this version knows {', '.join(SCHEMES)}")
     if encoding.compression not in COMPRESSIONS:
         refuse("compression", f"is {encoding.compression[:16]!r}, this version knows {', '.join(COMPRESSIONS)}")
     if not 1 <= encoding.k <= encoding.n <= len(encoding.roots) <= limits.MAX_SHARDS:

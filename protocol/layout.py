@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from protocol.errors import BadInput
+from protocol.errors import BadInput, NotFound
 from protocol.grouping import names_output
 from protocol.manifest import RULE_GGUF, Cut, Manifest, Span, TensorEntry
 
@@ -109,7 +109,9 @@ def layer_count(manifest: Manifest) -> int:
 
 
 def check_runnable(manifest: Manifest) -> None:
-    """`BadInput` says why no engine runs this model's weights as they are stored."""
+    """`BadInput` says why no engine runs this model's weights as they are stored; `NotFound`: they are private, and not shared."""
+    if manifest.covers:
+        raise NotFound("this model is private, and not shared with this node")
     if manifest.rule == RULE_GGUF:
         kept = manifest.summary.dtype or "quantised"
         raise BadInput(

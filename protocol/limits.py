@@ -113,6 +113,10 @@ KEY_LINK_LIFETIME = 86_400
 SWARM_KEY_LIFETIME = 30 * 86_400
 MAX_REVOCATIONS = 4_096
 REVOCATIONS_LIFETIME = 30 * 86_400
+MAX_READERS = 256
+"""Who may read a private model, decoys included."""
+MAX_READERS_RECORD = 64 * KIB
+READERS_LIFETIME = 30 * 86_400
 MAX_PRINT_ROWS = 256
 """Rows in one signed statement of prints."""
 MAX_PRINTS = 64 * KIB

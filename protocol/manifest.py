@@ -21,6 +21,8 @@ from protocol.ids import ModelId, digest
 RULE = "g1"
 RULE_GGUF = "g2"
 """As g1, for checkpoints in GGUF files: their tensors' names are translated first."""
+RULE_PRIVATE = "p1"
+"""The cover of a private model's manifest, which is sealed in it (protocol/private.py)."""
 RULES = (RULE, RULE_GGUF)
 
 
@@ -101,10 +103,16 @@ class Manifest(Record):
     groups: list[GroupEntry]
     summary: Summary
     parameters: int
+    sealed: bytes | None = None
 
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.length for entry in self.files)
+        """Bytes of all files; of a private model's cover those of its groups."""
+        return sum(entry.length for entry in (self.files or self.groups))
+
+    @property
+    def covers(self) -> bool:
+        """Whether it tells of a private model nothing but its groups' sizes."""
+        return self.rule == RULE_PRIVATE
 
     def group_index(self, name: str) -> int:
         for index, group in enumerate(self.groups):

@@ -16,12 +16,17 @@ from protocol.config_summary import check_summary
 from protocol.dtypes import BLOCKS
 from protocol.errors import BadInput
 from protocol.grouping import Grouping, group_model
-from protocol.manifest import RULE_GGUF, RULES, Manifest
+from protocol.manifest import RULE_GGUF, RULES, Manifest, Summary
 from protocol.safetensors_header import check_tensor
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises `BadInput` naming the field and the rule broken."""
+    if manifest.covers:
+        _check_cover(manifest)
+        return
+    if manifest.sealed is not None:
+        raise BadInput(f"manifest: rule {manifest.rule} seals nothing")
     if manifest.rule not in RULES:
         raise BadInput(f"manifest: rule is {manifest.rule[:16]!r}, this version knows {', '.join(RULES)}")
     _check_counts(manifest)
@@ -30,6 +35,21 @@ def check_manifest(manifest: Manifest) -> None:
     _check_rule(manifest)
     check_summary(manifest.summary)
     _compare(manifest, _regroup(manifest))
+
+
+def _check_cover(manifest: Manifest) -> None:
+    """Nothing in it but sealed bytes and groups that are numbered, so that a cover can't tell what it shouldn't."""
+    if manifest.files or manifest.tensors or manifest.parameters or manifest.summary != Summary(model_type="private"):
+        raise BadInput("manifest: a private model's cover has no files, tensors, parameters or summary")
+    if manifest.sealed is None or not 0 < len(manifest.groups) <= limits.MAX_GROUPS:
+        raise BadInput(f"manifest: a private model's cover has sealed bytes and 1 to {limits.MAX_GROUPS} groups")
+    for number, group in enumerate(manifest.groups):
+        if group.name != f"group.{number}" or group.spans is not None or len(group.id) != 32:
+            raise BadInput(f"manifest: groups[{number}] of a private model's cover has a name, spans or an id it may not have")
+        if not 0 <= group.length <= limits.MAX_GROUP:
+            raise BadInput(f"manifest: groups[{number}] has {group.length} bytes, at most {limits.MAX_GROUP}")
+    if len({group.id for group in manifest.groups}) != len(manifest.groups):
+        raise BadInput("manifest: two groups of a private model's cover have one id")
 
 
 def check_file_name(name: str) -> None:

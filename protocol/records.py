@@ -25,6 +25,7 @@ NODE_DOMAIN = "mf/node/1"
 HOLDING_DOMAIN = "mf/holding/1"
 CARD_DOMAIN = "mf/card/1"
 REVOCATIONS_DOMAIN = "mf/revocations/1"
+READERS_DOMAIN = "mf/readers/1"
 
 LEND = ("none", "storage", "compute", "both")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
@@ -141,19 +142,33 @@ class Revocations(Record):
     before: int | None = None
 
 
-AnyRecord = NodeRecord | Holding | Card | Revocations
-R = TypeVar("R", NodeRecord, Holding, Card, Revocations)
+class Readers(Record):
+    """Who may read a private model of the signer's: its secret wrapped to each reader's key, in no order and with decoys, and sealed under
+    it what is said of the model (protocol/private.py). Subject: (signer, model). Empty: it was taken back.
+    """
+
+    sequence: int
+    expires: int
+    model: bytes
+    wraps: list[bytes]
+    sealed: bytes
+
+
+AnyRecord = NodeRecord | Holding | Card | Revocations | Readers
+R = TypeVar("R", NodeRecord, Holding, Card, Revocations, Readers)
 _DOMAINS: dict[type, str] = {
     NodeRecord: NODE_DOMAIN,
     Holding: HOLDING_DOMAIN,
     Card: CARD_DOMAIN,
     Revocations: REVOCATIONS_DOMAIN,
+    Readers: READERS_DOMAIN,
 }
 _LIFETIMES: dict[type, int] = {
     NodeRecord: limits.NODE_RECORD_LIFETIME,
     Holding: limits.HOLDING_LIFETIME,
     Card: limits.CARD_LIFETIME,
     Revocations: limits.REVOCATIONS_LIFETIME,
+    Readers: limits.READERS_LIFETIME,
 }
 
 
@@ -260,9 +275,19 @@ def _check_revocations(record: Revocations) -> None:
         raise BadInput("Revocations: before is a time")
 
 
+def _check_readers(record: Readers) -> None:
+    if len(record.model) != 32:
+        raise BadInput("Readers: model has 32 bytes")
+    if len(record.wraps) > limits.MAX_READERS or any(len(wrapped) != 80 for wrapped in record.wraps):
+        raise BadInput(f"Readers: at most {limits.MAX_READERS} wraps of 80 bytes")
+    if bool(record.wraps) != bool(record.sealed):
+        raise BadInput("Readers: wraps and what they open, or neither")
+
+
 _CHECKS: dict[type, Callable[..., None]] = {
     NodeRecord: _check_node,
     Holding: _check_holding,
     Card: _check_card,
     Revocations: _check_revocations,
+    Readers: _check_readers,
 }

@@ -56,12 +56,9 @@ create table notices (
 create index notices_by_due on notices (due);
 create table teams (name text primary key collate nocase, owner text not null, created real not null) without rowid;
 create table members (
-  team text not null references teams(name) on delete cascade, identity blob not null, role text not null, primary key (team, identity)
+  team text not null references teams(name) on delete cascade, identity blob not null, primary key (team, identity)
 ) without rowid;
-create table private (
-  model blob primary key, secret blob not null, name text not null, version text not null, label text not null, description text,
-  license text, created real not null
-);
+create table private (model blob primary key, secret blob not null, said blob not null);
 create table readers (
   model blob not null references private(model) on delete cascade, reader text not null, role text not null, primary key (model, reader)
 ) without rowid;

@@ -56,7 +56,7 @@ _RULES: tuple[tuple[re.Pattern[str], re.Pattern[str], str | None], ...] = tuple(
         (_READ, r"/api/v1/system/.*", "models:read"),
         ("POST", r"/api/v1/models/.+/inference(/batch)?", "inference"),
         (_ANY, r"/api/v1/models(/.*)?", "models:write"),
-        (_ANY, r"/api/v1/webhooks(/.*)?", "models:write"),
+        (_ANY, r"/api/v1/(webhooks|teams)(/.*)?", "models:write"),
     )
 )
 _METERED = re.compile(r"/v1/.+|/api/v1/models/.+/inference(/batch)?|/api/v1/inference/compare|/api/(chat|generate|embed|embeddings)")

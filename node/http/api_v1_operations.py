@@ -6,6 +6,7 @@ from typing import Any
 
 from node.http import account_schemas as accounts
 from node.http import job_schemas as jobs
+from node.http import share_schemas as shares
 from node.http import upload_schemas as uploads
 from node.http.operation import Operation
 
@@ -51,6 +52,14 @@ OPERATIONS = [
     _account("delete", "/models/upload/{upload}", "End an upload and forget it", _PLAIN, errors=_SENT),
     _account("patch", "/models/{id}", "Say something else of an own model", uploads.ChangedModel, uploads.ModelChange, errors=_ASKED),
     _account("delete", "/models/{id}", "Take back an own model", uploads.Withdrawn, errors=_ASKED),
+    _account("post", "/models/{id}/share", "Let somebody read an own private model", shares.Sharers, shares.ShareRequest, errors=_ASKED),
+    _account("get", "/models/{id}/share", "Whom an own private model is shared with", shares.Sharers, errors=_ASKED),
+    _account("delete", "/models/{id}/share", "Let somebody read it no more", shares.Sharers, shares.UnshareRequest, errors=_ASKED),
+    _account("post", "/teams", "A new team", shares.Team, shares.TeamRequest, status=201, errors=_ASKED),
+    _account("get", "/teams", "The caller's teams", shares.TeamList),
+    _account("put", "/teams/{team}/members", "One more in a team", shares.Team, shares.MemberRequest, errors=_ASKED),
+    _account("delete", "/teams/{team}/members/{identity}", "One less in a team", shares.Team, errors=_ASKED),
+    _account("delete", "/teams/{team}", "End a team", _PLAIN, errors=_ASKED),
     _account("post", "/webhooks", "Be told of uploads and batches that end", uploads.MadeWebhook, uploads.WebhookRequest, status=201),
     _account("get", "/webhooks", "The caller's webhooks", uploads.WebhookList),
     _account("delete", "/webhooks/{webhook}", "Be told no more", _PLAIN, errors=(*_OWN, 404)),

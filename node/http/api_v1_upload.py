@@ -78,7 +78,7 @@ async def _begin(request: web.Request, asked: schemas.UploadRequest) -> Upload:
     publishing, who = publishing_of(request), caller().who
     publishing.owned.check_name(who, asked.name, asked.version)
     files = None if asked.files is None else [(file.name, file.size, file.sha256) for file in asked.files]
-    said: dict[str, Any] = {name: getattr(asked, name) for name in ("version", "description", "license", "gguf")}
+    said: dict[str, Any] = {name: getattr(asked, name) for name in ("version", "description", "license", "gguf", "private")}
     upload = await publishing.uploads.begin(who, asked.name, files, **said)
     access = request.app.get(ACCESS)
     if access is not None:

@@ -20,6 +20,7 @@ from node.http import (
     api_v1_jobs,
     api_v1_models,
     api_v1_owned,
+    api_v1_share,
     api_v1_upload,
     api_v1_users,
     api_v1_webhooks,
@@ -43,6 +44,7 @@ from node.http.model_figures import FIGURES, Figures
 from node.http.publishing import PUBLISHING, Publishing
 from node.http.settings import HttpSettings
 from node.http.xml import xml_layer
+from node.private.gateway import PrivateGateway
 from protocol.errors import Conflict
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ _API_ROUTES = [
     *api_v1_users.ROUTES,
     *api_v1_upload.ROUTES,
     *api_v1_webhooks.ROUTES,
+    *api_v1_share.ROUTES,
     *api_v1_models.ROUTES,
     *api_v1_jobs.ROUTES,
     *api_v1.ROUTES,
@@ -155,7 +158,8 @@ def make_app(
     middlewares = [observe, xml_layer, error_layer, guard(settings), access_layer(access, settings)]
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body)
     app[FIGURES] = Figures(access.accounts.home if access else None)
-    app[GATEWAY] = MeteredGateway(gateway, app[FIGURES])
+    inner = gateway if publishing is None else PrivateGateway(gateway, publishing.private)
+    app[GATEWAY] = MeteredGateway(inner, app[FIGURES])
     app[CACHE], app[REPLIES], app[JOBS] = Kept(), Idempotent(), Jobs()
     app[DOORMAN] = Doorman()
     app.on_shutdown.append(_end_jobs)

@@ -1,7 +1,7 @@
 """One whole reply of /api/v1, from the cache where it may come from there.
 
-What is deterministic (greedy, or with a seed) and asked again by the same account about the same model is answered from memory. The
-plan is made all the same: only it says which model a name means now.
+What is deterministic (greedy, or with a seed) and asked again by the same account about the same model is answered from memory, but for
+private models. The plan is made all the same: only it says which model a name means now.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def whole_reply(app: web.Application, wanted: GenerationRequest) -> Made:
     who, cache = caller().who, app[CACHE]
     async with generation(app[GATEWAY], wanted, app[METRICS], app[SETTINGS]) as reply:
         planned, name = reply.planned, cache_name(wanted, reply.planned.model_id)
-        kept = cache.get(who, name) if deterministic(wanted) else None
+        kept = cache.get(who, name) if deterministic(wanted) and not planned.private else None
         if kept is not None:
             found = msgspec.msgpack.decode(kept, type=Answer)
             end = Finished(found.reason, found.prompt_tokens, found.completion_tokens, planned.route, {"total": 0.0})
@@ -65,7 +65,7 @@ async def whole_reply(app: web.Application, wanted: GenerationRequest) -> Made:
             return Made(planned, end, found.text, True)
         text = "".join([piece.text async for piece in reply.pieces()])
     end = reply.end()
-    if deterministic(wanted):
+    if deterministic(wanted) and not planned.private:
         answer = Answer(text, end.reason, end.prompt_tokens, end.completion_tokens)
         cache.put(who, name, msgspec.msgpack.encode(answer))
     return Made(planned, end, text)

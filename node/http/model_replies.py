@@ -57,6 +57,7 @@ class Model(msgspec.Struct, kw_only=True):
     popularity_score: int
     tags: list[str]
     license: str | None
+    private: bool
     capabilities: Capabilities
     performance_metrics: Performance
     storage: dict[str, Any]
@@ -108,6 +109,7 @@ def fields_of(info: ModelInfo, figures: Figures) -> dict[str, Any]:
         "popularity_score": info.popularity,
         "tags": list(info.tags),
         "license": info.license,
+        "private": info.private,
         "capabilities": Capabilities(max_context_length=info.context),
         "performance_metrics": performance_of(figures, info.model_id),
         "storage": info.storage,

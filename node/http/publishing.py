@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from node.owned_models import OwnedModels
+from node.private.models import PrivateModels
+from node.private.sharing import Sharing
 from node.uploads.uploads import Uploads
 from node.webhooks.deliver import Webhooks
 from protocol.errors import MfError
@@ -17,6 +19,8 @@ class Publishing:
     uploads: Uploads
     owned: OwnedModels
     webhooks: Webhooks
+    sharing: Sharing
+    private: PrivateModels
 
 
 PUBLISHING: web.AppKey[Publishing] = web.AppKey("publishing", Publishing)

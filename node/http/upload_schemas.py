@@ -25,13 +25,15 @@ class DeclaredFile(Taken):
 
 class UploadRequest(Taken):
     """What the model is called. With `files` nothing else is taken, and the last byte of the last one begins the work; without, a
-    multipart body's end does, or POST …/complete. `gguf`: what becomes of GGUF files."""
+    multipart body's end does, or POST …/complete. `gguf`: what becomes of GGUF files. `private`: nobody
+    sees or runs it but those it is shared with."""
 
     name: ModelName
     version: ModelName = "1"
     description: Description | None = None
     license: License | None = None
     gguf: Literal["dequantise", "keep"] | None = None
+    private: bool = False
     files: Annotated[list[DeclaredFile], Meta(min_length=1, max_length=limits.MAX_FILES)] | None = None
 
 

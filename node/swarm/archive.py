@@ -15,6 +15,7 @@ from node.swarm.book import MARK, Kept, Outcome, mark_of
 from node.swarm.catalog import Catalog
 from node.swarm.holdings import MAX_HOLDING, HoldingBook
 from node.swarm.peers import PeerBook
+from node.swarm.private import ReadersBook
 from node.swarm.revocations import MAX_REVOCATIONS_RECORD, RevocationBook
 from protocol import limits
 from protocol.errors import BadInput
@@ -24,10 +25,12 @@ from protocol.records import (
     CARD_DOMAIN,
     HOLDING_DOMAIN,
     NODE_DOMAIN,
+    READERS_DOMAIN,
     REVOCATIONS_DOMAIN,
     Card,
     Holding,
     NodeRecord,
+    Readers,
     Revocations,
     open_record,
 )
@@ -39,15 +42,16 @@ _SIZES = {
     NODE_DOMAIN: MAX_NODE_RECORD,
     HOLDING_DOMAIN: MAX_HOLDING,
     CARD_DOMAIN: limits.MAX_CARD,
+    READERS_DOMAIN: limits.MAX_READERS_RECORD,
     REVOCATIONS_DOMAIN: MAX_REVOCATIONS_RECORD,
 }
 
-AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card] | Kept[Revocations]
+AnyKept = Kept[NodeRecord] | Kept[Holding] | Kept[Card] | Kept[Revocations] | Kept[Readers]
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of an envelope; `kind` is peer, holding, card or revocations."""
+    """What became of an envelope; `kind` is peer, holding, card, revocations or readers."""
 
     kind: str
     outcome: Outcome
@@ -60,6 +64,7 @@ class Archive:
         self.holdings = HoldingBook()
         self.catalog = Catalog()
         self.revocations = RevocationBook()
+        self.readers = ReadersBook()
         self._by_mark: dict[bytes, AnyKept] = {}
 
     def knows(self, envelope: bytes) -> bool:
@@ -82,6 +87,9 @@ class Archive:
         if domain == REVOCATIONS_DOMAIN:
             said = self._opened(envelope, Revocations, now)
             return self._entered("revocations", *self.revocations.offer(said, pinned(said.signer)), said)
+        if domain == READERS_DOMAIN:
+            readers = self._opened(envelope, Readers, now)
+            return self._entered("readers", *self.readers.offer(readers, pinned(readers.signer)), readers)
         card = self._opened(envelope, Card, now)
         return self._entered("card", *self.catalog.offer(card, pinned(card.signer)), card)
 
@@ -99,7 +107,7 @@ class Archive:
 
     def expire(self, now: float) -> int:
         gone: list[AnyKept] = [*self.peers.expire(now), *self.holdings.expire(now), *self.catalog.expire(now)]
-        gone += self.revocations.expire(now)
+        gone += [*self.revocations.expire(now), *self.readers.expire(now)]
         for kept in gone:
             self._by_mark.pop(kept.mark, None)
         return len(gone)
@@ -133,6 +141,8 @@ class Archive:
             kept = self.revocations.get(own)
         elif kind == "holding" and isinstance(subject, bytes):
             kept = self.holdings.get(own, ModelId(subject))
+        elif kind == "readers" and isinstance(subject, bytes):
+            kept = self.readers.get(own, ModelId(subject))
         elif isinstance(subject, tuple):
             kept = self.catalog.get(own, subject[0], subject[1])
         return kept.record.sequence if kept else -1

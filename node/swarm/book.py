@@ -15,10 +15,10 @@ from typing import Generic, TypeVar
 
 from protocol import limits
 from protocol.ids import PeerId, digest
-from protocol.records import Card, Holding, NodeRecord, Revocations
+from protocol.records import Card, Holding, NodeRecord, Readers, Revocations
 
 K = TypeVar("K", bound=Hashable)
-R = TypeVar("R", NodeRecord, Holding, Card, Revocations)
+R = TypeVar("R", NodeRecord, Holding, Card, Revocations, Readers)
 
 MARK = 16
 """Bytes of a mark."""

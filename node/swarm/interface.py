@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from erasure.audit import AuditBook, HeldShard
 from protocol.ids import EncodingId, ModelId, PeerId
-from protocol.records import Card, Held, NodeRecord, Repairing, Revoked, Serving
+from protocol.records import Card, Held, NodeRecord, Readers, Repairing, Revoked, Serving
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class HoldingView:
     full: list[int]
     repairs: Sequence[Repairing] = ()
     serves: Sequence[Serving] = ()
+
+
+@dataclass(frozen=True)
+class ReadersView:
+    publisher: PeerId
+    record: Readers
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,12 @@ class Swarm(Protocol):
 
     async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
         """Signs, keeps and spreads all that this node has revoked of its own tokens and that could still be alive."""
+
+    async def put_readers(self, model: ModelId, wraps: Sequence[bytes], sealed: bytes) -> None:
+        """Signs, keeps and spreads who may read a private model of this node's; without wraps it is taken back."""
+
+    def readers(self) -> list[ReadersView]:
+        """Of private models anybody publishes."""
 
     def revoked(self, home: PeerId, ids: Sequence[bytes], issued: int) -> bool:
         """Whether `home` has said that it revoked any of these links, or all it issued before a time later than `issued`."""

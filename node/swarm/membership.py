@@ -30,7 +30,7 @@ from node.swarm.exchange import Exchange, Ours
 from node.swarm.heartbeat import Heartbeat
 from node.swarm.history import History
 from node.swarm.holders import Holders
-from node.swarm.interface import CardView, HoldingView, PeerView
+from node.swarm.interface import CardView, HoldingView, PeerView, ReadersView
 from node.swarm.keeper import Keeper
 from node.swarm.liveness import Deadlines, Liveness
 from node.swarm.measures import Measures
@@ -246,6 +246,12 @@ class Membership:
         facts = self._own.facts
         facts.storage_free, facts.memory, facts.storage = storage_free, memory, storage
         await self._publish(self._own.node(self._archive))
+
+    async def put_readers(self, model: ModelId, wraps: Sequence[bytes], sealed: bytes) -> None:
+        await self._publish(self._own.readers(self._archive, model, wraps, sealed))
+
+    def readers(self) -> list[ReadersView]:
+        return [ReadersView(kept.signer, kept.record) for kept in self._archive.readers.all() if kept.record.wraps]
 
     async def put_revocations(self, revoked: Sequence[Revoked], before: int | None = None) -> None:
         await self._publish(self._own.revocations(self._archive, revoked, before))

@@ -19,7 +19,7 @@ from node.swarm.revocations import MAX_REVOCATIONS_RECORD
 from protocol import limits
 from protocol.errors import TooLarge
 from protocol.ids import ModelId, PeerId
-from protocol.records import AnyRecord, Card, Held, Holding, NodeRecord, Repairing, Revocations, Revoked, Serving, seal_record
+from protocol.records import AnyRecord, Card, Held, Holding, NodeRecord, Readers, Repairing, Revocations, Revoked, Serving, seal_record
 from protocol.signing import peer_of
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,19 @@ class OwnRecords:
             MAX_REVOCATIONS_RECORD,
         )
 
+    def readers(self, archive: Archive, model: ModelId, wraps: Sequence[bytes], sealed: bytes) -> bytes:
+        """Who may read a private model; without wraps: it is taken back."""
+        return self._sealed(
+            Readers(
+                sequence=self._sequence(archive.sequence_of("readers", self.peer, model)),
+                expires=int(self._now()) + limits.READERS_LIFETIME,
+                model=model,
+                wraps=list(wraps),
+                sealed=sealed,
+            ),
+            limits.MAX_READERS_RECORD,
+        )
+
     def renewals(self, archive: Archive) -> list[bytes]:
         """Own records of which a third of the lifetime has passed, made anew."""
         now = self._now()
@@ -149,6 +162,10 @@ class OwnRecords:
         for card in archive.catalog.all():
             if card.signer == self.peer and not card.record.withdrawn and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))
+        for shared in archive.readers.all():
+            said_of = shared.record
+            if shared.signer == self.peer and said_of.wraps and said_of.expires - now < limits.READERS_LIFETIME * 2 / 3:
+                made.append(self.readers(archive, ModelId(said_of.model), said_of.wraps, said_of.sealed))
         return made
 
     def check_duplicate(self, record: NodeRecord) -> bool:

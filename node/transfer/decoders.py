@@ -88,11 +88,11 @@ class Decoders:
         self._starting = asyncio.Lock()
         self._numbers = count(1)
 
-    async def begin(self, job: FetchGroup, fds: Sequence[int], secret: bytes = PUBLIC_SECRET) -> ProcessDecoding:
+    async def begin(self, job: FetchGroup, fds: Sequence[int]) -> ProcessDecoding:
         """`fds` stay the caller's; the process has its own of the same files until `end`."""
         process = await self._idlest()
         number = next(self._numbers)
-        begin = BeginDecoding(job=number, envelope=job.envelope, secret=secret, offset=job.offset, spans=job.spans)
+        begin = BeginDecoding(job=number, envelope=job.envelope, secret=job.secret or PUBLIC_SECRET, offset=job.offset, spans=job.spans)
         begin.done, begin.mark = job.done, job.mark
         process.jobs += 1
         try:

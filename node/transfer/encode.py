@@ -28,7 +28,17 @@ from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Encoded, EncodeGroup, SourceSpan
 from node.transfer.staging import Staging, leaves_path
 from protocol import limits
-from protocol.encoding import COMPRESSIONS, SCHEME, Encoding, Segment, parse_encoding, seal_encoding, segment_plain, shard_root
+from protocol.encoding import (
+    COMPRESSIONS,
+    PRIVATE_SCHEME,
+    SCHEME,
+    Encoding,
+    Segment,
+    parse_encoding,
+    seal_encoding,
+    segment_plain,
+    shard_root,
+)
 from protocol.errors import BadInput, MfError, StorageFull
 
 IN_FLIGHT = 48 * limits.MIB
@@ -89,7 +99,7 @@ async def _code_segments(
     def start_next() -> None:
         if (following := next(spans, None)) is not None:
             index, (offset, length) = following
-            coding.append(loop.run_in_executor(executor, _one_segment, reader, offset, length, index, compressed, code, rooms.pop()))
+            coding.append(loop.run_in_executor(executor, _one_segment, job, reader, offset, length, index, compressed, code, rooms.pop()))
 
     try:
         for _ in range(at_once):
@@ -124,11 +134,17 @@ class _Coded:
     room: Room
 
 
-def _one_segment(reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code, room: Room) -> _Coded:
+def _one_segment(
+    job: EncodeGroup, reader: SpanReader, offset: int, length: int, index: int, compressed: str, code: Code, room: Room
+) -> _Coded:
     plain = room.plain[:length]
     reader.read_into(offset, plain)
-    segment, pieces = encode_segment(plain, index, compressed, PUBLIC_SECRET, code, room)
+    segment, pieces = encode_segment(plain, index, compressed, job.secret or PUBLIC_SECRET, code, room, _scheme(job), job.group_id)
     return _Coded(segment, pieces, room)
+
+
+def _scheme(job: EncodeGroup) -> str:
+    return SCHEME if job.secret is None else PRIVATE_SCHEME
 
 
 def _finish(
@@ -136,7 +152,7 @@ def _finish(
 ) -> Encoded:
     encoding = Encoding(
         group=job.group_id,
-        scheme=SCHEME,
+        scheme=_scheme(job),
         compression=compressed,
         k=job.k,
         n=job.n,

@@ -59,6 +59,8 @@ class EncodeGroup(Record):
     element: int
     n_max: int = 0
     """Shards committed to by a root, at least n (0: n): those beyond n aren't staged, anyone may make them later."""
+    secret: bytes | None = None
+    """Of a private model, 32 bytes: coded under scheme p1."""
     like: bytes | None = None
     """Envelope of an encoding to make again: where all comes out as it says, the shards are staged under it and not under a new one."""
     stage: tuple[int, ...] = ()
@@ -110,7 +112,7 @@ class FetchGroup(Record):
     The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
 
     `done` bytes from the group's beginning are in place already and aren't fetched. With `mark` the last descriptor is a file of marks and
-    that the place of the group's (see `marks.py`).
+    that the place of the group's (see `marks.py`). `secret` opens a private model's segments.
 
     The process calls `need_grant(peer, encoding, shards)` on the node before it first reads from a peer that isn't in `granted`,
     `leaf_fault(peer, encoding, shard, reason)` for each bad leaf, `progress(job, done, total)` at most 5 times a second.
@@ -124,6 +126,7 @@ class FetchGroup(Record):
     spans: list[TargetSpan] | None = None
     done: int = 0
     mark: int | None = None
+    secret: bytes | None = None
 
 
 class RebuildShards(Record):

@@ -27,7 +27,8 @@ from node.gateway import Finished, GenerationRequest
 from node.generate import Generator
 from node.locate import Located, Locator
 from node.owned_models import OwnedModels
-from node.publish import Publisher, PublishRequest
+from node.private.sharing import Sharing
+from node.publish import PrivatePublish, Publisher, PublishRequest
 from node.stage_room import Groups, StageRoom
 from node.unfinished import Unfinished
 from node.uploads.upload import Check, Upload
@@ -35,6 +36,7 @@ from protocol import limits
 from protocol.errors import BadInput, MfError
 from protocol.ids import ModelId, model_from
 from protocol.messages import Sampling
+from protocol.records import Card
 
 log = logging.getLogger(__name__)
 TOKENS = 8
@@ -50,6 +52,7 @@ class UploadFinisher:
         self,
         publisher: Publisher,
         owned: OwnedModels,
+        sharing: Sharing,
         unfinished: Unfinished,
         locator: Locator,
         groups: Groups,
@@ -60,6 +63,7 @@ class UploadFinisher:
     ) -> None:
         self._publisher = publisher
         self._owned = owned
+        self._sharing = sharing
         self._unfinished = unfinished
         self._locator = locator
         self._groups = groups
@@ -72,13 +76,15 @@ class UploadFinisher:
         return any(line["model_id"] == upload.model_id for line in self._unfinished.lines())
 
     async def finish(self, upload: Upload, folder: Path, changed: Callable[[], None]) -> None:
-        self._owned.check_name(upload.who, upload.name, upload.version)
+        if not upload.private:
+            self._owned.check_name(upload.who, upload.name, upload.version)
         run = _Run(upload, changed)
         await self._declared(run, folder)
         told = await self._publish(run, folder)
         model = model_from(told["model_id"])
         upload.model_id, upload.full_name = told["model_id"], told["name"]
-        await self._owned.add(upload.who, upload.name, upload.version, model)
+        if not upload.private:
+            await self._owned.add(upload.who, upload.name, upload.version, model)
         run.step("checking", 0, 4)
         await self._read_back(run, await self._locator.locate(model))
         await self._try(run, model)
@@ -103,6 +109,7 @@ class UploadFinisher:
             gguf=upload.gguf,
             description=upload.description,
             license=upload.license,
+            private=self._private(upload),
         )
         try:
             told = await self._publisher.publish(request, run.notify)
@@ -113,6 +120,16 @@ class UploadFinisher:
         upload.coding = {name: told[name] for name in ("groups", "k", "n", "bytes", "stored_bytes", "saved_bytes")}
         upload.distribution = {name: told[name] for name in ("shards", "durable", "peers", "survives_losses")}
         return told
+
+    def _private(self, upload: Upload) -> PrivatePublish | None:
+        if not upload.private or upload.secret is None:
+            return None
+        secret, owner = upload.secret, self._sharing.owner_of(upload.who)
+
+        async def announce(model: ModelId, card: Card) -> None:
+            await self._sharing.begin(model, secret, owner, card)
+
+        return PrivatePublish(secret, announce)
 
     async def _read_back(self, run: _Run, located: Located) -> None:
         manifest = located.manifest

@@ -117,6 +117,7 @@ class Uploads:
             raise Busy(f"{len(mine)} uploads of yours are open", hint="finish or DELETE one", details={"retry_after": 60})
         now = self._now()
         upload = Upload(id=f"upl_{secrets.token_hex(12)}", who=who, created=now, touched=now, name=name, declared=files is not None, **more)
+        upload.secret = secrets.token_bytes(32) if upload.private else None
         for file, size, sha256 in files or ():
             upload.add(file, size, sha256)
         self._check_room(sum(size for _, size, _ in files or ()))

@@ -160,7 +160,7 @@ async def world(hub: MemoryHub, count: int, experts: bool = False) -> World:
 
 
 async def _locate(model: bytes) -> object:
-    return SimpleNamespace(model=model, manifest=None)
+    return SimpleNamespace(model=model, manifest=None, may_run_at=lambda peer: True)
 
 
 def _member(hub: MemoryHub, key: Ed25519PrivateKey, seed: int) -> Member:

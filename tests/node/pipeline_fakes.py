@@ -150,7 +150,7 @@ class Member:
 
     def __post_init__(self) -> None:
         async def locate(model: bytes) -> object:
-            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(hidden=2)))
+            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(hidden=2)), may_run_at=lambda peer: True)
 
         self.room = SumRoom(self.worker)
         self.steps = Steps(self.network)

@@ -49,19 +49,19 @@ from node.store.interface import ShardInfo, ShardKey, Space
 from node.store.keeping import by_model
 from node.store.leases import DAY
 from node.store.memory import MemoryStore
-from node.swarm.interface import CardView, HoldingView, PeerView
+from node.swarm.interface import CardView, HoldingView, PeerView, ReadersView
 from node.transfer.audit_reads import Shown, Walked, show, walk
 from node.transfer.encode import SpanReader, choose_compression
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards
 from node.transfer.sink import Sink
 from node.unfinished import Unfinished
 from protocol import limits
-from protocol.encoding import SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
+from protocol.encoding import PRIVATE_SCHEME, SCHEME, Encoding, encoding_id, leaf_digests, parse_encoding, seal_encoding, shard_root
 from protocol.errors import MfError, NotFound, StorageFull, Unavailable
 from protocol.grants import open_grant
 from protocol.ids import EncodingId, ModelId, PeerId, encoding_text, model_from
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, GRANT_PROTOCOL
-from protocol.records import Card, Held, NodeRecord, Repairing, Serving
+from protocol.records import Card, Held, NodeRecord, Readers, Repairing, Serving
 from tests.support.synthetic import llama_config, llama_shapes, write_safetensors
 
 QUOTA = 64 * limits.MIB
@@ -181,17 +181,18 @@ class FakeTransfer:
         reader = SpanReader(job.spans, fds, job.length)
         compressed, code = choose_compression(job, reader), Code(job.k, max(job.n, job.n_max))
         shards, segments = [bytearray() for _ in range(code.n)], []
+        scheme = SCHEME if job.secret is None else PRIVATE_SCHEME
         for index, (offset, length) in enumerate(segment_spans(job.k, job.length)):
             plain = reader.read(offset, length)
             if self.lie:
                 plain[-1] ^= 1
-            segment, pieces = encode_segment(plain, index, compressed, PUBLIC_SECRET, code)
+            segment, pieces = encode_segment(plain, index, compressed, job.secret or PUBLIC_SECRET, code, None, scheme, job.group_id)
             segments.append(segment)
             for shard, piece in zip(shards, pieces, strict=True):
                 shard += piece
         roots = [shard_root(len(shard), leaf_digests(bytes(shard))) for shard in shards]
         record = Encoding(
-            group=job.group_id, scheme=SCHEME, compression=compressed, k=job.k, n=job.n, length=job.length, segments=segments, roots=roots
+            group=job.group_id, scheme=scheme, compression=compressed, k=job.k, n=job.n, length=job.length, segments=segments, roots=roots
         )
         same = job.like is not None and parse_encoding(job.like)[1] == record
         envelope = job.like if same and job.like is not None else seal_encoding(self._key, record)
@@ -251,7 +252,8 @@ class FakeTransfer:
         if len(got) < record.k:
             missing = record.k - len(got)
             raise Unavailable(f"{len(got)} of {record.k} shards could be read", details={"missing": missing, "asked": asked})
-        self._decode(record, got, Sink(job.spans, fds) if job.spans is not None else Sink.whole(fds[0], job.offset))
+        sink = Sink(job.spans, fds) if job.spans is not None else Sink.whole(fds[0], job.offset)
+        self._decode(record, got, sink, job.secret)
         return Fetched(bytes=sum(map(len, got.values())), seconds=0.1, asked=asked, speeds=dict.fromkeys(asked, 1e6))
 
     async def rebuild_shards(self, job: RebuildShards) -> Fetched:
@@ -287,12 +289,12 @@ class FakeTransfer:
             return None
         return data
 
-    def _decode(self, record: Encoding, shards: dict[int, bytes], sink: Sink) -> None:
+    def _decode(self, record: Encoding, shards: dict[int, bytes], sink: Sink, secret: bytes | None) -> None:
         at = offset = 0
         for index, segment in enumerate(record.segments):
             size, plain = record.piece_length(index), bytearray(segment.plain)
             pieces = {shard: data[at : at + size] for shard, data in shards.items()}
-            decode_segment(record, index, pieces, memoryview(plain), PUBLIC_SECRET)
+            decode_segment(record, index, pieces, memoryview(plain), secret or PUBLIC_SECRET)
             sink.write(memoryview(plain), offset)
             at, offset = at + size, offset + segment.plain
 
@@ -310,6 +312,7 @@ class Board:
     records: dict[PeerId, NodeRecord] = field(default_factory=dict)
     holdings: dict[tuple[PeerId, ModelId], HoldingView] = field(default_factory=dict)
     cards: list[CardView] = field(default_factory=list)
+    readers: list[ReadersView] = field(default_factory=list)
     away: set[PeerId] = field(default_factory=set)
     told: list[tuple[PeerId, ModelId]] = field(default_factory=list)
 
@@ -386,6 +389,14 @@ class FakeSwarm:
 
     async def put_card(self, card: Card) -> None:
         self.board.cards.append(CardView(self.me, card))
+
+    async def put_readers(self, model: ModelId, wraps: Sequence[bytes], sealed: bytes) -> None:
+        others = [view for view in self.board.readers if (view.publisher, view.record.model) != (self.me, model)]
+        record = Readers(sequence=time.time_ns(), expires=1, model=model, wraps=list(wraps), sealed=sealed)
+        self.board.readers = [*others, ReadersView(self.me, record)]
+
+    def readers(self) -> list[ReadersView]:
+        return [view for view in self.board.readers if view.record.wraps]
 
     async def put_holding(
         self, model: ModelId, held: list[Held], full: list[int], repairs: Sequence[Repairing] = (), serves: Sequence[Serving] = ()

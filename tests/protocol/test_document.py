@@ -34,6 +34,7 @@ def test_limits_table_is_the_code() -> None:
         audits.AuditTags,
         audits.AuditLeaves,
         records.Revocations,
+        records.Readers,
         tokens.Link,
         tokens.SignedRequest,
     ],
@@ -71,11 +72,20 @@ def test_domains_protocols_and_envelope_stand_there() -> None:
         audits.TAGS_DOMAIN,
         audits.LEAVES_DOMAIN,
         records.REVOCATIONS_DOMAIN,
+        records.READERS_DOMAIN,
         tokens.TOKEN_DOMAIN,
         tokens.REQUEST_DOMAIN,
     ]
     protocols = [value for name, value in vars(messages).items() if name.endswith("_PROTOCOL")]
-    for word in (*domains, *protocols, *signing.Envelope.__struct_fields__, encoding.SCHEME, manifest.RULE, *encoding.COMPRESSIONS):
+    for word in (
+        *domains,
+        *protocols,
+        *signing.Envelope.__struct_fields__,
+        *encoding.SCHEMES,
+        *manifest.RULES,
+        manifest.RULE_PRIVATE,
+        *encoding.COMPRESSIONS,
+    ):
         assert f"`{word}`" in TEXT, word
 
 

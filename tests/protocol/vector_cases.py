@@ -14,14 +14,15 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from erasure import cipher
 from node.model_folder import scan
 from node.model_manifest import build_manifest
-from protocol import audits, encoding, grants, messages, prints, records, ticket, tokens
+from protocol import audits, encoding, grants, messages, prints, private, records, ticket, tokens
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
 from protocol.ids import ModelId, digest, encoding_text, fingerprint, model_text, peer_from_public, public_from_peer
-from protocol.manifest import Summary, model_id
+from protocol.manifest import Manifest, Summary, manifest_bytes, model_id, parse_manifest
 from protocol.signing import peer_of, sign_bytes
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -277,6 +278,45 @@ def manifest_vectors() -> dict[str, Any]:
     }
 
 
+SECRET = bytes(range(32))
+WRAPPED = bytes.fromhex(
+    "c295ac53181eae3a190eb274c4b1b79e51f8ca0807f72590ff5efbeb838d1975a514c70fd9694d01"
+    "662961fd7fc0f5aa4c2b3bcb815b030e262b5b97d9be13e5eaabd8802d5c1e2302fd9fcf1b755b1d"
+)
+"""SECRET for PEER's key, the model ID and the publisher PEER; wraps are random, so this one is kept."""
+
+SAID = private.Said(
+    name="demo",
+    version="1",
+    label="ann",
+    size=5_000,
+    parameters=1_000,
+    created=NOW,
+    summary=Summary(model_type="llama"),
+    readers=[private.Reader(public_from_peer(PEER), "owner")],
+    nodes=[PEER],
+)
+READERS = records.Readers(sequence=5, expires=NOW + 3_600, model=ID, wraps=[WRAPPED], sealed=private.seal_said(SECRET, SAID))
+
+
+def example_manifest() -> Manifest:
+    return parse_manifest(bytes.fromhex(json.loads((VECTORS / "manifest.json").read_text())["manifest"]))
+
+
+def private_vectors() -> dict[str, Any]:
+    cover = private.cover_of(SECRET, manifest_bytes(example_manifest()), PEER)
+    return {
+        "exchange key": private.exchange_key(public_from_peer(PEER)).public_bytes_raw().hex(),
+        "group id": private.group_id(SECRET, 3, ID).hex(),
+        "segment name": cipher.name_of(SECRET, "p1", ID, 5, bytes(range(64))).hex(),
+        "segment key and nonce": b"".join(cipher.derive(SECRET, "p1", 5, ID)).hex(),
+        "cover": manifest_bytes(cover).hex(),
+        "cover model text": model_text(model_id(manifest_bytes(cover))),
+        "wrap": WRAPPED.hex(),
+        "Readers": records.seal_record(KEY, READERS).hex(),
+    }
+
+
 ALL = {
     "records.json": records_vectors,
     "frames.json": frames_vectors,
@@ -284,6 +324,7 @@ ALL = {
     "manifest.json": manifest_vectors,
     "audit.json": audit_vectors,
     "tokens.json": token_vectors,
+    "private.json": private_vectors,
 }
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ ANSWERS: dict[str, Any] = {
         "model_id": "mfm1x",
         "name": "a/b",
         "groups": 2,
-        "k": 4,
+        "k": 2,
         "n": 6,
         "shards": 12,
         "bytes": 100,

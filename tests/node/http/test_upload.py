@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -18,14 +21,18 @@ from node.http.app import HttpServer
 from node.http.publishing import Publishing
 from node.http.settings import HttpSettings
 from node.owned_models import OwnedModels
-from node.swarm.interface import CardView
+from node.private.models import PrivateModels
+from node.private.sharing import Sharing
+from node.private.vault import Vault
+from node.swarm.interface import CardView, ReadersView
 from node.uploads.uploads import Uploads
 from node.webhooks.book import WebhookBook
 from node.webhooks.deliver import Webhooks
+from protocol.errors import NotFound
 from protocol.ids import ModelId, PeerId, model_text
 from protocol.manifest import Summary
-from protocol.records import Card
-from tests.node.accounts.world import FakeSwarm, open_home
+from protocol.records import Card, Readers
+from tests.node.accounts.world import PASSWORD, FakeSwarm, open_home
 from tests.node.http.conftest import Site
 from tests.node.http.test_access import KeyedSite, bearer
 from tests.node.uploads.fakes import FakeFinisher
@@ -40,7 +47,7 @@ class Cards:
     """The cards of a swarm of two."""
 
     def __init__(self, me: PeerId) -> None:
-        self.me, self.shown = me, list[CardView]()
+        self.me, self.shown, self.told = me, list[CardView](), dict[ModelId, Readers]()
 
     def add(self, publisher: PeerId, name: str, model: bytes) -> None:
         card = Card(sequence=1, expires=1, label="node", name=name, version="1", model=model, size=1, parameters=1, created=1,
@@ -51,13 +58,38 @@ class Cards:
         return [view for view in self.shown if not view.card.withdrawn]
 
     def resolve(self, name: str) -> ModelId:
-        return next(ModelId(view.card.model) for view in self.cards() if name in (view.card.name, model_text(ModelId(view.card.model))))
+        for view in self.cards():
+            if name in (view.card.name, model_text(ModelId(view.card.model))):
+                return ModelId(view.card.model)
+        raise NotFound("no such model")
+
+    def readers(self) -> list[ReadersView]:
+        return [ReadersView(self.me, record) for record in self.told.values() if record.wraps]
+
+    async def put_readers(self, model: ModelId, wraps: list[bytes], sealed: bytes) -> None:
+        self.told[model] = Readers(sequence=time.time_ns(), expires=1, model=model, wraps=wraps, sealed=sealed)
 
     async def put_card(self, card: Card) -> None:
         self.shown = [CardView(self.me, card) if (view.publisher, view.card.name) == (self.me, card.name) else view for view in self.shown]
 
 
+@dataclass
+class FakeLocator:
+    """Every private model was published here."""
+
+    me: PeerId
+
+    async def locate(self, model: ModelId) -> Any:
+        return SimpleNamespace(publisher=self.me)
+
+
+class FakeReporter:
+    async def storage(self, model: ModelId) -> dict[str, Any]:
+        return {"holders": 3}
+
+
 class Taking(KeyedSite):
+    sharing: Sharing
     cards: Cards
     finisher: FakeFinisher
     uploads: Uploads
@@ -66,11 +98,17 @@ class Taking(KeyedSite):
     folder: Path
 
     async def ask(self, method: str, path: str, status: int, key: str | None = None, **more: Any) -> dict[str, Any]:
-        headers = bearer(key or self.key) | more.pop("headers", {})
+        headers = bearer(self.key if key is None else key) | more.pop("headers", {})
         reply, raw = await self.call(method, path, headers=headers, **more)
         assert reply.status == status, raw
         answer = json.loads(raw)
         return dict(answer["data"] if status < 300 else answer["error"])
+
+    async def reader(self, name: str) -> str:
+        """A key of the account's that may look and ask."""
+        login = await self.ask("POST", "/api/v1/auth/login", 200, "", json={"username": name, "password": PASSWORD})
+        made = await self.ask("POST", "/api/v1/auth/keys", 201, login["access_token"], json={"scopes": ["models:read", "inference"]})
+        return str(made["api_key"])
 
     async def writer(self, name: str) -> str:
         """A new account's key that may publish."""
@@ -93,12 +131,16 @@ async def taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     uploads = Uploads(tmp_path, 1 << 20, finisher, executor)
     await uploads.open()
     webhooks = Webhooks(WebhookBook(home.accounts.database))
+    vault = Vault(home.peer, bytes([1]) * 32, cards, executor)  # type: ignore[arg-type]
+    sharing = Sharing(home.peer, home.accounts, vault, cards, take_back)  # type: ignore[arg-type]
+    private = PrivateModels(vault, sharing, home.accounts, FakeLocator(home.peer), FakeReporter())  # type: ignore[arg-type]
     access = Access(home.accounts, home.journal, lambda who: {"peer_id": who, "http": ["https://home.example"]})
     settings = HttpSettings(port=0, open=False, local=False, body_timeout=2.0)
-    server = HttpServer(FakeGateway(), settings, access, Publishing(uploads, owned, webhooks))
+    server = HttpServer(FakeGateway(), settings, access, Publishing(uploads, owned, webhooks, sharing, private))
     await server.start()
     site = Taking(server._gateway, server, aiohttp.ClientSession())  # type: ignore[arg-type]
     site.home, site.cards, site.finisher, site.uploads, site.dropped, site.folder = home, cards, finisher, uploads, dropped, tmp_path
+    site.sharing = sharing
     site.key = await site.writer("ann")
     yield site
     await site.session.close()
@@ -248,6 +290,59 @@ async def test_a_model_is_changed_and_taken_back_by_its_owner_alone(taking: Taki
     assert "mine" not in [view.card.name for view in taking.cards.cards()]
     events = [entry["event"] for entry in await taking.home.journal.read(3)]
     assert events == ["model_withdrawn", "model_changed", "model_changed"]
+
+
+async def test_a_private_model_is_shared_over_the_api(taking: Taking) -> None:
+    """What the listener says of one: nothing to others, all to its readers; roles and teams by the documented bodies."""
+    who = (await taking.home.caller(f"Bearer {taking.key}")).who
+    other = await taking.writer("bob")
+    bob = await taking.ask("GET", "/api/v1/users/me", 403, other)
+    assert bob["code"] == "forbidden", "a key for writing isn't one for the account"
+    card = Card(sequence=1, expires=1, label="node", name="sauce", version="1", model=bytes(32), size=5, parameters=4, created=3,
+                summary=Summary(model_type="llama"), description="secret words")  # fmt: skip
+    model = ModelId(bytes([9]) * 32)
+    await taking.sharing.begin(model, bytes([5]) * 32, bytes.fromhex(who), card)
+    place, text = "/api/v1/models/sauce/share", model_text(model)
+    told = await taking.ask("GET", place, 403)
+    assert "models:read" in told["message"]
+    reader = await taking.reader("ann")
+    assert (await taking.ask("GET", "/api/v1/models", 200, reader))["models"][0]["id"] == text
+    shown = await taking.ask("GET", "/api/v1/models/sauce", 200, reader)
+    assert (shown["private"], shown["description"], shown["storage"]) == (True, "secret words", {"holders": 3})
+    bobs = await taking.reader("bob")
+    for path in ("/api/v1/models/sauce", f"/api/v1/models/{text}", place, f"/api/v1/models/{text}/plan"):
+        await taking.ask("GET", path, 404, bobs)
+    assert all(not one["private"] for one in (await taking.ask("GET", "/api/v1/models", 200, bobs))["models"])
+    ask = {"input": {"text": "hi"}}
+    chat = {"model": text, "messages": [{"role": "user", "content": "x"}]}
+    for path, body in ((f"/api/v1/models/{text}/inference", ask), ("/v1/chat/completions", chat)):
+        reply, raw = await taking.call("POST", path, headers=bearer(bobs), json=body)
+        assert reply.status == 404, raw
+    assert taking.gateway.asked == []
+    shared = await taking.ask("POST", place, 200, json={"identity": "bob", "role": "editor"})
+    assert [one["role"] for one in shared["shared_with"]].count("editor") == 1
+    assert (await taking.ask("GET", "/api/v1/models/sauce", 200, bobs))["private"]
+    await taking.ask("PATCH", "/api/v1/models/sauce", 200, other, json={"description": "better"})
+    await taking.ask("POST", place, 403, other, json={"identity": "ann", "role": "reader"})
+    for body in ({"identity": "bob", "role": "king"}, {"identity": ""}, {"identity": "not@known", "x": 1}):
+        await taking.ask("POST", place, 400, json=body)
+    await taking.ask("POST", place, 404, json={"identity": "nobody@aaaaaaaa", "role": "reader"})
+    await taking.ask("DELETE", place, 200, json={"identity": "bob"})
+    await taking.ask("GET", "/api/v1/models/sauce", 404, bobs)
+    await taking.ask("POST", "/api/v1/teams", 201, json={"name": "cooks"})
+    await taking.ask("PUT", "/api/v1/teams/cooks/members", 200, json={"identity": "bob"})
+    await taking.ask("POST", place, 200, json={"identity": "team:cooks"})
+    await taking.ask("GET", "/api/v1/models/sauce", 200, bobs)
+    (team,) = (await taking.ask("GET", "/api/v1/teams", 200))["teams"]
+    await taking.ask("DELETE", f"/api/v1/teams/cooks/members/{team['members'][0]}", 200)
+    await taking.ask("GET", "/api/v1/models/sauce", 404, bobs)
+    await taking.ask("DELETE", "/api/v1/teams/cooks", 403, other)
+    await taking.ask("DELETE", "/api/v1/teams/cooks", 200)
+    await taking.ask("DELETE", "/api/v1/models/sauce", 404, other)
+    assert (await taking.ask("DELETE", "/api/v1/models/sauce", 200))["shards_dropped"]
+    assert taking.dropped == [model]
+    events = {entry["event"] for entry in await taking.home.journal.read(40)}
+    assert {"model_shared", "model_unshared", "team_made", "team_member_added", "team_member_removed", "model_withdrawn"} <= events
 
 
 async def test_an_application_without_it_says_so(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,9 +16,10 @@ from node.swarm.book import MARK, Kept, Outcome, RecordBook, mark_of
 from node.swarm.holdings import HoldingBook
 from node.swarm.peers import PeerBook
 from protocol import limits
-from protocol.errors import BadInput
-from protocol.ids import EncodingId, PeerId, digest
-from protocol.records import Card, Held, Holding, NodeRecord, Revocations, Revoked, seal_record
+from protocol.errors import BadInput, NotFound
+from protocol.ids import EncodingId, ModelId, PeerId, digest
+from protocol.manifest import Summary
+from protocol.records import Card, Held, Holding, NodeRecord, Readers, Revocations, Revoked, seal_record
 from protocol.signing import peer_of, seal
 from tests.node.swarm.nodes import NOW, card, key_of, model_of
 
@@ -230,3 +232,40 @@ def test_revocations_are_the_homes_own_word() -> None:
     assert not archive.revocations.revoked(home, [b"a" * 16], NOW)
     archive.expire(NOW + 3_600 + 301)
     assert not archive.revocations.revoked(home, [b"x" * 16], NOW - 1)
+
+
+def test_readers_are_kept_by_publisher_and_model_and_bounded() -> None:
+    archive, one, other = Archive(), key_of(1), key_of(2)
+
+    def told(key: Ed25519PrivateKey, sequence: int, sealed: bytes = b"x", model: bytes = bytes(32)) -> Taken | None:
+        record = Readers(sequence=sequence, expires=NOW + 60, model=model, wraps=[bytes(80)] if sealed else [], sealed=sealed)
+        return archive.take(seal_record(key, record), NOW, lambda peer: False)
+
+    for key, sequence in ((one, 2), (one, 1), (other, 1)):
+        told(key, sequence)
+    assert sorted(kept.record.sequence for kept in archive.readers.all()) == [1, 2]
+    assert archive.sequence_of("readers", peer_of(one), ModelId(bytes(32))) == 2
+    with pytest.raises(BadInput):
+        told(one, 3, bytes(limits.MAX_READERS_RECORD))
+    told(one, 4, b"")
+    assert archive.expire(NOW + 61 + limits.CLOCK_TOLERANCE) == 2
+
+
+def test_a_withdrawn_card_names_nothing_and_keeps_older_ones_away() -> None:
+    archive, key = Archive(), key_of(1)
+    fields = {"label": "ann", "name": "demo", "version": "1", "model": bytes(32), "size": 1, "parameters": 1, "created": NOW}
+
+    def told(sequence: int, **more: Any) -> None:
+        card = Card(sequence=sequence, expires=NOW + 60, summary=Summary(model_type="llama"), **(fields | more))
+        archive.take(seal_record(key, card), NOW, lambda peer: False)
+
+    told(1)
+    assert archive.catalog.resolve("ann/demo", PeerId("me"), lambda peer: False) == bytes(32)
+    told(3, withdrawn=True)
+    told(2)
+    with pytest.raises(NotFound):
+        archive.catalog.resolve("ann/demo", PeerId("me"), lambda peer: False)
+    assert archive.catalog.live() == []
+    assert len(archive.catalog.all()) == 1
+    with pytest.raises(BadInput):
+        told(4, withdrawn=False)

@@ -1,0 +1,1 @@
+"""Private models: their secrets, who may read them, and what a caller sees of them."""
