@@ -95,22 +95,16 @@ def test_a_newcomer_fetches_the_files_bit_for_bit(job: Job, tmp_path: Path) -> N
     assert tools.digests(tmp_path / "files") == tools.digests(job.folder)
 
 
-# In bf16 the lean kernels round otherwise than transformers, and a reply may part from its where the top two tokens are close: not in every
-# change's run until the comparison allows for that alone.
-@pytest.mark.nightly
 def test_whole_at_the_newcomer_it_says_what_transformers_says(job: Job) -> None:
     for prompt, wanted in zip(PROMPTS, job.texts, strict=True):
         text, trace = job.answer(prompt)
-        assert text == wanted
+        assert text == wanted or reference.agrees(job.folder, prompt, text, TOKENS)
         assert [(one["peer"], one["first"]) for one in trace["route"]] == [(job.newcomer.peer_id, 0)]
         tools.report(
             "whole", f"first token {trace['timings_ms']['first_token'] / 1000:.2f} s, all {trace['timings_ms']['total'] / 1000:.2f} s"
         )
 
 
-# In bf16 the lean kernels round otherwise than transformers, and a reply may part from its where the top two tokens are close: not in every
-# change's run until the comparison allows for that alone.
-@pytest.mark.nightly
 def test_through_three_stages_it_says_the_same(job: Job) -> None:
     """All that live start again with so little memory that none holds the model."""
     living = job.swarm.living()
@@ -131,7 +125,7 @@ def test_through_three_stages_it_says_the_same(job: Job) -> None:
         assert len(route) >= 3
         assert len({one["peer"] for one in route}) == len(route)
         assert [route[0]["first"], *(one["end"] for one in route)] == [*(one["first"] for one in route), 30]
-        assert text == wanted
+        assert text == wanted or reference.agrees(job.folder, prompt, text, TOKENS)
         tools.report(
             "three stages", f"first {trace['timings_ms']['first_token'] / 1000:.2f} s, all {trace['timings_ms']['total'] / 1000:.2f} s"
         )
