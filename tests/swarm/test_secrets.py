@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,13 +44,30 @@ def secrets_of(scene: Scene) -> dict[str, list[bytes]]:
     return found
 
 
+def written(path: Path) -> bytes:
+    """What was ever written to a file; its holes, which may be GiBs, hold nothing."""
+    pieces = []
+    with path.open("rb") as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    break
+                raise
+            at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            pieces.append(os.pread(file.fileno(), at - start, start))
+    return b"".join(pieces)
+
+
 def places(scene: Scene) -> Iterator[tuple[str, bytes]]:
     """Everything that nodes wrote or say."""
     for node in scene.swarm.nodes:
         yield str(node.log), node.log.read_bytes()
         for path in node.data_dir.rglob("*"):
             if path.is_file() and path.name not in KEPT_ON_PURPOSE:
-                yield str(path), path.read_bytes()
+                yield str(path), written(path)
         if node.alive:
             yield f"/metrics of {node.data_dir.name}", node.http("GET", "/metrics")[2]
     for number, text in enumerate(scene.metrics):
