@@ -71,7 +71,13 @@ class Fetcher:
     async def _fetch_files(self, located: Located, directory: Path, only: set[int] | None, notify: Notify) -> dict[str, int]:
         loop = asyncio.get_running_loop()
         writer = FileWriter(located.manifest, directory, located.model, only)
-        await loop.run_in_executor(self._executor, writer.open)
+        opening = loop.run_in_executor(self._executor, writer.open)
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread goes on: what it makes is removed behind it
+            await asyncio.wait([opening])
+            await loop.run_in_executor(self._executor, writer.abort)
+            raise
         try:
             resumed = sum(map(writer.in_place, writer.wanted()))
             received = await self._write_groups(located, writer, notify)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node.restore import FileWriter
 from protocol.errors import BadInput, Conflict, NotFound
 from protocol.grouping import group_id
 from protocol.ids import digest
@@ -59,3 +62,26 @@ async def test_what_is_not_there_or_in_the_way(published: Published, tmp_path: P
     with pytest.raises(Conflict, match=r"layer\.1: lies there"):
         await reader.fetcher.fetch(done["model_id"], tmp_path / "out", quiet, groups=["layer.0", "layer.1"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["layer.1"]
+
+
+async def test_stopped_while_the_target_is_made_nothing_stays(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, _, done = published
+    begun, go_on, opened = threading.Event(), threading.Event(), FileWriter.open
+
+    def slowly(writer: FileWriter) -> None:
+        opened(writer)
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(FileWriter, "open", slowly)
+    fetching = asyncio.create_task(reader.fetcher.fetch(done["model_id"], tmp_path / "out", quiet))
+    assert await asyncio.to_thread(begun.wait, 10)
+    assert (tmp_path / "out").exists()
+    fetching.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert not (tmp_path / "out").exists()
