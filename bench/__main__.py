@@ -28,6 +28,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     "trickle": [{}],
     "memory": [{}],
     "gateway": [{}],
+    "doors": [{}],
 }
 """The arguments of each run of a bench. A module has `run(**arguments)`, which gives what it found, and `bars(found)`."""
 

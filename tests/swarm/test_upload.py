@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.processes import Node, Swarm
+from tests.support.processes import Swarm
 from tests.support.synthetic import tiny_llama
 from tests.support.wait import wait_until
 from tests.swarm import tools
+from tests.swarm.api import data, finished, send, writer
 
 pytestmark = pytest.mark.swarm
-PASSWORD = "correct horse 9"
-EDGE = "an-edge-of-its-own"
 
 
 @pytest.fixture(scope="module")
@@ -26,45 +23,11 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         yield swarm
 
 
-def data(node: Node, method: str, path: str, body: Any = None, token: str | None = None, **headers: str) -> dict[str, Any]:
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    status, _, raw = node.http(method, path, body, given | ({"Authorization": f"Bearer {token}"} if token else {}))
-    assert status < 300, raw
-    return dict(json.loads(raw)["data"])
-
-
-def writer(node: Node, name: str) -> str:
-    """A new account's key that may publish and ask."""
-    account = data(node, "POST", "/api/v1/auth/register", {"username": name, "email": "a@example.org", "password": PASSWORD})
-    scopes = {"scopes": ["models:write", "models:read", "inference", "account"]}
-    return str(data(node, "POST", "/api/v1/auth/keys", scopes, account["api_key"])["api_key"])
-
-
-def form(metadata: dict[str, Any], folder: Path) -> bytes:
-    lines = [f'--{EDGE}\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{json.dumps(metadata)}\r\n'.encode()]
-    for path in sorted(folder.iterdir()):
-        head = f'--{EDGE}\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n\r\n'
-        lines += [head.encode(), path.read_bytes(), b"\r\n"]
-    return b"".join([*lines, f"--{EDGE}--\r\n".encode()])
-
-
-def finished(node: Node, upload: str, token: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    def over() -> bool:
-        found.update(data(node, "GET", f"/api/v1/models/upload/{upload}/status", token=token))
-        return found["stage"] in ("finished", "failed")
-
-    wait_until(over, 90.0, "the upload to be over")
-    return found
-
-
 def test_uploaded_tried_run_elsewhere_changed_and_taken_back(three: Swarm, tmp_path: Path) -> None:
     home, other, _ = three.nodes
     folder, key = tiny_llama(tmp_path / "model"), writer(home, "ann")
     began = time.monotonic()
-    body = form({"name": "tiny", "description": "as uploaded"}, folder)
-    told = data(home, "POST", "/api/v1/models/upload", body, key, Content_Type=f"multipart/form-data; boundary={EDGE}")
+    told = send(home, {"name": "tiny", "description": "as uploaded"}, folder, key)
     done = finished(home, told["upload_id"], key)
     tools.report("upload of a tiny model, published and tried", f"{time.monotonic() - began:.1f} s")
     assert done["stage"] == "finished", done
@@ -94,18 +57,14 @@ def test_a_model_that_cannot_run_is_said_so_and_one_that_lies_is_not_taken(three
     folder = tiny_llama(tmp_path / "model")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-64])
-    told = data(
-        home, "POST", "/api/v1/models/upload", form({"name": "cut"}, folder), key, Content_Type=f"multipart/form-data; boundary={EDGE}"
-    )
+    told = send(home, {"name": "cut"}, folder, key)
     done = finished(home, told["upload_id"], key)
     assert (done["stage"], done["error"]["code"]) == ("failed", "bad_request")
     assert [(check["name"], check["passed"]) for check in done["validation"]] == [("header_check", False)]
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
-    told = data(
-        home, "POST", "/api/v1/models/upload", form({"name": "mute"}, folder), key, Content_Type=f"multipart/form-data; boundary={EDGE}"
-    )
+    told = send(home, {"name": "mute"}, folder, key)
     done = finished(home, told["upload_id"], key)
     passed = {check["name"]: check["passed"] for check in done["validation"]}
     assert (done["stage"], passed["hashes"], passed["load"]) == ("finished", True, False)

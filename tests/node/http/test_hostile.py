@@ -6,6 +6,7 @@ import asyncio
 import resource
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +132,33 @@ async def test_a_stream_that_is_never_read_ends(start: Start) -> None:
     async with asyncio.timeout(20):
         await site.gateway.closed.wait()
     writer.close()
+
+
+async def test_gigabytes_take_no_memory(site: Site) -> None:
+    """A gigabyte declared, a gigabyte in chunks, a thousand heads that never end: refused, and nothing of them kept."""
+
+    async def flood() -> AsyncIterator[bytes]:
+        for _ in range(1_024):
+            yield bytes(1 << 20)
+
+    before = _resident()
+    for path in (INFER, "/v1/chat/completions"):
+        try:
+            reply, _ = await site.call("POST", path, data=flood(), headers={"Content-Type": "application/json"})
+            assert reply.status == 413
+        except OSError:
+            pass
+    writers = []
+    for _ in range(200):
+        _, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 4_000) for n in range(20)))
+        writers.append(writer)
+    assert (await site.get("/health"))[0] == 200
+    assert _resident() - before < 96 << 20
+    for writer in writers:
+        writer.close()
+
+
+def _resident() -> int:
+    """Bytes of this process, test and server together."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
