@@ -26,6 +26,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     "publish_vs_nginx": [{}],
     "trickle": [{}],
     "memory": [{}],
+    "language_pipes": [{}],
 }
 """The arguments of each run of a bench. A module has `run(**arguments)`, which gives what it found, and `bars(found)`."""
 
