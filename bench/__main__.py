@@ -29,6 +29,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     "memory": [{}],
     "gateway": [{}],
     "doors": [{}],
+    "language_pipes": [{}],
 }
 """The arguments of each run of a bench. A module has `run(**arguments)`, which gives what it found, and `bars(found)`."""
 
