@@ -14,6 +14,9 @@ from blake3 import blake3
 
 from protocol.manifest import Span
 
+STEP = 8 << 20
+"""Bytes mapped at once: what is mapped counts as this process's memory, and threads share a few MiB as well as more."""
+
 
 class _Prefix:
     """One file: `at` bytes of it are hashed. `spans` are (end, group) in order; together they cover it without a gap."""
@@ -30,11 +33,13 @@ class _Prefix:
             self._next += 1
         if end == self.at:
             return
-        start = self.at - self.at % mmap.ALLOCATIONGRANULARITY
-        # Mapped, not read: a copy of every byte costs half as much again as hashing it.
-        with mmap.mmap(fd, end - start, prot=mmap.PROT_READ, offset=start) as mapped, memoryview(mapped) as view:
-            self._hasher.update(view[self.at - start :])
-        self.at = end
+        while self.at < end:
+            start = self.at - self.at % mmap.ALLOCATIONGRANULARITY
+            stop = min(end, start + STEP)
+            # Mapped, not read: a copy of every byte costs half as much again as hashing it.
+            with mmap.mmap(fd, stop - start, prot=mmap.PROT_READ, offset=start) as mapped, memoryview(mapped) as view:
+                self._hasher.update(view[self.at - start :])
+            self.at = stop
 
     def digest(self) -> bytes | None:
         return self._hasher.digest() if self.at == self._length else None
