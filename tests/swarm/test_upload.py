@@ -36,7 +36,8 @@ def test_uploaded_tried_run_elsewhere_changed_and_taken_back(three: Swarm, tmp_p
     assert all(check["passed"] for check in checks.values()), checks
     assert "8 tokens" in checks["generation"]["detail"]
     assert done["distribution"]["durable"] == done["distribution"]["shards"] == 3 * done["coding"]["groups"]
-    assert not list((home.data_dir / "uploads").rglob("*.safetensors"))
+    uploads = home.data_dir / "uploads"
+    wait_until(lambda: not list(uploads.rglob("*.safetensors")), 10.0, "what was sent to go, now that it lies in shards")
     token = {"audience": other.peer_id, "scopes": ["inference", "models:read"]}
     there = data(home, "POST", "/api/v1/auth/tokens", token, key)["token"]
     wanted = {"input": {"text": "The capital", "max_tokens": 4}}
