@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.bars import Bar
 from bench.language_pipes_peer import LanguagePipes
-from bench.pipeline import PROMPT, pace
+from bench.pipeline import PROMPT
 from bench.stage_swarm import StageSwarm
 from bootstrap.demo_model import demo_model
 from node.model_folder import scan
@@ -54,7 +54,7 @@ def run(tokens: int = 64, rounds: int = 3) -> dict[str, Any]:
             ways["language_pipes", stages] = lambda count, pipes=pipes: their_pace(pipes, count)  # type: ignore[misc]
             (root / str(stages)).mkdir()
             swarm = stack.enter_context(StageSwarm(root / str(stages), folder, stages, tokens + 200))
-            ways["nodes", stages] = lambda count, swarm=swarm: pace(swarm, count)  # type: ignore[misc]
+            ways["nodes", stages] = lambda count, swarm=swarm: swarm.pace(PROMPT, count)  # type: ignore[misc]
         for way in ways.values():
             way(16)
         for _ in range(rounds):
