@@ -77,7 +77,17 @@ def _check(sequence: Sequence, job: Job, logits: torch.Tensor) -> None:
 
 
 def sample(parts: Listed[Part]) -> None:
-    """Chooses tokens where logits came out. Logits that aren't numbers, or a grammar that lets nothing in, are a part's own `fault`."""
+    """Chooses tokens where logits came out, which counts as computing. Logits that aren't numbers, or a grammar that lets nothing in, are a
+    part's own `fault`."""
+    began = time.monotonic()
+    _choose(parts)
+    seconds = time.monotonic() - began
+    for part in parts:
+        if part.job is not None and part.chosen is not None:
+            part.job.seconds += seconds
+
+
+def _choose(parts: Listed[Part]) -> None:
     asks: list[Ask] = []
     spans: list[tuple[Part, int, torch.Tensor]] = []
     for part in parts:
