@@ -26,6 +26,7 @@ from protocol.sampling_check import check_sampling
 from runtime import interface as api
 from runtime.drafting import Drafter
 from runtime.generation import Generation
+from runtime.heap import trim
 from runtime.kv_pool import KVPool, Place
 from runtime.loaded import Loaded, load, price_of
 from runtime.model_runner import ModelRunner
@@ -88,6 +89,7 @@ class Engine:
         self._stages[params.stage] = loaded = load(folder, params, fds, price)
         if loaded.runner is not None:
             self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
+        trim()
         seconds = time.perf_counter() - begun
         told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
         told.engine, told.why = loaded.engine, loaded.why
@@ -102,6 +104,7 @@ class Engine:
         if (loaded := self._stages.pop(params.stage, None)) is not None:
             loaded.close()
         self._opened.pop(params.stage, None)
+        trim()
 
     def encode(self, params: api.Encode) -> api.Encoded:
         encoder = self._stage(params.stage, "encode").encoder

@@ -1,0 +1,36 @@
+"""Memory that was freed is given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.heap import trim
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_freed_pieces_between_kept_ones_and_cycles_go_back() -> None:
+    gc.disable()
+    try:
+        pieces = [bytes(64 * 1024) for _ in range(2048)]  # small enough for malloc's heap
+        ring: list[object] = [pieces[::2]]
+        ring.append(ring)
+        kept = pieces[1::2]
+        del pieces, ring
+        before = resident()
+        trim()
+        assert before - resident() > 32 * MIB
+        assert len(kept) == 1024
+    finally:
+        gc.enable()
