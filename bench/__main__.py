@@ -1,7 +1,8 @@
 """`python -m bench [NAME]...`: what is measured against others, each bench's figures as JSON, then one table of all.
 
 Figures drift with the machine; ratios of one run count. What can't be run here (a program that isn't installed, no network to have it
-from) is a line of the table and ends nothing else. Names are the modules of this folder.
+from) is a line of the table and ends nothing else. Names are the modules of this folder. Without a name all run but those of LONG, which
+take ten minutes or more each; `python -m bench all` has those too.
 """
 
 from __future__ import annotations
@@ -30,8 +31,18 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     "gateway": [{}],
     "doors": [{}],
     "language_pipes": [{}],
+    "engine": [{}],
+    "serving": [{}],
+    "drafting": [{}],
+    "pipeline": [{"precision": "bf16"}, {"precision": "int4"}],
+    "stage_boundary": [{}],
+    "stage_crowd": [{"count": 64}, {"count": 100, "new": 192}],
+    "stage_loss": [{}],
+    "stage_audit": [{}],
+    "stage_choice": [{}],
 }
 """The arguments of each run of a bench. A module has `run(**arguments)`, which gives what it found, and `bars(found)`."""
+LONG = ("stage_crowd", "stage_loss", "stage_audit", "stage_choice")
 
 
 def attempt(name: str, arguments: dict[str, Any]) -> list[Bar]:
@@ -51,7 +62,8 @@ def attempt(name: str, arguments: dict[str, Any]) -> list[Bar]:
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(RUNS)
+    names = sys.argv[1:] or [name for name in RUNS if name not in LONG]
+    names = list(RUNS) if names == ["all"] else names
     if unknown := [name for name in names if name not in RUNS]:
         print(f"there is no bench {unknown[0]}: {', '.join(RUNS)}", file=sys.stderr)
         return 2

@@ -1,35 +1,39 @@
 """The engine's torch path beside transformers' own `generate` in bf16: `python -m bench.engine [ROUNDS] [PART]...`.
 
-SmolLM2-135M, two threads, turn about in one process, medians; figures drift, ratios count. Parts: decode (one sequence), prefill
+SmolLM2-135M, two threads, turn about in one run, medians; figures drift, ratios count. Parts: decode (one sequence), prefill
 (128 tokens), aggregate (64 and 100 sequences of mixed lengths), quality (perplexity on this repository's own documents),
-memory (of a worker process).
+memory (of a worker process). What is asked of is a worker process: scheduler, sampler, text and channel are in its figures. "runner" is
+what computes in it, by itself and without choosing tokens. An aggregate is of the time in which all decode; "joining" counts from the first
+question to the last token, prompts in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
+from bench.crowd import LONGEST, pace, prompts
+from bench.whole_worker import LAYERS, WholeWorker
 from bootstrap.demo_model import demo_model
 
-ASKED = {
+ASKED: dict[str, Any] = {
     "decode": {"int4": 5.0, "int8": 3.5, "bf16": 2.0},
     "prefill": 1.0,
     "aggregate": {"64": 25.0, "100": 27.0},
     "quality": {"int8": 1.0, "int4": 6.0},
 }
 PRECISIONS = ("int4", "int8", "bf16")
-LAYERS = 30
-NEW = 48
+NEW, CROWD_NEW = 48, 176
 PARTS = ("decode", "prefill", "aggregate", "quality", "memory")
 
 
@@ -103,14 +107,23 @@ def decode_once(runner: Any, prompt: list[int], new: int) -> float:
 
 
 def decode(bench: Bench, rounds: int) -> dict[str, Any]:
+    return asyncio.run(_decode(bench, rounds))
+
+
+async def _decode(bench: Bench, rounds: int) -> dict[str, Any]:
     prompt = bench.words[:64]
     taken: dict[str, list[float]] = {}
-    for name in PRECISIONS:
-        decode_once(bench.runner(name), prompt, 2)
-    for _ in range(rounds):
-        taken.setdefault("hf", []).append(bench.hf_decode(prompt))
+    async with AsyncExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mf-bench-")))
+        workers = {name: await stack.enter_async_context(WholeWorker(place / name, name)) for name in PRECISIONS}
         for name in PRECISIONS:
-            taken.setdefault(name, []).append(decode_once(bench.runner(name), prompt, NEW))
+            decode_once(bench.runner(name), prompt, 2)
+        for _ in range(rounds):
+            taken.setdefault("hf", []).append(bench.hf_decode(prompt))
+            for name, worker in workers.items():
+                at = await worker.reply(prompt, NEW + 1)
+                taken.setdefault(name, []).append((at[-1] - at[0]) / NEW)
+                taken.setdefault(f"runner {name}", []).append(decode_once(bench.runner(name), prompt, NEW))
     return ratios(taken, ASKED["decode"])
 
 
@@ -140,20 +153,26 @@ def prefill(bench: Bench, rounds: int) -> dict[str, Any]:
 
 def aggregate(bench: Bench, rounds: int) -> dict[str, Any]:
     """Tokens a second of all sequences together, each at its own length between 32 and 512, against one of transformers."""
-    found: dict[str, Any] = {"asked": ASKED["aggregate"], "ratio": {}}
-    for count in (64, 100):
-        taken: dict[str, list[float]] = {}
-        for name in ("bf16", "int8"):
-            room = Crowd(bench, name, count)
+    return {"asked": ASKED["aggregate"], "ratio": {str(count): asyncio.run(_aggregate(bench, rounds, count)) for count in (64, 100)}}
+
+
+async def _aggregate(bench: Bench, rounds: int, count: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {}
+    asked = prompts(bench.words, count, CROWD_NEW)
+    with tempfile.TemporaryDirectory(prefix="mf-bench-") as place:
+        async with WholeWorker(Path(place), "bf16") as worker:
             for _ in range(rounds):
-                taken.setdefault("hf" if name == "bf16" else "hf again", []).append(bench.hf_decode(bench.words[:64]))
-                taken.setdefault(name, []).append(room.step_seconds() / count)
-            room.leave()
-        own = {name: (taken["hf" if name == "bf16" else "hf again"], taken[name]) for name in ("bf16", "int8")}
-        found["ratio"][str(count)] = {
-            name: round(statistics.median(hf / mine for hf, mine in zip(*both, strict=True)), 1) for name, both in own.items()
-        }
-    return found
+                hf = bench.hf_decode(bench.words[:64])
+                began = time.monotonic()
+                found = pace(began, await worker.replies(asked, CROWD_NEW))
+                taken.setdefault("bf16", []).append(found.steady * hf)
+                taken.setdefault("joining bf16", []).append(found.joining * hf)
+    crowd = Crowd(bench, "bf16", count)
+    for _ in range(rounds):
+        hf = bench.hf_decode(bench.words[:64])
+        taken.setdefault("runner bf16", []).append(hf * count / crowd.step_seconds())
+    crowd.leave()
+    return {name: round(statistics.median(each), 1) for name, each in taken.items()}
 
 
 class Crowd:
@@ -164,7 +183,7 @@ class Crowd:
 
         self._runner, self._row = bench.runner(precision), Row
         rng = random.Random(7)
-        self._lengths = [rng.randint(32, 500) for _ in range(count)]
+        self._lengths = [rng.randint(32, LONGEST - 12) for _ in range(count)]
         for slot, length in enumerate(self._lengths):
             begin = rng.randrange(len(bench.words) - length)
             self._runner.run([Row(slot, 0, length, bench.words[begin : begin + length], 0)], None)
@@ -211,32 +230,16 @@ def quality(bench: Bench, rounds: int) -> dict[str, Any]:
     }
 
 
-async def worker_memory(folder: Path, precision: str) -> dict[str, float]:
-    """MiB of a worker that has loaded the model and ran one token, over what its weights take by formula."""
-    from node.worker import Worker
-    from protocol.messages import Sampling
-    from runtime import interface as api
-    from tests.runtime.support import lay_out, load_message, model_files, read_tensors
-
-    scratch = Path(tempfile.mkdtemp(prefix="mf-bench-"))
-    worker = Worker(scratch, threads=2, memory=2_000_000_000)
-    try:
-        await worker.load_text(api.LoadText(model="m", files=model_files(folder)))
-        fd, places, length = lay_out(read_tensors(folder / "model.safetensors"))
-        message = load_message(places, length, 0, LAYERS, LAYERS, precision)
-        loaded = await worker.load_stage(message, [fd])
-        os.close(fd)
-        await worker.open_sequence(api.OpenSequence(stage=message.stage, session="s", tokens_max=64, sampling=Sampling()))
-        await worker.step(api.Step(session="s", epoch=0, position=0, tokens=[1, 2, 3], count=3))
-        await worker.close_sequence("s")
-        usage = await worker.usage()
-        return {"weights": round(loaded.bytes / 2**20, 1), "over": round(usage.base / 2**20, 1)}
-    finally:
-        await worker.stop()
+async def worker_memory(precision: str) -> dict[str, float]:
+    """MiB of a worker that has loaded the model and made a few tokens, over what its weights take by formula."""
+    with tempfile.TemporaryDirectory(prefix="mf-bench-") as place:
+        async with WholeWorker(Path(place), precision) as worker:
+            usage = await worker.usage()
+            return {"weights": round(usage.weights / 2**20, 1), "over": round(usage.base / 2**20, 1)}
 
 
 def memory(bench: Bench, rounds: int) -> dict[str, Any]:
-    return {"asked_over_mib": 350, "mib": {name: asyncio.run(worker_memory(bench.folder, name)) for name in PRECISIONS}}
+    return {"asked_over_mib": 350, "mib": {name: asyncio.run(worker_memory(name)) for name in PRECISIONS}}
 
 
 def run(rounds: int = 3, parts: list[str] | None = None) -> dict[str, Any]:
@@ -253,6 +256,25 @@ def run(rounds: int = 3, parts: list[str] | None = None) -> dict[str, Any]:
         found[name] = every[name](bench, rounds)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     return found
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    by = "by transformers' bf16"
+    lines = list[Bar]()
+    for name, ratio in found.get("decode", {}).get("ratio", {}).items():
+        asked = ASKED["decode"].get(name)
+        lines.append(Bar(f"decode at {name}, one sequence, {by}", f"≥ {asked} ×" if asked else "", f"{ratio} ×"))
+    for name, ratio in found.get("prefill", {}).get("ratio", {}).items():
+        lines.append(Bar(f"prefill of 128 tokens at {name}, {by}", f"≥ {ASKED['prefill']} ×", f"{ratio} ×"))
+    for count, ratios in found.get("aggregate", {}).get("ratio", {}).items():
+        for name, ratio in ratios.items():
+            asked = f"≥ {ASKED['aggregate'][count]} ×" if name == "bf16" else ""
+            lines.append(Bar(f"{count} sequences together, {name}, {by} alone", asked, f"{ratio} ×"))
+    for name, worse in found.get("quality", {}).get("worse_percent", {}).items():
+        lines.append(Bar(f"perplexity at {name} over bf16's", f"≤ {ASKED['quality'][name]} %", f"{worse} %"))
+    for name, sizes in found.get("memory", {}).get("mib", {}).items():
+        lines.append(Bar(f"worker's PSS over its weights at {name}, idle", "≤ 350 MiB", f"{sizes['over']} MiB"))
+    return lines
 
 
 if __name__ == "__main__":

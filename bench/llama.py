@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.bars import Bar
+from bench.pipeline import MEMORY
+from bench.stage_swarm import StageSwarm
+from bench.whole_worker import WholeWorker
 from bootstrap.demo_model import demo_model
 
 PRECISIONS = ("q8_0", "q4_1", "bf16")
@@ -102,69 +105,28 @@ def write_file(folder: Path, precision: str) -> Path:
     return path
 
 
-class Product:
-    """A worker process with the whole model in llama.cpp."""
-
-    def __init__(self, scratch: Path, precision: str) -> None:
-        from node.worker import Worker
-
-        self._worker = Worker(scratch, threads=2, memory=3_000_000_000)
-        self._precision, self._asked = precision, 0
-
-    async def load(self) -> None:
-        from runtime import interface as api
-        from tests.runtime.support import lay_out, load_message, model_files, read_tensors
-
-        await self._worker.load_text(api.LoadText(model="m", files=model_files(demo_model())))
-        fd, places, length = lay_out(read_tensors(demo_model() / "model.safetensors"))
-        message = load_message(places, length, 0, LAYERS, LAYERS, self._precision)
-        message.engine = "llama"
-        told = await self._worker.load_stage(message, [fd])
-        os.close(fd)
-        if told.engine != "llama":
-            raise RuntimeError(told.why)
-        self._stage = message.stage
-        await self.pace()
-
-    async def pace(self) -> float:
-        """Tokens a second of a greedy reply, its text made too."""
-        from protocol.messages import Sampling
-        from runtime import interface as api
-
-        self._asked += 1
-        tokens = [(37 * at + self._asked) % 40_000 for at in range(PROMPT)]
-        asked = api.Generate(
-            stage=self._stage, session=str(self._asked), tokens=tokens, tokens_max=PROMPT + NEW, new_max=NEW, stop_tokens=[],
-            sampling=Sampling(temperature=0.0), text=True, drafts=False,
-        )  # fmt: skip
-        at = []
-        async for note in self._worker.generate(asked):
-            at += [time.perf_counter()] * (len(note.tokens) if isinstance(note, api.Made) else 0)
-        return (len(at) - 1) / (at[-1] - at[0])
-
-    async def stop(self) -> None:
-        await self._worker.stop()
+async def own_pace(worker: WholeWorker, number: int) -> float:
+    """Tokens a second of a greedy reply, its text made too."""
+    at = await worker.reply([(37 * place + number) % 40_000 for place in range(PROMPT)], NEW)
+    return (len(at) - 1) / (at[-1] - at[0])
 
 
 async def whole(rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"asked": ASKED["whole"], "ratio": {}, "per_second": {}}
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory(prefix="mf-llama-") as place:
-            other, mine = Alone(write_file(Path(place), precision)), Product(Path(place) / "scratch", precision)
+            other = Alone(write_file(Path(place), precision))
             try:
-                await mine.load()
-                pairs = [(other.pace(), await mine.pace()) for _ in range(rounds)]
+                async with WholeWorker(Path(place) / "scratch", precision, engine="llama") as mine:
+                    pairs = [(other.pace(), await own_pace(mine, number)) for number in range(rounds)]
             finally:
                 other.close()
-                await mine.stop()
         found["ratio"][precision] = round(statistics.median(ours / theirs for theirs, ours in pairs), 3)
         found["per_second"][precision] = [round(statistics.median(column), 1) for column in zip(*pairs, strict=True)]
     return found
 
 
 async def stages(rounds: int) -> dict[str, Any]:
-    from bench.stage_swarm import StageSwarm
-
     found: dict[str, Any] = {"asked": ASKED, "ratio": {}, "per_second": {}}
     for precision in PRECISIONS:
         paces: dict[int, list[float]] = {1: [], 2: [], 3: []}
@@ -174,7 +136,7 @@ async def stages(rounds: int) -> dict[str, Any]:
                 root = Path(place) / str(count)
                 root.mkdir()
                 swarms[count] = stack.enter_context(
-                    StageSwarm(root, demo_model(), count, NEW + 200, precision=precision, engine="llama", module="node")
+                    StageSwarm(root, demo_model(), count, 0, precision=precision, engine="llama", memory=MEMORY)
                 )
                 swarms[count].ask(QUESTION, 8)
             for _ in range(rounds):

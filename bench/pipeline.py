@@ -1,7 +1,8 @@
 """SmolLM2-135M over two and three node processes beside one node that runs it whole: tokens a second, ratios, messages at the entry.
 
-Same weights, precision (bf16), kernels and threads; turn about in one run, medians. Nodes lend just enough memory for their part. A message
-at the entry is a step frame that it sends to or takes from another node. `python -m bench.pipeline [TOKENS] [ROUNDS]`.
+Same weights, precision, kernels and threads, equal numbers of layers, no guesses ahead; turn about in one run, medians. A message at the
+entry is a step frame that it sends to or takes from another node, those of prompts included.
+`python -m bench.pipeline [TOKENS] [ROUNDS] [PRECISION]`; bf16 and int4 have bars.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
 from bench.stage_swarm import StageSwarm
 from bootstrap.demo_model import demo_model
 
 PROMPT = "Write a long story about a lighthouse keeper who finds a letter in a bottle."
+ASKED = {"bf16": {"2": 0.90, "3": 0.85}, "int4": {"3": 0.70}}
+MESSAGES = 2
+WARM = 32
+MEMORY = 1_000_000_000
 
 
 def frames_at_entry(traces: Sequence[Path]) -> int:
@@ -27,34 +33,50 @@ def frames_at_entry(traces: Sequence[Path]) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
-def run(tokens: int = 96, rounds: int = 3) -> dict[str, Any]:
+def run(tokens: int = 96, rounds: int = 3, precision: str = "bf16") -> dict[str, Any]:
     paces: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    made: dict[int, int] = {}
     with tempfile.TemporaryDirectory(prefix="pipeline-") as place, contextlib.ExitStack() as stack:
         root = Path(place)
         swarms = {}
         for stages in paces:
             (root / str(stages)).mkdir()
-            swarms[stages] = stack.enter_context(StageSwarm(root / str(stages), demo_model(), stages, tokens + 200))
-            swarms[stages].ask(PROMPT, 4)
+            swarm = StageSwarm(root / str(stages), demo_model(), stages, 0, precision=precision, memory=MEMORY)
+            swarms[stages] = stack.enter_context(swarm)
+            # Stand-bys are made ready during the first reply that is long enough.
+            made[stages] = sum(swarm.ask(PROMPT, WARM).tokens[-1] for _ in range(2))
         for _ in range(rounds):
             for stages, swarm in swarms.items():
-                paces[stages].append(swarm.pace(PROMPT, tokens))
-        asked = 4 + rounds * tokens
+                reply = swarm.through(PROMPT, tokens)
+                paces[stages].append(reply.pace)
+                made[stages] += reply.tokens[-1]
         for swarm in swarms.values():
             swarm.close()
-        messages = frames_at_entry(swarms[3].traces) / asked
-    medians = {stages: statistics.median(found) for stages, found in paces.items()}
+        messages = frames_at_entry(swarms[3].traces) / made[3]
+    ratios = {stages: [one / whole for one, whole in zip(paces[stages], paces[1], strict=True)] for stages in (2, 3)}
     return {
-        "tokens_per_second": {str(stages): round(found, 2) for stages, found in medians.items()},
-        "ratio": {str(stages): round(medians[stages] / medians[1], 3) for stages in (2, 3)},
+        "bench": "pipeline",
+        "precision": precision,
+        "tokens_per_second": {str(stages): round(statistics.median(found), 2) for stages, found in paces.items()},
+        "ratio": {str(stages): round(statistics.median(found), 3) for stages, found in ratios.items()},
         "messages_at_entry_per_token": round(messages, 3),
         "tokens": tokens,
         "rounds": rounds,
     }
 
 
+def bars(found: dict[str, Any]) -> list[Bar]:
+    precision = found["precision"]
+    lines = []
+    for stages, ratio in found["ratio"].items():
+        asked = ASKED.get(precision, {}).get(stages)
+        lines.append(Bar(f"{stages} stages at {precision} beside one node's whole run", f"≥ {asked:.2f} ×" if asked else "", f"{ratio} ×"))
+    return [*lines, Bar("messages at the entry per token, 3 stages", f"≤ {MESSAGES}", f"{found['messages_at_entry_per_token']}")]
+
+
 def main() -> None:
-    print(json.dumps(run(*(int(word) for word in sys.argv[1:]))), flush=True)
+    kinds: tuple[Any, ...] = (int, int, str)
+    print(json.dumps(run(*(kind(given) for kind, given in zip(kinds, sys.argv[1:], strict=False)))), flush=True)
 
 
 if __name__ == "__main__":

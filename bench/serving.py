@@ -1,8 +1,9 @@
 """A hundred chats at once over HTTP beside the engine alone with the same hundred.
 
 `python -m bench.serving [CHATS] [TOKENS] [PRECISION]`: a node with the demonstration model and a client that streams all chats at once,
-then the same prompts and lengths given to a worker process directly. Time from the first question to the last token of all; Jain's
-index over the chats' tokens a second (1: all alike); the worker's memory beside what it promised by formula.
+then the same prompts and lengths given to a worker process directly, torch computing in both. Time from the first question to the last
+token of all; Jain's index over the chats' tokens a second (1: all alike); what the worker's PSS came to beyond an idle worker's, beside
+what its sessions take by formula and what it may.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import os
 import sys
 import tempfile
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from bench.bars import Bar
+from bench.memory import Peak
 from bootstrap.demo_model import demo_model
 from node.worker import Worker
 from protocol.messages import Sampling
@@ -94,7 +98,6 @@ async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision:
         message = load_message(places, length, 0, LAYERS, LAYERS, precision)
         await worker.load_stage(message, [fd])
         os.close(fd)
-        idle = await worker.usage()
         prompts = [await worker.encode_chat("m", question(number)) for number in range(chats)]
 
         async def chat(number: int, most: int) -> tuple[float, int]:
@@ -113,21 +116,24 @@ async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision:
             return time.perf_counter(), made
 
         await chat(0, 4)
+        assert worker.pid is not None
+        idle = copy(await worker.usage())
         begun = time.perf_counter()
-        asking = asyncio.gather(*(chat(number, tokens) for number in range(chats)))
-        await asyncio.sleep(1.0)
-        full = await worker.usage()
-        done = await asking
+        with Peak(worker.pid) as peak:
+            asking = asyncio.gather(*(chat(number, tokens) for number in range(chats)))
+            await asyncio.sleep(1.0)
+            full = copy(await worker.usage())
+            done = await asking
         last = await worker.usage()
     finally:
         await worker.stop()
     memory = {
-        "weights": idle.weights,
+        "weights": full.weights,
         "kv": full.kv,
         "activations": full.activations,
         "most": MEMORY,
-        "base_idle": idle.base,
-        "base_full": full.base,
+        "idle": idle.base + idle.weights,
+        "peak": peak.bytes,
     }
     found = summary(begun, [end for end, _made in done], [made for _end, made in done], 0)
     return found | {
@@ -141,7 +147,7 @@ async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision:
 def run(chats: int = 100, tokens: int = 48, precision: str = "bf16") -> dict[str, Any]:
     folder = demo_model()
     with tempfile.TemporaryDirectory() as scratch:
-        node = Node(Path(scratch) / "node", "--max-memory", str(MEMORY), env={"MF_AUDITS": "false"})
+        node = Node(Path(scratch) / "node", "--max-memory", str(MEMORY), "--engine", "torch", env={"MF_AUDITS": "false"})
         node.start()
         try:
             node.cli("publish", str(folder), "--name", "bench", "--compression", "raw", timeout=300.0)
@@ -151,6 +157,27 @@ def run(chats: int = 100, tokens: int = 48, precision: str = "bf16") -> dict[str
             node.stop()
         engine = asyncio.run(alone(folder, Path(scratch) / "worker", chats, tokens, precision))
     return {"chats": chats, "tokens": tokens, "http": http, "engine": engine, "ratio": round(http["seconds"] / engine["seconds"], 3)}
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    what, http, memory = f"{found['chats']} chats over HTTP", found["http"], found["engine"]["memory"]
+    promised = memory["kv"] + memory["activations"]
+    return [
+        Bar(f"{what}, their time by the engine's alone", "≤ 1.4 ×", f"{found['ratio']} ×"),
+        Bar(f"{what}, failures", "0", str(http["failed"])),
+        Bar(f"{what}, Jain's index", "≥ 0.9", str(http["jain"])),
+        Bar(
+            f"worker's PSS at {found['chats']} sequences over its idle one",
+            f"≤ {promised >> 20} MiB by formula",
+            mib(memory["peak"] - memory["idle"]),
+        ),
+        Bar("what it holds by formula", f"≤ {mib(memory['most'])} (--max-memory)", mib(memory["weights"] + promised)),
+        Bar("its PSS", f"≤ {mib(memory['most'])} and 350 MiB of its own", mib(memory["peak"])),
+    ]
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 if __name__ == "__main__":

@@ -1,33 +1,38 @@
-"""What audits of stages can tell: `python -m bench.stage_audit [quick] [bf16] [int8] [int4] [fp32] [layers] [tokens]`. Prints a table.
+"""What audits of stages can tell: `python -m bench.stage_audit [quick] [PART…]`, a PART being a name in `run` below.
 
 SmolLM2-135M in three stages as workers run them, twice over the same texts: once as it may run for a reply (in small cuts, one by one,
-one thread), once as an audit does (prefill in cuts of 256, two threads). Honest pairs first, those that run by transformers' own forward
-among them, then cheats in the middle stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random,
-"accused" those on honest rows, a verdict for each 200.
+one thread), once as an audit does (prefill in cuts of 256, two threads). Prints a table, one of bars at the end. Honest pairs first,
+those that run by transformers' own forward and those of llama.cpp beside torch, either way round, among them, then cheats in the middle
+stage, in the last one, and in sampling. "detected" are verdicts on 200 rows taken at random, "accused" those on honest rows, a verdict for
+each 200.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from bench.bars import Bar, table
 from bootstrap.demo_model import demo_model
 from protocol.messages import Sampling
 from runtime import fingerprint
+from runtime.engine_choice import torch_precision
 from runtime.fingerprint import KEY, Printer, compare, compare_tokens, distances
 from runtime.memory import TRAVELS
 from runtime.model_runner import ModelRunner, Row
 from runtime.quantised import quantise
-from runtime.runners import lean_runner
+from runtime.runners import lean_runner, make_runner
 from runtime.sampler import Ask, choose
 from runtime.self_test import self_test
 from runtime.stage import build_stage
@@ -47,6 +52,21 @@ Change = Callable[[dict[int, nn.Module]], None]
 """Does something to a stage's layers, by their number."""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A line of the table: of audits of 200 of its `rows`, the part that finds a difference, and how many of the rows as they come do."""
+
+    what: str
+    rows: int
+    detected: float
+    accused: int
+    honest: bool
+
+
+FOUND: list[Finding] = []
+"""All lines of this run."""
+
+
 @dataclass
 class Ran:
     """Prints by cut, one row after the other, and the logits of each text."""
@@ -56,14 +76,26 @@ class Ran:
 
 
 class Machine:
-    """One way to run the model: a precision, a number of threads, what was done to the layers; `lean` False: by transformers' forward."""
+    """One way to run the model: a precision, a number of threads, what was done to the layers; `lean` False: by transformers' forward.
+
+    `llama`: a folder, where llama.cpp runs it. At llama.cpp's own precisions torch runs what it has in their place.
+    """
 
     def __init__(
-        self, tensors: dict[str, torch.Tensor], precision: str, threads: int, change: Change | None = None, lean: bool = True
+        self,
+        tensors: dict[str, torch.Tensor],
+        precision: str,
+        threads: int,
+        change: Change | None = None,
+        lean: bool = True,
+        llama: Path | None = None,
     ) -> None:
         self.threads, self._word = threads, TRAVELS[precision]
         torch.set_num_threads(threads)
-        self._runners = [_runner(tensors, first, end, precision, change, lean) for first, end in pairwise((0, *CUTS))]
+        if llama is not None or torch_precision(precision) != precision:
+            self._runners = [_as_loaded(tensors, first, end, precision, llama) for first, end in pairwise((0, *CUTS))]
+        else:
+            self._runners = [_runner(tensors, first, end, precision, change, lean) for first, end in pairwise((0, *CUTS))]
         self._printer = Printer(bytes(range(KEY)), self._runners[0].hidden)
 
     def run(self, texts: Sequence[torch.Tensor], step: int, logits: bool = False) -> Ran:
@@ -84,6 +116,8 @@ class Machine:
             runner.keep_tails = last
             row = Row(0, begin, len(words), words if runner.first == 0 else None, len(words) if logits and last else int(last))
             out = runner.run([row], out)
+            if last and not runner.tails:
+                continue  # llama.cpp's last stage shows none
             rows = runner.tails[0] if last else out
             ran.prints[cut] += self._printer.of(rows.contiguous().view(torch.uint8).numpy().tobytes(), self._word)
         assert out is not None
@@ -100,6 +134,17 @@ def _runner(tensors: dict[str, torch.Tensor], first: int, end: int, precision: s
         quantise(stage, precision)
         self_test(stage)
     return StageRunner(stage) if made is None else made
+
+
+def _as_loaded(tensors: dict[str, torch.Tensor], first: int, end: int, precision: str, llama: Path | None) -> ModelRunner:
+    """By llama.cpp, or by torch in its place, as a worker loads a stage."""
+    own = for_stage(tensors, "model.layers.", first, end, LAYERS)
+    stage = build_stage(demo_model(), dict(own), first, end, LAYERS, torch_precision(precision) if llama is None else "bf16")
+    self_test(stage)
+    made = make_runner(stage, own, "torch" if llama is None else "llama", precision, llama or Path(), 0)
+    if made.engine != ("torch" if llama is None else "llama"):
+        raise RuntimeError(made.why)
+    return made.runner
 
 
 def skip(index: int) -> Change:
@@ -193,14 +238,13 @@ def in_order(one: bytes, two: bytes, precision: str) -> int:
     return sum(compare(one[at : at + size], two[at : at + size], precision).differs is True for at in range(0, len(one), size))
 
 
-def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random, precision: str = "bf16") -> None:
+def line(name: str, cut: int, one: bytes, two: bytes, rng: random.Random, precision: str = "bf16", honest: bool = False) -> None:
     apart = distances(one, two)
     spread = " ".join(f"{np.quantile(apart, part):7.4f}" for part in (0.01, 0.5, 0.99, 1.0))
-    above = int((apart > fingerprint.ROW[TRAVELS[precision]]).sum())
-    print(
-        f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {verdicts(one, two, precision, rng):8.3f} {in_order(one, two, precision):4}",
-        flush=True,
-    )
+    above = int((apart > fingerprint.ROW["fp32" if precision == "fp32" else "bf16"]).sum())
+    hit, accused = verdicts(one, two, precision, rng), in_order(one, two, precision)
+    print(f"{name:34} {cut:3} {len(apart):6} {spread} {above:6} {hit:8.3f} {accused:4}", flush=True)
+    FOUND.append(Finding(f"{name}, cut {cut}", len(apart), hit, accused, honest))
 
 
 def token_line(name: str, gaps: list[float], rng: random.Random) -> None:
@@ -209,6 +253,8 @@ def token_line(name: str, gaps: list[float], rng: random.Random) -> None:
     picks = [[gaps[row] for row in rng.sample(range(len(gaps)), min(AUDITED, len(gaps)))] for _ in range(TRIES)]
     hit = sum(compare_tokens(pick).differs is True for pick in picks) / TRIES
     print(f"{name:34}     {len(gaps):6} {spread} {int((found > fingerprint.TOKEN_GAP).sum()):6} {hit:8.3f}", flush=True)
+    accused = sum(compare_tokens(gaps[at : at + AUDITED]).differs is True for at in range(0, len(gaps), AUDITED))
+    FOUND.append(Finding(f"tokens, {name}", len(gaps), hit, accused, name.startswith("honest")))
 
 
 def sampled(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> int:
@@ -251,8 +297,23 @@ def honest(precision: str) -> Callable[..., None]:
             pairs["transformers, 1 thread"] = Machine(tensors, precision, 1, lean=False).run(many[: max(1, len(many) // 4)], 64)
         for name, ran in pairs.items():
             for cut in CUTS:
-                line(f"{precision} {name}", cut, ran.prints[cut], audit.prints[cut][: len(ran.prints[cut])], rng, precision)
+                line(f"{precision} {name}", cut, ran.prints[cut], audit.prints[cut][: len(ran.prints[cut])], rng, precision, honest=True)
         assert len(pairs["one by one, 1 thread"].prints[LAYERS]) == rows
+
+    return run
+
+
+def by_llama(precision: str) -> Callable[..., None]:
+    """llama.cpp beside what torch runs in its place: the usual honest pair where each node chooses its engine."""
+
+    def run(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+        texts = texts_of(20 // scale)
+        with tempfile.TemporaryDirectory(prefix="mf-audit-") as place:
+            for name, one, two in (("by llama, audited by torch", Path(place), None), ("by torch, audited by llama", None, Path(place))):
+                ran = Machine(tensors, precision, 1, llama=one).run(texts, 64)
+                audit = Machine(tensors, precision, 2, llama=two).run(texts, 256)
+                for cut in CUTS[:-1]:
+                    line(f"{precision} {name}", cut, ran.prints[cut], audit.prints[cut], rng, precision, honest=True)
 
     return run
 
@@ -278,6 +339,18 @@ def in_layers(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
         line(name, MIDDLE[1], ran.prints[MIDDLE[1]], audit.prints[MIDDLE[1]], rng)
 
 
+def honest_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
+    """As many honest tokens as rows: of one text after another, since their logits take room."""
+    plain, audit = Machine(tensors, "bf16", 1), Machine(tensors, "bf16", 2)
+    gaps: dict[str, list[float]] = {"greedy": [], "t 0.8": []}
+    for text in texts_of(20 // scale):
+        given, checked = plain.run([text], 64, logits=True), audit.run([text], 256, logits=True)
+        for word, sampling in (("greedy", GREEDY), ("t 0.8", WARM)):
+            gaps[word] += gaps_between(given, checked, sampling)
+    for word, found in gaps.items():
+        token_line(f"honest, many, {word}", found, rng)
+
+
 def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) -> None:
     """Tokens of honest last stages, of ones with other layers, and of ones that choose as they like."""
     texts = texts_of(2 // min(scale, 2))
@@ -297,25 +370,37 @@ def in_tokens(tensors: dict[str, torch.Tensor], scale: int, rng: random.Random) 
         line(f"{name}, rows before the head", LAYERS, ran.prints[LAYERS], audit.prints[LAYERS], rng)
 
 
-def main() -> None:
-    words = sys.argv[1:]
+def run(words: Sequence[str] = ()) -> dict[str, Any]:
     scale = 5 if "quick" in words else 1
     parts: dict[str, Callable[..., object]] = {
         "bf16": honest("bf16"),
         "int8": honest("int8"),
         "int4": honest("int4"),
         "fp32": honest("fp32"),
+        "llama": by_llama("bf16"),
+        "q8_0": by_llama("q8_0"),
         "layers": in_layers,
         "tokens": in_tokens,
+        "draws": honest_tokens,
     }
+    FOUND.clear()
     rng, began = random.Random(5), time.monotonic()
     tensors = read_tensors(demo_model() / "model.safetensors")
     print(f"{'rows':34} cut   rows    0.01    0.5    0.99     max  above detected of 200 / accused in order", flush=True)
     for name, part in parts.items():
         if name in words or not parts.keys() & set(words):
             part(tensors, scale, rng)
-    print(f"{time.monotonic() - began:.0f} s")
+    return {"bench": "stage_audit", "seconds": round(time.monotonic() - began), "lines": [asdict(one) for one in FOUND]}
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """Honest pairs by the share of audits that accuse them, cheats by that of audits that find them; what no audit finds is never a ban."""
+    lines = []
+    for one in found["lines"]:
+        asked = "≤ 0.0001" if one["honest"] else "≥ 0.99, or said to be undetectable"
+        lines.append(Bar(f"{one['what']}, {one['rows']} rows", asked, f"{one['detected']:.3f}, {one['accused']} in order"))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    print(table(bars(run(sys.argv[1:]))))

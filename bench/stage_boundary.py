@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench.bars import Bar
 from bench.stage_swarm import StageSwarm
 from bootstrap.demo_model import demo_model
 from node.cli.owner_client import call
@@ -96,6 +97,14 @@ def run(tokens: int = 300, stages: int = 2) -> dict[str, Any]:
         "during a transfer": {**spread(loaded), "fetches": fetched},
         "token_ms": round(1e3 * statistics.median(pauses), 2),
     }
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    return [
+        Bar(f"added at a stage boundary, {when}, p{part}", f"≤ {asked} ms", f"{found[when][f'p{part}_ms']} ms")
+        for when in ("idle", "during a transfer")
+        for part, asked in ((50, 1.0), (99, 3.0))
+    ]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.slow_link import SlowLinks
 from node.model_cost import StageCost
 from node.model_folder import scan
 from node.model_manifest import build_manifest
@@ -20,20 +21,23 @@ def memory_for(folder: Path, stages: int, tokens: int, precision: str = "bf16") 
     cost, layers = StageCost(manifest, precision), manifest.summary.layers or 0
     if stages == 1:
         return cost.total(0, layers, tokens)
-    size = -(-layers // stages)
-    while size < layers:
-        enough = max(cost.total(0, size, tokens), cost.total(layers - size, layers, tokens), cost.total(1, 1 + size, tokens))
-        most = [end for end in range(1, layers) if cost.total(0, end, tokens) <= enough]
-        last = [layers - first for first in range(1, layers) if cost.total(first, layers, tokens) <= enough]
-        between = [count for count in range(1, layers) if cost.total(1, 1 + count, tokens) <= enough]
-        if max(most) + max(last) + max(0, stages - 2) * max(between) >= layers:
+    first = [cost.total(0, end, tokens) for end in range(1, layers)]
+    last = [cost.total(layers - count, layers, tokens) for count in range(1, layers)]
+    between = [cost.total(1, 1 + count, tokens) for count in range(1, layers)]
+    for enough in sorted({*first, *last, *between}):
+        fitting = [sum(size <= enough for size in sizes) for sizes in (first, last, between)]
+        if all(fitting[:2]) and fitting[0] + fitting[1] + (stages - 2) * fitting[2] >= layers:
             return enough
-        size += 1
     raise ValueError(f"no memory makes this model take {stages} stages")
 
 
 class StageSwarm:
-    """`with StageSwarm(root, folder, 2, 600) as swarm: swarm.ask("…", 128)`. Each node's steps are in `traces` once it is closed."""
+    """`with StageSwarm(root, folder, 2, 600) as swarm: swarm.ask("…", 128)`. Each node's steps are in `traces` once it is closed.
+
+    `memory`: so much is lent instead, and the nodes cut the model into equal stages by themselves, the first one at the node that is asked.
+    No guesses ahead unless `guesses`: they pay off differently here and over a network, and depend on the text. `entry_lends` False: the
+    node that is asked runs no layers. `delay`: seconds by which libp2p's traffic is late. `env` is every node's.
+    """
 
     def __init__(
         self,
@@ -46,20 +50,37 @@ class StageSwarm:
         module: str = "bench.traced_node",
         precision: str = "bf16",
         engine: str = "torch",
+        memory: int = 0,
+        guesses: bool = False,
+        entry_lends: bool = True,
+        delay: float = 0.0,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.folder, self.stages, self.precision = folder, stages, precision
         self._root, self._size, self._module = root, nodes or stages, module
-        self._options = ("--lend", "both", "--max-memory", str(memory_for(folder, stages, tokens, precision)), "--engine", engine)
+        enough = memory or memory_for(folder, stages, tokens, precision)
+        self._options = ("--max-memory", str(enough), "--engine", engine, "--round-trip-budget", "5s")
+        self._entry = ("--lend", "both") if entry_lends else ("--lend", "none", "--max-memory", "16MB")
+        self._env = {"MF_AUDITS": "false", "BENCH_GUESSES": str(guesses).lower(), **(env or {})}
+        if memory:
+            self._env["BENCH_STAGES"] = str(stages)
         self.traces = [root / f"trace{number}.jsonl" for number in range(self._size)]
+        self._links = SlowLinks(delay) if delay else None
         self.nodes: list[Node] = []
         self.model = ""
 
     def __enter__(self) -> StageSwarm:
         try:
+            if self._links is not None:
+                self._links.__enter__()
             for number, trace in enumerate(self.traces):
                 join = ("--join", self.nodes[0].ticket) if number else ()
-                env = {"BENCH_TRACE": str(trace), "MF_AUDITS": "false"}
-                node = Node(self._root / f"node{number}", *self._options, *join, env=env, module=self._module)
+                env = {**self._env, "BENCH_TRACE": str(trace)}
+                if self._links is not None:
+                    port = trace.with_suffix(".port")
+                    env |= {"BENCH_PORT": str(port), "BENCH_PROXY": str(self._links.open(port))}
+                lend = ("--lend", "both") if number else self._entry
+                node = Node(self._root / f"node{number}", *self._options, *lend, *join, env=env, module=self._module)
                 self.nodes.append(node)
                 node.start()
             told = self.nodes[0].cli("publish", str(self.folder), "--name", "bench", "--compression", "raw", timeout=300.0)
@@ -73,6 +94,8 @@ class StageSwarm:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+        if self._links is not None:
+            self._links.__exit__(kind, error, trace)
 
     def close(self) -> None:
         for node in self.nodes:
@@ -89,9 +112,13 @@ class StageSwarm:
             raise reply.error
         return reply
 
-    def pace(self, prompt: str, tokens: int) -> float:
-        """Tokens a second of a reply after the first."""
+    def through(self, prompt: str, tokens: int) -> tools.Reply:
+        """A reply over all the stages."""
         reply = self.ask(prompt, tokens)
         if len(reply.route) != self.stages:
             raise RuntimeError(f"{len(reply.route)} stages, {self.stages} were wanted")
-        return (len(reply.at) - 1) / (reply.at[-1] - reply.at[0])
+        return reply
+
+    def pace(self, prompt: str, tokens: int) -> float:
+        """Tokens a second of such a reply, after its first."""
+        return self.through(prompt, tokens).pace

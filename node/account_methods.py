@@ -1,20 +1,23 @@
-"""What the owner may ask about accounts over the socket: tiers, keys of his own, the audit log."""
+"""What the owner may ask about accounts over the socket: tiers, keys of his own, the audit log, what audits of stages found."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from node.accounts.api_keys import KeyRequest
+from node.accounts.rule_desk import RuleDesk
 from node.accounts.users import User
 from node.http.access import Access
 from node.owner import Notify, OwnerMethod
-from protocol.errors import BadInput
+from protocol.errors import BadInput, NotFound
 
 
 class AccountMethods:
     def __init__(self, access: Access) -> None:
         self._accounts = access.accounts
         self._journal = access.journal
+        self._rules = RuleDesk(access.accounts, access.journal, access.rules)
+        self._stage_audits = access.stage_audits
 
     def table(self) -> dict[str, OwnerMethod]:
         return {
@@ -23,8 +26,12 @@ class AccountMethods:
             "key_revoke": self.revoke,
             "account_list": self.list,
             "account_tier": self.tier,
+            "callers": self.callers,
+            "callers_put": self.put_caller,
+            "callers_drop": self.drop_caller,
             "journal_verify": self.verify,
             "journal_read": self.read,
+            "stage_audits": self.stage_audits,
         }
 
     async def create(self, params: dict[str, Any], notify: Notify) -> Any:
@@ -80,12 +87,31 @@ class AccountMethods:
         await self._journal.add("tier_set", user=user.full_name if user else name, tier=tier)
         return {"name": user.full_name if user else name, "tier": tier}
 
+    async def callers(self, params: dict[str, Any], notify: Notify) -> Any:
+        return self._rules.shown()
+
+    async def put_caller(self, params: dict[str, Any], notify: Notify) -> Any:
+        which = str(params.get("list", ""))
+        return {"caller": await self._rules.put(str(params.get("who", "")), which), "list": which}
+
+    async def drop_caller(self, params: dict[str, Any], notify: Notify) -> Any:
+        return {"caller": await self._rules.drop(str(params.get("who", ""))), "list": "none"}
+
     async def verify(self, params: dict[str, Any], notify: Notify) -> Any:
         verdict = await self._journal.check()
         return {"lines": verdict.lines, "head": verdict.head, "fault": verdict.fault}
 
     async def read(self, params: dict[str, Any], notify: Notify) -> Any:
         return {"entries": await self._journal.read(int(params.get("limit") or 20))}
+
+    async def stage_audits(self, params: dict[str, Any], notify: Notify) -> Any:
+        """A page of findings; `limit`, `below`, `verify` as over HTTP."""
+        if self._stage_audits is None:
+            raise NotFound("this node looks at nobody's stages")
+        limit, below = params.get("limit", 50), params.get("below")
+        if not isinstance(limit, int) or not (below is None or isinstance(below, int)):
+            raise BadInput("limit and below are whole numbers")
+        return await self._stage_audits.page(limit, below, verify=params.get("verify") is True)
 
     def _user(self, params: dict[str, Any]) -> User | None:
         name = params.get("user")

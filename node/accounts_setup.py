@@ -9,16 +9,26 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.accounts.accounts import Accounts
+from node.accounts.caller_rules import CallerRules
 from node.accounts.credentials import home_mark
 from node.accounts.journal import Journal
 from node.http.access import Access
 from node.http_setup import is_loopback
+from node.stage_audit_report import StageAuditReport
 from node.swarm.membership import Membership
 
 
-def make_access(folder: Path, key: Ed25519PrivateKey, swarm: Membership) -> Access:
-    homes = Homes(swarm)
-    return Access(Accounts(folder, key, swarm), Journal(folder, key), homes.find)
+def make_access(
+    folder: Path,
+    key: Ed25519PrivateKey,
+    swarm: Membership,
+    stage_audits: StageAuditReport,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+) -> Access:
+    """`allow` and `deny`: callers, as the configuration has them."""
+    homes, rules = Homes(swarm), CallerRules(folder, allow, deny)
+    return Access(Accounts(folder, key, swarm), Journal(folder, key), homes.find, rules, stage_audits)
 
 
 class Homes:

@@ -23,6 +23,7 @@ from pathlib import Path
 from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located, check_open
 from node.swarm.interface import Swarm
+from node.traffic import note
 from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
 from node.transfer.marks import read_mark
 from node.transfer.remote import Transfer
@@ -206,7 +207,7 @@ class Assembler:
         if places is not None:
             job.spans, job.mark, job.done = places.spans, places.mark[1], read_mark(*places.mark)
         try:
-            return await self._transfer.fetch_group(job, *fds)
+            fetched = await self._transfer.fetch_group(job, *fds)
         except PeerFault as error:
             self._blame_signer(located, known, error.message)
             raise
@@ -214,6 +215,8 @@ class Assembler:
             name = located.manifest.groups[group].name
             details = {**error.details, "group": name, "model": model_text(located.model)}
             raise Unavailable(f"group {name} of {model_text(located.model)}: {error.message}", hint=error.hint, details=details) from error
+        note(received=sum(size for peer, size in fetched.moved.items() if peer != self._grants.me))  # its own shards take no network
+        return fetched
 
     def _granted(self, located: Located, group: int, known: KnownEncoding, sources: list[Source]) -> list[Granted]:
         """Grants that are here already; for the others, and for the groups after this one, they are asked for now."""

@@ -32,6 +32,7 @@ RATE, BURST = 0.5, 32.0
 """Audits a second, in the long run and at once. Each moves at most some MiB, mostly leaf lists."""
 AT_ONCE = 4
 LOOK_AGAIN = 60.0
+_MOST_CARDS = 4_096
 """Seconds before a model that wasn't here is looked for in the store again."""
 REFRESH = 10.0
 """Seconds before encodings that nobody gave out are asked for again."""
@@ -146,8 +147,11 @@ class Auditor:
         return [HeldShard(peer, encoding, shard) for peer, shard in pairs if peer != self._me]
 
     async def _models(self) -> dict[ModelId, bool]:
-        """Models with a card, with readers or with shards here; the last True."""
-        named = {ModelId(view.card.model): False for view in self._swarm.cards()}
+        """Models with a card, with readers or with shards here; the last True. Of very many cards some, drawn, beside this node's own."""
+        cards = self._swarm.cards()
+        if len(cards) > _MOST_CARDS:
+            cards = [*self._swarm.cards_of(self._me), *self._rng.sample(cards, _MOST_CARDS)]
+        named = {ModelId(view.card.model): False for view in cards}
         named |= {ModelId(view.record.model): False for view in self._swarm.readers()}
         return named | {info.model: True for info in await self._transfer.list_shards()}
 

@@ -2,7 +2,8 @@
 
 Both ends may call. A message is a 4-byte big-endian length and a canonical msgpack map:
 {"id", "method", "params", "fds"} asks, {"id", "result", "fds"} answers, {"id", "error"} refuses, {"id", "cancel"} says that
-the asker doesn't wait any more. `fds` counts the descriptors sent along; SCM_RIGHTS keeps their order, so each message takes
+the asker doesn't wait any more, {"several"} holds such messages, without descriptors, that were sent together and are taken together
+(node/turn.py). `fds` counts the descriptors sent along; SCM_RIGHTS keeps their order, so each message takes
 its own from the front of the queue.
 
 A message goes out at once where the socket takes it, and is handed on in the very callback that read it: the loops at both ends are
@@ -22,10 +23,11 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from node.turn import Turn
 from protocol import limits
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable, error_from_wire
 from protocol.framing import unpack_plain
@@ -40,6 +42,8 @@ Answered = Callable[[Any, MfError | None], None]
 MAX_MESSAGE = 128 * limits.MIB
 _MAX_FDS = 64
 _RECEIVE = 256 * limits.KIB
+_TOGETHER = 256
+"""Messages in one."""
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +63,7 @@ class _Message(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"")
     cancel: bool = False
     fds: int = 0
+    several: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_TOGETHER)] = []
 
 
 def _frame(message: dict[str, Any]) -> bytes:
@@ -89,7 +94,10 @@ class _Outgoing:
 class Channel:
     """One end. `methods` serves the other end's calls; `closed` is set when the other end is gone."""
 
-    def __init__(self, sock: socket.socket, methods: Mapping[str, Method], name: str) -> None:
+    def __init__(self, sock: socket.socket, methods: Mapping[str, Method], name: str, turn: Turn | None = None) -> None:
+        """What `turn` keeps of this node's messages, and what the other end sends together, goes together."""
+        self._turn = turn or Turn()
+        self._kept: list[dict[str, Any]] = []
         self._sock = sock
         self._methods = methods
         self._name = name
@@ -108,15 +116,24 @@ class Channel:
         self._sock.setblocking(False)
         asyncio.get_running_loop().add_reader(self._sock, self._readable)
 
-    async def call(self, method: str, params: Any, kind: type[T], *, fds: Sequence[int] = (), timeout: float | None = None) -> T:
-        """The other end's answer as `kind`; raises its error, `ChannelClosed` or `DeadlineExceeded`."""
+    async def call(
+        self, method: str, params: Any, kind: type[T], *, fds: Sequence[int] = (), timeout: float | None = None, together: bool = False
+    ) -> T:
+        """The other end's answer as `kind`; raises its error, `ChannelClosed` or `DeadlineExceeded`.
+
+        `together`: goes with all that is called so in the same turn of the loop.
+        """
         if self.closed.is_set():
             raise ChannelClosed(f"the {self._name} is not running")
         number, self._next = self._next, self._next + 1
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await self._send({"id": number, "method": method, "params": params, "fds": len(fds)}, fds)
+            message = {"id": number, "method": method, "params": params, "fds": len(fds)}
+            if together and not fds:
+                self._keep(message)
+            else:
+                await self._send(message, fds)
             async with asyncio.timeout(timeout):
                 message, received = await future
         except asyncio.CancelledError:
@@ -142,7 +159,11 @@ class Channel:
         """
         number, self._next = self._next, self._next + 1
         self._callbacks[number] = kind, answered
-        self._post({"id": number, "method": method, "params": params, "fds": 0}, ())
+        message = {"id": number, "method": method, "params": params, "fds": 0}
+        if self._turn.keeps(self._send_kept):
+            self._kept.append(message)
+        else:
+            self._post(message, ())
         if self.closed.is_set() and self._callbacks.pop(number, None) is not None:
             answered(None, ChannelClosed(f"the {self._name} is gone"))
 
@@ -175,8 +196,21 @@ class Channel:
             return
         await asyncio.shield(gone)
 
+    def _keep(self, message: dict[str, Any]) -> None:
+        if not self._kept:
+            asyncio.get_running_loop().call_soon(self._send_kept)
+        self._kept.append(message)
+
+    def _send_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        for at in range(0, len(kept), _TOGETHER):
+            some = kept[at : at + _TOGETHER]
+            self._post(some[0] if len(some) == 1 else {"several": some}, ())
+
     def _post(self, message: dict[str, Any], fds: Sequence[int]) -> asyncio.Future[None]:
-        """Puts a message in the outbox and sends what the socket takes."""
+        """Puts a message in the outbox, behind those kept, and sends what the socket takes."""
+        if self._kept:
+            self._send_kept()
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Looked at also where nobody waits: a channel that ends isn't a fault of each message.
         gone.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -243,11 +277,13 @@ class Channel:
     def _plain(self, raw: msgspec.Raw) -> Any:
         return unpack_plain(memoryview(raw), f"message of the {self._name}", MAX_MESSAGE)
 
-    def _dispatch(self, payload: bytes) -> None:
-        try:
-            message = msgspec.msgpack.decode(payload, type=_Message)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise BadInput(f"message of the {self._name}: {error}") from error
+    def _dispatch(self, payload: bytes | memoryview, inner: bool = False) -> None:
+        message = self._read(payload)
+        if message.several:
+            if inner:
+                raise BadInput(f"message of the {self._name}: several within several")
+            self._dispatch_all(message.several)
+            return
         count = max(0, message.fds)
         fds, self._fds = self._fds[:count], self._fds[count:]
         if message.method is not None:
@@ -256,10 +292,18 @@ class Channel:
         if message.cancel:
             if (task := self._serving.get(message.id)) is not None:
                 task.cancel()
-            return
-        if message.id in self._callbacks:
+        elif message.id in self._callbacks:
             self._answer_callback(message, fds)
-            return
+        else:
+            self._answer(message, fds)
+
+    def _read(self, payload: bytes | memoryview) -> _Message:
+        try:
+            return msgspec.msgpack.decode(payload, type=_Message)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadInput(f"message of the {self._name}: {error}") from error
+
+    def _answer(self, message: _Message, fds: list[int]) -> None:
         future = self._waiting.get(message.id)
         if future is not None and not future.done():
             if bytes(message.error):
@@ -269,6 +313,12 @@ class Channel:
         else:
             for fd in fds:
                 os.close(fd)
+
+    def _dispatch_all(self, several: list[msgspec.Raw]) -> None:
+        with self._turn:
+            for raw in several:
+                if not self.closed.is_set():
+                    self._dispatch(memoryview(raw), inner=True)
 
     def _answer_callback(self, message: _Message, fds: list[int]) -> None:
         for fd in fds:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from node.accounts.caller_entry import parse_entry
 from protocol.errors import BadInput
 
 FILE = "config.toml"
@@ -33,7 +34,8 @@ ENGINES = ("auto", "torch", "llama")
 PRECISIONS = ("bf16", "fp32", "int8", "int4", "q8_0", "q4_1")
 
 _DEFAULT_STORAGE = 20 * 10**9
-_OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE"})
+_OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE", "MF_API_KEY"})
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*\Z", re.IGNORECASE)
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)\s*\Z", re.IGNORECASE)
@@ -52,11 +54,12 @@ class NodeConfig:
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
     `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into;
-    `precision`: of replies asked for over HTTP.
+    `device`: what they are computed on. `precision`: of replies asked for over HTTP.
 
     `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
     `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
-    `webhook_targets`: hosts (`host` or `host:port`) that webhooks may call though they aren't public.
+    `webhook_targets`: hosts (`host` or `host:port`) that webhooks may call though they aren't public. `allow` and `deny`: callers of the
+    HTTP API whom alone the owner lets in, or whom not: addresses, accounts' keys, homes.
     """
 
     data_dir: Path
@@ -80,6 +83,7 @@ class NodeConfig:
     serve_layers: bool = True
     reuse: bool = True
     engine: str = "auto"
+    device: str = "cpu"
     precision: str = "bf16"
     http_access: str = "auto"
     tls: str = "none"
@@ -89,6 +93,8 @@ class NodeConfig:
     origins: tuple[str, ...] = ()
     ollama: bool = False
     webhook_targets: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     log_format: str = "text"
     json: bool = False
 
@@ -187,6 +193,10 @@ def _many(value: Any, where: str) -> tuple[str, ...]:
     return tuple(_text(item, where) for item in items)
 
 
+def _callers(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(parse_entry(item, where) for item in _many(value, where))
+
+
 def _listen(value: Any, where: str) -> tuple[str, ...]:
     return tuple(_multiaddr(item, where) for item in _many(value, where))
 
@@ -209,6 +219,12 @@ def _one_of(*choices: str) -> Callable[[Any, str], str]:
         return str(value)
 
     return read
+
+
+def _device(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value):
+        raise BadInput(f"{where}: {str(value)[:32]!r} is none of auto, cpu, cuda, cuda:N, mps")
+    return value
 
 
 def _label(value: Any, where: str) -> str:
@@ -245,6 +261,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "serve_layers": _switch,
     "reuse": _switch,
     "engine": _one_of(*ENGINES),
+    "device": _device,
     "precision": _one_of(*PRECISIONS),
     "http_access": _one_of(*HTTP_ACCESS),
     "tls": _one_of(*TLS),
@@ -254,6 +271,8 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "origins": _many,
     "ollama": _switch,
     "webhook_targets": _many,
+    "allow": _callers,
+    "deny": _callers,
     "log_format": _one_of(*LOG_FORMATS),
     "json": _switch,
 }

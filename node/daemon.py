@@ -28,7 +28,8 @@ STOP_WITHIN = 4.5
 
 
 async def run_node(config: NodeConfig, on_ready: Callable[[dict[str, Any]], None]) -> None:
-    """Runs until SIGTERM or Ctrl-C; `on_ready` gets {"event", "peer_id", "http", "ticket"} after an end-to-end probe."""
+    """Runs until SIGTERM or Ctrl-C; `on_ready` gets {"event", "peer_id", "http", "ticket"} after an end-to-end probe,
+    and `http_fingerprint` where it has a certificate of its own."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,7 +54,8 @@ async def _run(node: Node, identity: Identity, on_ready: Callable[[dict[str, Any
         await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            on_ready({"event": "ready", "peer_id": identity.peer_id, "http": node.http_url, "ticket": node.ticket()})
+            shown = {"http_fingerprint": node.http_fingerprint} if node.http_fingerprint else {}
+            on_ready({"event": "ready", "peer_id": identity.peer_id, "http": node.http_url, **shown, "ticket": node.ticket()})
             await asked
     finally:
         starting.cancel()

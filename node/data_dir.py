@@ -37,10 +37,11 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
-def _write_error(path: Path, error: OSError) -> BadInput | StorageFull:
+def write_error(path: Path, error: OSError) -> BadInput | StorageFull:
+    """What to tell of a write that failed."""
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return StorageFull(f"no room to write {path}: {error.strerror}")
     return BadInput(f"{path} can't be written: {error.strerror}", hint="choose another with --data-dir, or give yourself write access")
@@ -66,7 +67,7 @@ class DataDir:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         try:
             self._take(lock)
             self._check_format()

@@ -12,7 +12,7 @@ from node.swarm.interface import Swarm
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId, model_text
 from protocol.layout import check_runnable, layer_count
-from runtime.expectation import Paces, expect, network_seconds
+from runtime.expectation import OverBudget, Paces, expect, network_seconds
 from runtime.routing import Offer, Plan
 
 PLAN_TOKENS = 2_048
@@ -39,7 +39,7 @@ class Explainer:
         offers = self._router.offers(located, set())
         made: dict[str, Any] = {"model_id": model_text(located.model), "tokens": tokens, "precision": precision}
         try:
-            plan = self._router.plan(located, tokens, precision, force=True)
+            plan, hint = self._plan(located, tokens, precision, force)
         except Unavailable as error:
             none: dict[str, Any] = {
                 "kind": "none",
@@ -51,9 +51,16 @@ class Explainer:
                 "engine": None,
             }
             return made | none | {"considered": self._considered(located, offers, None, tokens, precision)}
-        made |= {"kind": plan.kind, "why": plan.why, "hint": None, **self._figures(located, plan, offers, tokens, precision, force)}
+        made |= {"kind": plan.kind, "why": plan.why, "hint": hint, **self._figures(located, plan, offers, tokens, precision, force)}
         made |= {"engine": self._engine(located, plan, tokens, precision)}
         return made | {"considered": self._considered(located, offers, plan, tokens, precision)}
+
+    def _plan(self, located: Located, tokens: int, precision: str, force: bool) -> tuple[Plan, str | None]:
+        """What a request gets; where that is a refusal for the budget, what `force` would run, and the hint that comes with the refusal."""
+        try:
+            return self._router.plan(located, tokens, precision, force=force), None
+        except OverBudget as error:
+            return self._router.plan(located, tokens, precision, force=True), error.hint
 
     def _engine(self, located: Located, plan: Plan, tokens: int, precision: str) -> dict[str, str] | None:
         """What this node's own part would run on; None: it has none. Others choose for themselves."""
@@ -77,6 +84,7 @@ class Explainer:
                 "rtt_ms": round(1e3 * rtt.get(stage.peer, 0.0), 1),
                 "ms_per_token": round(1e3 * part.seconds_per_token, 2),
                 "basis": part.basis,
+                "queue_ms": self._queue_ms(stage.peer),
             }
             for stage, part in zip(plan.stages, expected.stages, strict=True)
         ]
@@ -96,6 +104,11 @@ class Explainer:
                 "refused": needed > budget and not force,
             },
         }
+
+    def _queue_ms(self, peer: str) -> float | None:
+        """What a step waits there for its turn now, as that node measured it; None where it didn't tell of late."""
+        seconds = self._router.queue(PeerId(peer))
+        return None if seconds is None else round(1e3 * seconds, 2)
 
     def _considered(self, located: Located, offers: list[Offer], plan: Plan | None, tokens: int, precision: str) -> list[dict[str, Any]]:
         """Every node known: taken, not needed, or refused with the reason."""

@@ -12,6 +12,7 @@ again, one under way goes on at its mark. One that its asker stopped leaves noth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -75,24 +76,35 @@ class Fetcher:
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:  # the thread goes on: what it makes is removed behind it
-            await asyncio.wait([opening])
-            await loop.run_in_executor(self._executor, writer.abort)
+            await _to_its_end(opening)
+            await _to_its_end(loop.run_in_executor(self._executor, writer.abort))
             raise
         try:
             resumed = sum(map(writer.in_place, writer.wanted()))
             received = await self._write_groups(located, writer, notify)
             received += await self._mend(located, writer)
-            await loop.run_in_executor(self._executor, writer.finish)
+            await self._finish(writer)
         except Unavailable as error:
             if any(map(writer.in_place, writer.wanted())):
                 error.hint = f"{error.hint + '; ' if error.hint else ''}what has come is kept in {directory}: fetch there again to go on"
-                await loop.run_in_executor(self._executor, writer.leave)
-            await loop.run_in_executor(self._executor, writer.abort)
+                await _to_its_end(loop.run_in_executor(self._executor, writer.leave))
+            await _to_its_end(loop.run_in_executor(self._executor, writer.abort))
             raise
         except BaseException:
-            await loop.run_in_executor(self._executor, writer.abort)
+            await _to_its_end(loop.run_in_executor(self._executor, writer.abort))
             raise
         return {"resumed": resumed, "received": received}
+
+    async def _finish(self, writer: FileWriter) -> None:
+        """A thread can't be stopped: what it names for an asker who stopped it is taken back."""
+        loop = asyncio.get_running_loop()
+        finishing = loop.run_in_executor(self._executor, writer.finish)
+        try:
+            await asyncio.shield(finishing)
+        except asyncio.CancelledError:
+            await _to_its_end(finishing)
+            await _to_its_end(loop.run_in_executor(self._executor, writer.take_back))
+            raise
 
     async def _write_groups(self, located: Located, writer: FileWriter, notify: Notify) -> int:
         """Bytes over the network."""
@@ -160,3 +172,12 @@ def file_numbers(manifest: Manifest, names: Sequence[str]) -> set[int]:
         near = [entry.name for entry in manifest.files][:20]
         raise NotFound(f"the model has no file {unknown[0][:64]!r}", hint="one of " + ", ".join(near), details={"candidates": near})
     return {numbers[name] for name in names}
+
+
+async def _to_its_end(work: asyncio.Future[Any]) -> None:
+    """Waits for what a thread does however often it is cancelled meanwhile: who leaves is told of by a word, and by the end of the line."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    if (error := work.exception()) is not None:
+        log.info("what a fetch was stopped in: %s", error)

@@ -18,8 +18,8 @@ class GenerationRequest:
     opening a new one; `tools` (OpenAI's form) go into the template; `timeout` seconds for the whole reply. With `echo` the prompt
     comes first, as a `Piece` with `tokens` 0, its tokens' logarithms in it where they are asked for.
 
-    What it takes of the machine is weighed against others' under `account`, which gets a share of `weight`; what was computed for it may
-    serve later prompts of the same `reader`, nobody else's.
+    What it takes of the machine is weighed against others' under `account`, which gets a share of `weight` and waits behind those of a
+    greater `priority`; what was computed for it may serve later prompts of the same `reader`, nobody else's.
     """
 
     model: str
@@ -39,6 +39,7 @@ class GenerationRequest:
     account: str = ""
     reader: str = ""
     weight: float = 1.0
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,28 @@ class Embeddings:
     model_id: str
     rows: list[bytes]
     tokens: int
+
+
+@dataclass(frozen=True)
+class ClassificationRequest:
+    """`inputs` texts; `timeout` seconds for all of them."""
+
+    model: str
+    inputs: list[str]
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Classifications:
+    """`scores` of each input, one for each of `labels`, in their order; `route` and `timings` as `Finished` has them."""
+
+    model_id: str
+    labels: list[str]
+    scores: list[list[float]]
+    tokens: int
+    precision: str
+    route: list[dict[str, Any]]
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -107,8 +130,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class StageTime:
+    """Seconds that a stage computed for one reply, of its prompt and of its tokens, and that steps waited there for their turn.
+
+    `peer` itself measured them; what it didn't tell is None. A stage that was replaced isn't listed.
+    """
+
+    peer: str
+    first: int
+    end: int
+    prefill: float | None = None
+    decode: float | None = None
+    wait: float | None = None
+
+
+@dataclass(frozen=True)
 class Finished:
-    """Last event. `reason` stop|length; `timings` seconds: plan, assemble, load, first_token, total; `route` the final one."""
+    """Last event. `reason` stop|length; `route` the final one; `stages` what each of its stages told of its time.
+
+    `timings` seconds, measured by this node: plan, assemble, load, queue (in line for room, and until the first pass), prefill, decode,
+    network (of decode, what no stage accounts for), first_token, total. What isn't known is left out.
+    `memory`: bytes that the whole model took at this node while it made the reply, as measured; None where it wasn't alone, or elsewhere.
+    """
 
     reason: str
     prompt_tokens: int
@@ -116,6 +159,10 @@ class Finished:
     route: list[dict[str, Any]]
     timings: dict[str, float]
     replaced: int = 0
+    memory: int | None = None
+    stages: tuple[StageTime, ...] = ()
+    reused: int = 0
+    """Positions of the prompt that were computed for an earlier reply."""
 
 
 Event = Planned | Queued | Piece | Finished
@@ -168,8 +215,15 @@ class Gateway(Protocol):
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Vectors by the whole model on this node; errors as for `generate`."""
 
+    async def category(self, name: str) -> str | None:
+        """What the model is for, by its own files; None where they don't say. Errors as for `generate`."""
+
+    async def classify(self, request: ClassificationRequest) -> Classifications:
+        """Labels by the whole model on this node; errors as for `generate`."""
+
     async def health(self) -> dict[str, Any]:
-        """{"status": "healthy"|"degraded", "storage_network": {…}, "compute_network": {…}, "model_registry": {…}, "last_probe": …}"""
+        """{"status": "healthy"|"degraded"|"unhealthy", "reason", "storage_network": {…}, "compute_network": {…}, "model_registry": {…},
+        "last_probe": …}; each part with a status, a reason where it isn't healthy, and its figures."""
 
     async def status(self) -> dict[str, Any]:
         """As `mf-node status --json`."""

@@ -1,9 +1,9 @@
 """Ask: name -> model -> tokens -> plan -> pipeline -> text. A lost stage is replaced and the reply goes on.
 
-What a loss costs is the pipeline's matter (node/pipeline.py); whom to avoid then is `Losses`', who takes over the router's. Here is the
-patience: a reply that has begun waits for a route as long as somebody may come back. The reply's tokens are this node's replay log of last
-resort. The tokenizer runs in this node's own worker, so that a peer gets token ids, never text it must trust or template; that worker's
-death too is got over (node/reply_text.py). Everything lives for the request and goes with it.
+What a loss costs is the pipeline's matter (node/pipeline.py); whom to avoid then is `Losses`', who takes over `ReplyRoutes`'. Here is the
+patience: a reply that has begun isn't given up soon, and one whose stages have no room waits in line (node/stage_patience.py). The reply's
+tokens are this node's replay log of last resort. The tokenizer runs in this node's own worker, so that a peer gets token ids, never text
+it must trust or template; that worker's death too is got over (node/reply_text.py). Everything lives for the request and goes with it.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from node.echo import Echo, known_tokens
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned, Queued, TextLogprob
-from node.heard import Heard
-from node.line_news import LineNews
+from node.heard import Listening
+from node.kept_prefixes import KeptPrefixes, Scope
 from node.local_run import LocalRun
 from node.locate import Located, Locator
 from node.losses import Losses, is_full
 from node.model_cost import StageCost
+from node.model_kinds import check_generates
 from node.network.interface import Network
 from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
+from node.reply import Reply
+from node.reply_routes import PATIENCE, PAUSE, ReplyRoutes
 from node.reply_text import ReplyText, patiently
 from node.route import Router
 from node.serve_stage import StageServer
-from node.stage_audit import Ended, StageAuditor, seeded
+from node.stage_audit import StageAuditor, seeded
 from node.stage_room import StageRoom
-from node.standby import StandBys
+from node.standby import RENEW, StandBys
 from node.steps import Steps
 from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol import limits
-from protocol.errors import BadInput, Busy, Conflict, DeadlineExceeded, TooLarge, Unavailable
-from protocol.ids import ModelId, PeerId, model_text
+from protocol.errors import BadInput, Busy, DeadlineExceeded, TooLarge
+from protocol.ids import model_text
 from protocol.layout import layer_count
-from protocol.messages import Sampling, StageSpec, TokenLogprob
 from protocol.sampling_check import check_sampling
 from runtime.expectation import Paces
 from runtime.interface import SpelledToken
@@ -52,39 +53,8 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_TOKENS = 1_024
 REPLACEMENTS = 6
 """Lost stages replaced without a new token before a reply fails; one that has begun gets `PATIENCE` in any case."""
-PATIENCE = 20.0
-"""Seconds that a reply waits for a route when there is none for the moment."""
-PAUSE = 0.25
 SETTLED = 16
-"""Tokens after which stand-bys are made ready."""
-
-
-@dataclass
-class Reply:
-    """One reply in the making."""
-
-    request: GenerationRequest
-    located: Located
-    eos: list[int]
-    prompt: list[int]
-    new_max: int
-    started: float
-    losses: Losses
-    made: list[int] = field(default_factory=list)
-    finish: str | None = None
-    replaced: int = 0
-    fruitless: int = 0
-    moved: float = 0.0
-    timings: dict[str, float] = field(default_factory=dict)
-    plan: Plan | None = None
-    scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
-    """Of the prompt's tokens, where they are echoed with their logarithms."""
-    sampling: Sampling = field(default_factory=Sampling)
-    news: LineNews = field(default_factory=LineNews)
-
-    @property
-    def tokens_max(self) -> int:
-        return len(self.prompt) + self.new_max
+"""Tokens of a route after which stand-bys are made ready, and renewed from then on."""
 
 
 class Generator:
@@ -109,11 +79,12 @@ class Generator:
         self._worker = worker
         self._steps = steps
         self._server = server
-        self._standbys = standbys
-        self._running: list[tuple[ModelId, StageSpec]] = []
+        self._routes = ReplyRoutes(router, standbys)
         self._paces = paces
         self.auditor: StageAuditor | None = None
         """Runs some of the replies' sessions again; None: none."""
+        self.prefixes: KeptPrefixes | None = None
+        """What sessions left at stages; None: nothing is kept or asked for."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Planned, Pieces, Finished; closing the iterator ends the work on every stage."""
@@ -123,7 +94,7 @@ class Generator:
         echo = Echo(self._worker, self._room, reply.located, request, reply.prompt)
         try:
             echo.check()
-            reply.plan = await _before(deadline, self._first_plan(reply))
+            reply.plan = self._where_it_began(reply, await _before(deadline, self._routes.first(reply)))
             if reply.plan.kind == "here":
                 self._room.line.check()
             yield self._planned(reply, reply.plan)
@@ -153,6 +124,7 @@ class Generator:
         check_sampling(request.sampling)
         _check_size(request)
         located = await self._locator.locate(self._swarm.resolve(request.model))
+        check_generates(located.manifest.summary, model_text(located.model))
         text = await patiently(self._worker, lambda: self._room.text(located))
         prompt = await self._encode(request, located)
         context = text.context or located.manifest.summary.context
@@ -193,23 +165,27 @@ class Generator:
 
     # Routes
 
-    async def _first_plan(self, reply: Reply) -> Plan:
-        """At once, or when peers that lend compute don't answer just now, once they do."""
-        end = asyncio.get_running_loop().time() + PATIENCE / 2
-        while True:
-            try:
-                return self._router.plan(reply.located, reply.tokens_max, reply.request.precision, set(), force=reply.request.force)
-            except Unavailable:
-                if asyncio.get_running_loop().time() > end or not self._router.may_come_back():
-                    raise
-            await asyncio.sleep(PAUSE)
+    def _where_it_began(self, reply: Reply, plan: Plan) -> Plan:
+        """The route of an earlier reply that began alike, where it may still be taken: its stages may have kept what they computed."""
+        if plan.kind == "here" or self.prefixes is None or _scores(reply):
+            return plan
+        found = self.prefixes.find(_scope(reply), reply.prompt, time.monotonic())
+        if found is None:
+            return plan
+        force, stages = reply.request.force, list(found.stages)
+        again = self._router.again(reply.located, stages, reply.tokens_max, reply.request.precision, force=force)
+        if again is None:
+            return plan
+        self.prefixes.forget(found.session)
+        reply.prefix = found
+        return again
 
-    async def _tokens(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+    async def _tokens(self, reply: Reply) -> AsyncGenerator[Sampled | Queued, None]:
         """Tokens of the reply, over as many routes as it takes: the worker here makes it whole, or a pipeline does."""
-        reply.moved = asyncio.get_running_loop().time()
+        reply.begin(asyncio.get_running_loop().time())
         while reply.finish is None:
             assert reply.plan is not None
-            way = self._here(reply) if reply.plan.kind == "here" else self._through(reply)
+            way: AsyncGenerator[Sampled | Queued, None] = self._here(reply) if reply.plan.kind == "here" else self._through(reply)
             async with aclosing(way) as tokens:
                 async for sampled in tokens:
                     yield sampled
@@ -224,7 +200,7 @@ class Generator:
         try:
             async with aclosing(self._counted(reply, local.run(self._request(reply)))) as tokens:
                 async for sampled in tokens:
-                    reply.scores = reply.scores or local.scores
+                    reply.scores, reply.memory = reply.scores or local.scores, local.memory
                     yield sampled
         except StageLost as lost:
             if isinstance(lost.cause, Busy) and "position" in lost.cause.details:
@@ -232,28 +208,57 @@ class Generator:
             await self._replace(reply, None, lost)
         finally:
             _add(reply.timings, local.timings)
+            reply.reused = max(reply.reused, local.reused)
+            reply.stages = local.stages(layer_count(reply.located.manifest))
 
-    async def _through(self, reply: Reply) -> AsyncGenerator[Sampled, None]:
+    async def _through(self, reply: Reply) -> AsyncGenerator[Sampled | Queued, None]:
         """Until it ends or goes on here."""
         assert reply.plan is not None
-        heard = self.auditor.listen(reply.plan.stages) if self.auditor is not None else None
-        async with Pipeline(self._network, self._steps, self._server, self._request(reply, heard)) as pipeline:
-            while reply.finish is None and reply.plan is not None and reply.plan.kind != "here":
-                try:
-                    await pipeline.reroute(reply.plan.stages)
-                    _add(reply.timings, pipeline.timings)
-                    async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
-                        async for sampled in tokens:
-                            reply.scores = reply.scores or pipeline.scores
+        there = len(reply.prompt) + len(reply.made)
+        listening = self.auditor.listen(reply.plan.stages, there) if self.auditor is not None else None
+        async with Pipeline(self._network, self._steps, self._server, self._request(reply, listening), reply.news.tell) as pipeline:
+            try:
+                while reply.finish is None and reply.plan is not None and reply.plan.kind != "here":
+                    async with aclosing(self._over_routes(reply, pipeline)) as route:
+                        async for sampled in route:
                             yield sampled
-                except StageLost as lost:
-                    await self._replace(reply, pipeline, lost)
-            if self.auditor is not None and heard is not None and not reply.replaced:
-                made = reply.prompt + reply.made
-                precision = reply.request.precision
-                await self.auditor.ended(Ended(reply.located, precision, made, len(reply.prompt), reply.sampling, heard))
+            finally:
+                _add(reply.timings, pipeline.times.timings())
+                reply.stages = pipeline.times.stages(reply.plan.stages)
+                self._keep(reply, pipeline)
+                await self._listened(reply, listening, pipeline.reused)
 
-    def _request(self, reply: Reply, heard: Heard | None = None) -> PipelineRequest:
+    async def _over_routes(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[Sampled | Queued, None]:
+        """Until it ends or a stage is lost, and then planned anew."""
+        assert reply.plan is not None
+        try:
+            patience = reply.patience.left(asyncio.get_running_loop().time())
+            async with aclosing(reply.news.during(pipeline.reroute(reply.plan.stages, patience))) as positions:
+                async for queued in positions:
+                    yield queued
+            _add(reply.timings, pipeline.timings)
+            reply.pause.opened(asyncio.get_running_loop().time())
+            async with aclosing(self._over_one_route(reply, pipeline)) as tokens:
+                async for sampled in tokens:
+                    reply.scores = reply.scores or pipeline.scores
+                    yield sampled
+        except StageLost as lost:
+            await self._replace(reply, pipeline, lost)
+
+    def _keep(self, reply: Reply, pipeline: Pipeline) -> None:
+        """For the next turn: what the stages have, and which tokens that was."""
+        reply.reused = max(reply.reused, pipeline.reused)
+        if self.prefixes is not None and (left := pipeline.left()) is not None:
+            session, stages, tokens = left
+            self.prefixes.keep(_scope(reply), session, stages, tokens, time.monotonic())
+
+    async def _listened(self, reply: Reply, listening: Listening | None, behind: int) -> None:
+        """However it ended, what its stages said may be looked at."""
+        if self.auditor is not None and listening is not None:
+            tokens, whole, precision = [*reply.prompt, *reply.made], reply.finish is not None, reply.request.precision
+            await self.auditor.over(listening, reply.located, precision, reply.sampling, tokens, whole=whole, behind=behind)
+
+    def _request(self, reply: Reply, listening: Listening | None = None) -> PipelineRequest:
         """What is still to make of the reply."""
         assert reply.plan is not None
         return PipelineRequest(
@@ -266,38 +271,39 @@ class Generator:
             precision=reply.request.precision,
             vocabulary=reply.located.manifest.summary.vocabulary,
             prompt=len(reply.prompt),
-            score=reply.request.echo and reply.request.sampling.logprobs is not None and not reply.made,
-            prints=heard.key if heard is not None else None,
-            heard=heard,
+            score=_scores(reply) and not reply.made,
+            prints=listening.key if listening is not None else None,
+            heard=listening,
             account=reply.request.account,
             reader=reply.request.reader,
             weight=reply.request.weight,
+            priority=reply.request.priority,
+            keep=self.prefixes is not None and not _scores(reply),
+            prefix=reply.prefix if not reply.made else None,
         )
 
     async def _over_one_route(self, reply: Reply, pipeline: Pipeline) -> AsyncGenerator[Sampled, None]:
-        mine = [(reply.located.model, stage) for stage in reply.plan.stages] if reply.plan is not None else []
-        self._running += mine
-        try:
+        with self._routes.running(reply):
             async with aclosing(self._counted(reply, pipeline.run())) as tokens:
                 async for sampled in tokens:
                     if sampled.finish is not None:
                         self._note_paces(reply, pipeline)
                     yield sampled
-        finally:
-            for stage in mine:
-                self._running.remove(stage)
 
     async def _counted(self, reply: Reply, run: AsyncGenerator[Sampled, None]) -> AsyncGenerator[Sampled, None]:
-        since = 0
+        since, due = 0, 0.0
         async with aclosing(run):
             async for sampled in run:
                 reply.timings.setdefault("first_token", time.monotonic() - reply.started)
                 reply.made.append(sampled.token)
                 reply.finish, reply.fruitless, since = sampled.finish, 0, since + 1
                 reply.moved = asyncio.get_running_loop().time()
-                if since == SETTLED and self._standbys is not None and reply.plan is not None and sampled.finish is None:
-                    avoid = reply.losses.avoided(asyncio.get_running_loop().time())
-                    self._standbys.prepare(reply.located, reply.plan, reply.tokens_max, reply.request.precision, avoid)
+                reply.patience.moved()
+                if (paused := reply.pause.end(reply.moved)) is not None:
+                    _log_pause(reply, paused)
+                if since >= SETTLED and reply.moved >= due and sampled.finish is None:
+                    due = reply.moved + RENEW
+                    self._routes.prepare(reply)
                 yield sampled
 
     def _note_paces(self, reply: Reply, pipeline: Pipeline) -> None:
@@ -310,46 +316,28 @@ class Generator:
 
     async def _replace(self, reply: Reply, pipeline: Pipeline | None, lost: StageLost) -> None:
         """Plans again without the lost stage, or gives up with the reason."""
-        reply.replaced, reply.fruitless = reply.replaced + 1, reply.fruitless + 1
-        fields = {"peer": lost.peer, "reason": lost.message, "replaced": reply.replaced, "accuser": lost.accuser}
-        log.warning("a stage was lost: %s", lost, extra={"event": "stage_lost", "fields": fields})
+        reply.replaced, full = reply.replaced + 1, is_full(lost)
+        _log(reply, lost)
+        reply.pause.lost(asyncio.get_running_loop().time())
         if isinstance(lost.cause, BadInput) and not reply.made:
             raise lost.cause
-        patient = asyncio.get_running_loop().time() - reply.moved <= PATIENCE
-        if reply.fruitless > REPLACEMENTS and not (patient and (reply.made or is_full(lost))):
-            raise lost.cause or lost
+        now = asyncio.get_running_loop().time()
+        if full:
+            await asyncio.sleep(reply.patience.refused(lost, now))
+        else:
+            reply.fruitless += 1
+            if reply.fruitless > REPLACEMENTS and not (reply.made and now - reply.moved <= PATIENCE):
+                raise lost.cause or lost
         guilty = reply.losses.note(lost, asyncio.get_running_loop().time())
         if guilty is None:
             if pipeline is not None:
                 pipeline.start_over()
         elif guilty != self._network.peer_id and lost.cause is None and lost.accuser is None and not lost.leaving:
             self._swarm.suspect(guilty, lost.message)
-        if guilty == self._network.peer_id:
+        if guilty == self._network.peer_id and not full:
             await asyncio.sleep(PAUSE * min(reply.fruitless, 4))  # its worker takes a while to start
-        reply.plan = await self._next_plan(reply, lost)
-
-    async def _next_plan(self, reply: Reply, lost: StageLost) -> Plan:
-        """Without whom the reply avoids; waits for a route while somebody may come back, then asks whoever there is."""
-        assert reply.plan is not None
-        end, gone = asyncio.get_running_loop().time() + PATIENCE, {lost.peer} if not isinstance(lost.cause, Conflict) else set()
-        while True:
-            now = asyncio.get_running_loop().time()
-            avoid = reply.losses.avoided(now)
-            try:
-                return self._plan_without(reply, gone, avoid)
-            except Unavailable as error:
-                if now > end or (not reply.made and not self._router.may_come_back() and not avoid):
-                    raise Unavailable(f"{error.message}; before that, {lost.message}", hint=error.hint, details=error.details) from lost
-            await asyncio.sleep(PAUSE)
-
-    def _plan_without(self, reply: Reply, gone: set[PeerId], avoid: set[PeerId]) -> Plan:
-        assert reply.plan is not None
-        precision = reply.request.precision
-        if not reply.made:
-            return self._router.plan(reply.located, reply.tokens_max, precision, avoid, force=reply.request.force)
-        ready = self._standbys.prepared(reply.located.model, precision) if self._standbys is not None else []
-        running = [spec for model, spec in self._running if model == reply.located.model]
-        return self._router.replace(reply.located, reply.plan, gone, reply.tokens_max, precision, avoid, ready, running)
+        reply.plan = await self._routes.after(reply, lost, {lost.peer} if guilty is not None else set())
+        reply.pause.planned(asyncio.get_running_loop().time())
 
     def _told(self, plan: Plan) -> list[dict[str, Any]]:
         me = self._network.peer_id
@@ -367,7 +355,23 @@ class Generator:
             route=self._told(reply.plan),
             timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
             replaced=reply.replaced,
+            memory=reply.memory if reply.plan.kind == "here" and not reply.replaced else None,
+            stages=tuple(reply.stages),
+            reused=reply.reused,
         )
+
+
+def _log(reply: Reply, lost: StageLost) -> None:
+    fields = {"peer": lost.peer, "reason": lost.message, "replaced": reply.replaced, "accuser": lost.accuser}
+    if is_full(lost):
+        log.info("a stage has no room: %s", lost, extra={"event": "stage_full", "fields": fields})
+    else:
+        log.warning("a stage was lost: %s", lost, extra={"event": "stage_lost", "fields": fields})
+
+
+def _log_pause(reply: Reply, spent: dict[str, float]) -> None:
+    fields = {"seconds": round(sum(spent.values()), 3), "tokens": len(reply.made), **{name: round(part, 3) for name, part in spent.items()}}
+    log.info("the reply goes on after %.1f s", sum(spent.values()), extra={"event": "reply_goes_on", "fields": fields})
 
 
 def _check_size(request: GenerationRequest) -> None:
@@ -383,7 +387,7 @@ async def _shown(text: ReplyText, sampled: Sampled) -> tuple[str, tuple[TextLogp
     if sampled.text is not None:
         text.told(part, sampled.text)
         return sampled.text, _spelled(sampled.spelled)
-    shown = await text.feed(part) if part else ""
+    shown = await text.feed(part, wait=sampled.logprobs is not None) if part else ""
     return shown, _spelled(await text.spell(sampled.logprobs)) if part and sampled.logprobs is not None else ()
 
 
@@ -392,6 +396,15 @@ def _spelled(token: list[SpelledToken] | None) -> tuple[TextLogprob, ...]:
         return ()
     chosen, *top = token
     return (TextLogprob(chosen.text, chosen.raw, chosen.logprob, tuple((one.text, one.raw, one.logprob) for one in top)),)
+
+
+def _scores(reply: Reply) -> bool:
+    """Whether the prompt's own tokens get logarithms: then all of it has to be computed."""
+    return reply.request.echo and reply.request.sampling.logprobs is not None
+
+
+def _scope(reply: Reply) -> Scope:
+    return bytes(reply.located.model), reply.request.precision, reply.request.reader
 
 
 def _add(timings: dict[str, float], more: dict[str, float]) -> None:

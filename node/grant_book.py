@@ -15,6 +15,7 @@ from node.grant_desk import GrantDesk
 from node.network.interface import Network
 from node.streams import StreamPool
 from node.swarm.interface import Swarm
+from node.traffic import note
 from node.transfer.jobs import GRANT_KEPT
 from protocol.errors import BadInput, DeadlineExceeded, MfError, PeerFault
 from protocol.framing import pack
@@ -39,6 +40,7 @@ class _Coming:
 class GrantBook:
     def __init__(self, network: Network, swarm: Swarm, desk: GrantDesk) -> None:
         self._network = network
+        self.me = network.peer_id
         self._swarm = swarm
         self._desk = desk
         self._gets = StreamPool(network, GRANT_PROTOCOL)
@@ -155,7 +157,10 @@ class GrantBook:
         if peer == self._network.peer_id:
             return await self._desk.decide(request, peer)
         try:
-            reply = parse_reply(await pool.ask(peer, pack(request), timeout), GrantReply, f"grant from {peer}")
+            asked = pack(request)
+            answer = await pool.ask(peer, asked, timeout)
+            note(len(asked), len(answer))
+            reply = parse_reply(answer, GrantReply, f"grant from {peer}")
         except DeadlineExceeded:
             self._swarm.suspect(peer, "no answer to a grant request in time")
             raise

@@ -124,7 +124,7 @@ class GrantDesk:
 
     async def _published_by(self, client: PeerId) -> set[bytes]:
         """Encodings kept here for models that have a card of this peer's, or readers."""
-        cards = {ModelId(view.card.model) for view in self._swarm.cards() if view.publisher == client}
+        cards = {ModelId(view.card.model) for view in self._swarm.cards_of(client)}
         cards |= {ModelId(view.record.model) for view in self._swarm.readers() if view.publisher == client}
         return {blob for model, blobs in (await self._transfer.models()).items() if model in cards for blob in blobs} if cards else set()
 

@@ -75,6 +75,12 @@ def tls_context(folder: Path, config: NodeConfig) -> ssl.SSLContext | None:
     return context
 
 
+def certificate_fingerprint(folder: Path) -> str:
+    """SHA-256 of the certificate in hex, in pairs as browsers and openssl show it: what a person compares before trusting it."""
+    certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+
 def certificate_names(host: str, hosts: Sequence[str]) -> list[str]:
     """What a client may call this machine."""
     every = host in ("0.0.0.0", "::", "")

@@ -22,15 +22,19 @@ from node.assemble import Assembler
 from node.assembled_cache import AssembledCache
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
+from node.audit_tally import AuditTally
 from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
+from node.classify import Classifier
 from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
 from node.drain import Drainer
 from node.embed import Embedder
+from node.encode_texts import TextEncoder
 from node.engines import Engines
+from node.evidence_store import EvidenceStore
 from node.explain import Explainer
 from node.fetch import Fetcher
 from node.generate import Generator
@@ -38,9 +42,10 @@ from node.grant_book import GrantBook
 from node.grant_desk import DeskConfig, GrantDesk
 from node.hand_over import HandOver
 from node.http.app import HttpServer
-from node.http_setup import http_settings, tls_context
+from node.http_setup import certificate_fingerprint, http_settings, tls_context
 from node.identity import Identity
 from node.keep_holdings import HoldingKeeper
+from node.kept_prefixes import KeptPrefixes
 from node.locate import Locator
 from node.machine import VERSION, advertised_hosts, default_memory, machine_name
 from node.model_list import ModelList
@@ -71,6 +76,7 @@ from node.route import Router
 from node.serve_layers import LayerServer
 from node.serve_stage import StageServer
 from node.stage_audit import StageAuditor
+from node.stage_audit_report import StageAuditReport
 from node.stage_room import StageRoom
 from node.standby import StandBys
 from node.step_links import LinkServer
@@ -79,8 +85,10 @@ from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
 from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
+from node.traffic import CountedNetwork
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
+from node.turn import Turn
 from node.unfinished import Unfinished
 from node.watchdog import Watchdog
 from node.widen import Widener
@@ -132,8 +140,9 @@ class Node:
             ),
             self._callbacks,
         )
+        self._turn, memory = Turn(), config.max_memory or default_memory()
         self._worker = Worker(
-            data.path / "scratch", threads=os.cpu_count() or 1, memory=config.max_memory or default_memory(), reuse=config.reuse
+            data.path / "scratch", threads=os.cpu_count() or 1, memory=memory, reuse=config.reuse, device=config.device, turn=self._turn
         )
         self._build_verbs(config, identity, stop)
 
@@ -143,8 +152,9 @@ class Node:
         self._blocks = BlockList(self._data.path)
         self._puts = PutDesk(network, swarm, transfer, config.lend in ("storage", "both"), self._blocks)
         desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._puts)
+        counted = CountedNetwork(network)
         self._book = GrantBook(network, swarm, desk)
-        self._locator = Locator(network, swarm, transfer, self._executor)
+        self._locator = Locator(counted, swarm, transfer, self._executor)
         assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
         domain = domain_of(identity.peer_id, [], machine_name())
         me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
@@ -158,20 +168,22 @@ class Node:
         self._locator.on_forget(self._forgotten)
         engines = Engines(config.engine, self._data.path)
         room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used, engines)
-        self._steps = Steps(network)
+        self._steps = Steps(network, self._turn)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
         server.seal = partial(seal_prints, identity.key)
+        server.prefer(swarm.trusted)
         router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
         self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
         paces = Paces(identity.peer_id)
         explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces, room)
         self._standbys = StandBys(network, router, server)
-        generator = Generator(network, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
-        self._stage_auditor = StageAuditor(
-            network, swarm, router, self._steps, server, lambda verdict: self._http.metrics.stage_audit(verdict)
-        )
+        generator = Generator(counted, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
+        self._evidence = EvidenceStore(self._data.path, identity.key)
+        tally = AuditTally(lambda what, name, number: self._http.metrics.stage_audit(what, name, number))
+        self._stage_auditor = StageAuditor(network, swarm, router, self._steps, server, tally, self._evidence)
         generator.auditor = self._stage_auditor if config.audits else None
+        generator.prefixes = KeptPrefixes(secrets.token_bytes(32)) if config.reuse else None
         self._unfinished = Unfinished()
         reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer, self._unfinished)
         converter = GgufConverter(self._data.path)
@@ -187,15 +199,28 @@ class Node:
         self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
         self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
         self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
-        embedder = Embedder(swarm, self._locator, room, self._worker)
+        encoder = TextEncoder(swarm, self._locator, room, self._worker)
         listed = ModelList(swarm, reporter)
         swarm.on_change(listed.changed)
-        gateway = NodeGateway(reporter, listed, generator, embedder, self._probe, explainer, config.precision)
+        gateway = NodeGateway(
+            reporter,
+            listed,
+            generator,
+            swarm,
+            self._locator,
+            Embedder(encoder),
+            Classifier(identity.peer_id, encoder),
+            self._probe,
+            explainer,
+            config.precision,
+            lambda: sum(group.survives < 0 for group in self._repairs.groups),
+        )
         vault = Vault(identity.peer_id, identity.seed, swarm, self._executor)
         swarm.on_change(vault.changed)
         vault.on_lost(self._locator.forget)
         self._locator.opener = vault
-        self._access = make_access(self._data.path, identity.key, swarm)
+        audits = StageAuditReport(self._evidence, tally)
+        self._access = make_access(self._data.path, identity.key, swarm, audits, config.allow, config.deny)
         self._publishing = make_publishing(
             self._data.path,
             config.storage,
@@ -214,7 +239,9 @@ class Node:
             self._executor,
         )
         self._http = HttpServer(gateway, http_settings(config), self._access, self._publishing)
+        self.http_fingerprint: str | None = None
         register_gauges(self._http.metrics, swarm, room, self._repairs)
+        server.figures.observe = self._http.metrics.step
         self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
         methods = OwnerMethods(
             swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
@@ -234,10 +261,14 @@ class Node:
         started = time.monotonic()
         self._clean()
         self._blocks.load()
+        self._access.rules.load()
         self._watchdog.start()
         ask_short_slice(os.nice(0))
         await self._transfer.start()
+        if self._config.device != "cpu":
+            await self._worker.start()  # says now whether there is such a device, and how much memory it has
         await self._assembled.open()
+        await self._evidence.open()
         await self._network.start()
         host, port = split_address(self._config.transfer)
         await self._links.start(host, port + 1 if port else 0)
@@ -283,6 +314,7 @@ class Node:
         await self._unfinished.close()
         await self._supervisor.stop()
         await self._stage_auditor.close()
+        self._evidence.close()
         steps = asyncio.gather(self._steps.close(), self._links.stop(), return_exceptions=True)
         parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
         await asyncio.gather(*parts, return_exceptions=True)
@@ -302,6 +334,7 @@ class Node:
         self._supervisor.spawn(self._publishing.uploads.run(), "old uploads")
         self._supervisor.spawn(self._publishing.webhooks.run(), "webhooks")
         context = await asyncio.get_running_loop().run_in_executor(self._executor, tls_context, self._data.path, self._config)
+        self.http_fingerprint = certificate_fingerprint(self._data.path) if context else None
         await self._http.start(context)
         scheme, host = self._http.scheme, split_address(self._config.http)[0]
         self._swarm.set_http(announced_urls(scheme, host, self._http.port, hosts))

@@ -26,6 +26,7 @@ def register_gauges(metrics: Metrics, swarm: Swarm, room: StageRoom, repairs: Re
         yield Reading("mf_memory_free_bytes", "Memory for models that no running session holds", room.free())
         yield Reading("mf_requests_waiting", "Requests in line for room at this node", len(room.line))
         yield from _engine_readings(room)
+        yield from _stage_readings(room)
         for peer, count in Counter(str(line["peer_id"]) for line in swarm.blamed()).items():
             yield Reading("mf_blamed_shards", "Shards for which a peer was caught with wrong bytes", count, {"peer": peer})
 
@@ -53,6 +54,23 @@ def _engine_readings(room: StageRoom) -> Iterable[Reading]:
             getattr(told, part),
             {"part": part},
         )
+
+
+def _stage_readings(room: StageRoom) -> Iterable[Reading]:
+    """By stage loaded here, so there are never more of them than stages; no peer is a label."""
+    told, known = room.engine_usage(), {stage.key: stage for stage in room.loaded()}
+    for one in (told.stages or []) if told is not None else []:
+        if (stage := known.get(one.stage)) is None:
+            continue
+        labels = {"model": stage.model, "layers": f"{stage.first}-{stage.end}", "precision": stage.precision, "engine": stage.engine}
+        for state, size in (("running", one.kv), ("left", one.left)):
+            yield Reading("mf_stage_kv_bytes", "Keys and values by stage: of running sequences, and kept", size, labels | {"of": state})
+        yield Reading("mf_stage_sequences", "Sequences open by stage", one.sequences, labels)
+        yield Reading("mf_stage_waiting", "Sequences that wait for the stage's next pass", one.waiting, labels)
+        yield Reading("mf_stage_passes", "Passes since the stage was loaded", one.passes, labels)
+        yield Reading("mf_stage_pass_seconds", "Seconds in them", one.seconds, labels)
+        yield Reading("mf_stage_rows", "Sequences in them, added up", one.rows, labels)
+        yield Reading("mf_stage_reused_tokens", "Positions that weren't computed again", one.reused, labels)
 
 
 def _repair_readings(repairs: Repairs) -> Iterable[Reading]:

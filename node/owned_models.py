@@ -38,11 +38,12 @@ TakeBack = Callable[[ModelId], Awaitable[None]]
 class OwnedModels:
     """`load` before anything else. `take_back` has every holder drop what this node put there of a model."""
 
-    def __init__(self, me: PeerId, database: Database, swarm: Swarm, take_back: TakeBack) -> None:
+    def __init__(self, me: PeerId, database: Database, swarm: Swarm, take_back: TakeBack, now: Callable[[], float] = time.time) -> None:
         self._me = me
         self._database = database
         self._swarm = swarm
         self._take_back = take_back
+        self._now = now
         self._owned: dict[tuple[str, str], Owned] = {}
 
     async def load(self) -> None:
@@ -62,12 +63,17 @@ class OwnedModels:
         await self._database.run(lambda db: db.execute(query, row))
         self._keep(made)
 
+    def of(self, who: str) -> list[Owned]:
+        """By name and version."""
+        return sorted((one for one in self._owned.values() if one.owner == who), key=lambda one: (one.name, one.version))
+
     async def change(self, who: str, asked: str, said: dict[str, str | None]) -> Card:
         """The card with description or license as said (None takes it away), signed anew and spread."""
         cards = self._mine(who, self._swarm.resolve(asked))
-        for view in cards:
-            await self._swarm.put_card(msgspec.structs.replace(view.card, **said))
-        return msgspec.structs.replace(cards[0].card, **said)
+        changed = [msgspec.structs.replace(view.card, updated=int(self._now()), **said) for view in cards]
+        for card in changed:
+            await self._swarm.put_card(card)
+        return changed[0]
 
     async def withdraw(self, who: str, asked: str) -> dict[str, Any]:
         """Its names of this caller's mean nothing any more; with the last of them go the shards that this node put anywhere."""
@@ -85,7 +91,7 @@ class OwnedModels:
         """The caller's cards of the model: `Misdirected` where another node publishes it, `Forbidden` where it is another's here."""
         here = self._here(model)
         if not here:
-            others = [view.publisher for view in self._swarm.cards() if view.card.model == model]
+            others = [view.publisher for view in self._swarm.cards_naming(model)]
             if not others:
                 raise NotFound(f"nobody publishes {model_text(model)}")
             raise Misdirected("another node publishes this model", hint="ask it there", details={"publisher": others[0]})
@@ -95,14 +101,14 @@ class OwnedModels:
         return mine
 
     def _here(self, model: ModelId) -> list[CardView]:
-        return [view for view in self._swarm.cards() if view.publisher == self._me and view.card.model == model]
+        return [view for view in self._swarm.cards_of(self._me) if view.card.model == model]
 
     def _owner(self, name: str, version: str) -> str | None:
         """Whose a name is; None for one that is free."""
         found = self._owned.get((name, version))
         if found is not None:
             return found.owner
-        own = (view.card for view in self._swarm.cards() if view.publisher == self._me)
+        own = (view.card for view in self._swarm.cards_of(self._me))
         return OWNER if any((card.name, card.version) == (name, version) for card in own) else None
 
     def _keep(self, owned: Owned) -> None:

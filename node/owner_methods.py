@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from node.explain import Explainer
 from node.fetch import Fetcher
-from node.gateway import Finished, GenerationRequest, Piece, Planned, Queued
+from node.gateway import Finished, GenerationRequest, Piece, Planned, Queued, StageTime
 from node.generate import Generator
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
@@ -140,6 +141,8 @@ class OwnerMethods:
                         "route": event.route,
                         "timings": event.timings,
                         "replaced": event.replaced,
+                        "reused": event.reused,
+                        "stages": [told(stage) for stage in event.stages],
                     }
         return None
 
@@ -255,3 +258,8 @@ def number(params: dict[str, Any], name: str, default: float) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadInput(f"{name} must be a number")
     return float(value)
+
+
+def told(stage: StageTime) -> dict[str, Any]:
+    """Seconds; `measured_by` None where the stage told nothing."""
+    return dataclasses.asdict(stage) | {"measured_by": None if stage.decode is None else stage.peer}

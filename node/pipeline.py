@@ -24,22 +24,38 @@ import secrets
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
+from node.kept_prefixes import Prefix
 from node.local_stream import stream_pair
 from node.network.interface import Network, Stream
+from node.opening_order import held_while_waiting, turns
 from node.prompt_scores import read_scores
 from node.serve_stage import StageServer
 from node.stage_link import SILENCE, StageLink, StageLost
+from node.stage_times import RouteTimes
 from node.step_log import CUT
 from node.steps import Steps
+from node.told_tokens import Asked, check_tokens
+from node.traffic import note_stage
 from protocol.errors import MfError, PeerFault
 from protocol.framing import pack
 from protocol.ids import ModelId, PeerId
-from protocol.messages import SESSION_PROTOCOL, Checked, OpenSession, Reroute, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
+from protocol.messages import (
+    SESSION_PROTOCOL,
+    Checked,
+    Earlier,
+    OpenSession,
+    Reroute,
+    Sampling,
+    SessionEvent,
+    StageSpec,
+    StepHead,
+    TokenLogprob,
+)
 from runtime.interface import SpelledToken
 
 log = logging.getLogger(__name__)
@@ -54,8 +70,17 @@ __all__ = ["Pipeline", "PipelineRequest", "Sampled", "StageLost"]
 
 
 class Listener(Protocol):
-    def take(self, index: int, session: bytes, envelopes: Iterable[bytes]) -> None:
-        """Signed statements of stage `index`; raises what is wrong with them."""
+    def take(self, spec: StageSpec, session: bytes, envelopes: Iterable[bytes]) -> None:
+        """Signed statements of that stage; raises what is wrong with them."""
+
+    def rerouted(self, stages: list[StageSpec], tokens: list[int], kept: Container[StageSpec]) -> None:
+        """The session begins, or goes on over other stages after these tokens; `kept` are those that stay as they are."""
+
+    def resumed(self, begin: int) -> None:
+        """The stages that stayed go on from row `begin` now, and say nothing more of what they computed beyond it before."""
+
+    def begun(self, before: int) -> None:
+        """All stages have so many rows from an earlier session, and say nothing of them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,8 @@ class PipelineRequest:
     """`tokens` are all there are so far (prompt and replayed reply, `prompt` of them the prompt); `new_max` more may be made. `score`:
     the prompt's own tokens get logarithms too.
 
-    `prints`, `heard`, `check`: as node/stage_audit.py has it.
+    `prints`, `heard`, `check`: as node/stage_audit.py has it. `keep`: the stages may keep what they compute for a later session; `prefix`:
+    what they kept of an earlier one.
     """
 
     model: ModelId
@@ -83,6 +109,9 @@ class PipelineRequest:
     account: str = ""
     reader: str = ""
     weight: float = 1.0
+    priority: int = 0
+    keep: bool = False
+    prefix: Prefix | None = None
 
 
 @dataclass
@@ -100,7 +129,16 @@ class Sampled:
 class Pipeline:
     """One reply's way through a route that may change; use as an async context manager, then iterate `run()`."""
 
-    def __init__(self, network: Network, steps: Steps, server: StageServer, request: PipelineRequest) -> None:
+    def __init__(
+        self,
+        network: Network,
+        steps: Steps,
+        server: StageServer,
+        request: PipelineRequest,
+        queued: Callable[[int], None] = lambda position: None,
+    ) -> None:
+        """`queued` hears the place in line while a stage has no room."""
+        self._queued = queued
         self._network = network
         self._steps = steps
         self._server = server
@@ -108,6 +146,7 @@ class Pipeline:
         self._session = secrets.token_bytes(16)
         self._tokens = list(request.tokens)
         self._end = len(request.tokens) + request.new_max
+        self._asked = Asked(request.stop_tokens, self._end, request.vocabulary, request.sampling)
         self._stages = request.stages
         self.links: list[StageLink] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,8 +158,11 @@ class Pipeline:
         self._moved = asyncio.get_running_loop().time()
         self._stalls: Counter[PeerId] = Counter()
         self.timings: dict[str, float] = {}
+        self.times = RouteTimes(lambda part, seconds: server.figures.observe("route", part, seconds))
         self.scores: dict[int, list[TokenLogprob]] = {}
         """Of the prompt's tokens by their place, where they are asked."""
+        self.reused = 0
+        """Positions of the prompt that every stage had from an earlier session."""
 
     async def __aenter__(self) -> Pipeline:
         self._steps.listen(self._session, self._take)
@@ -147,9 +189,22 @@ class Pipeline:
             if sampled.finish is not None:
                 return
 
-    async def reroute(self, stages: list[StageSpec]) -> None:
-        """Goes on over `stages`; those that are there already and whole stay as they are. Raises `StageLost` when one doesn't come up."""
+    async def reroute(self, stages: list[StageSpec], wait: float = 0.0) -> None:
+        """Goes on over `stages`; those that are there already and whole stay as they are. Raises `StageLost` when one doesn't come up.
+
+        `wait`: seconds that it may stay in line at stages without room, instead of being refused.
+        """
+        try:
+            await self._reroute(stages, wait)
+        except StageLost:
+            # what was opened and runs nothing yet would keep its room while the caller looks for another way
+            await asyncio.gather(*(link.close() for link in self.links if not link.proven), return_exceptions=True)
+            raise
+
+    async def _reroute(self, stages: list[StageSpec], wait: float) -> None:
         kept = {link.spec: link for link in self.links if link.spec in stages and link.proven and not link.dead}
+        if wait:
+            kept = held_while_waiting(kept, stages)
         leaving = [link for link in self.links if link not in kept.values()]
         self._epoch += 1
         self._lost, self._stages = None, stages
@@ -157,16 +212,32 @@ class Pipeline:
         self._moved, self._through = asyncio.get_running_loop().time(), 0
         begin = len(self._tokens) - 1 if kept else 0
         await asyncio.gather(*(link.close() for link in leaving), return_exceptions=True)
+        if self._request.heard is not None:
+            self._request.heard.rerouted(stages, self._tokens, kept)
         self.links = list(kept.values())
-        fresh = [index for index, spec in enumerate(stages) if spec not in kept]
-        await self._all(self._open(index, self._resume(kept, index, begin)) for index in fresh)
-        self.links.sort(key=lambda link: link.spec.first)
-        await self._or_lost(self._all(link.ready.wait() for link in self.links), LOAD_TIMEOUT, "not ready")
-        for name in ("assemble", "load", "open"):
-            self.timings[name] = max((link.timings.get(name, 0.0) for link in self.links), default=0.0)
+        end = self._moved + wait
+        for turn in turns([index for index, spec in enumerate(stages) if spec not in kept], stages, in_turn=wait > 0):
+            left = max(0.0, end - asyncio.get_running_loop().time()) if wait else 0.0
+            await self._all(self._open(index, self._resume(kept, index, begin), left) for index in turn)
+            self.links.sort(key=lambda link: link.spec.first)
+            await self._or_lost(self._all(link.ready.wait() for link in self.links), LOAD_TIMEOUT + left, "not ready")
+        fresh = [link.timings for link in self.links if link not in kept.values()]
+        for name, told in (("assemble", "assemble"), ("load", "load"), ("open", "open"), ("queue", "line")):
+            self.timings[name] = max((timings.get(told, 0.0) for timings in fresh), default=0.0)
         await self._tell_kept(kept, begin)
         self._moved = asyncio.get_running_loop().time()
-        self._spawn(self._feed(begin if stages[0] in kept else 0, begin), "feed")
+        self.times.begin(self._moved)
+        there = 0 if kept else min(link.held for link in self.links)
+        self.reused = max(self.reused, there)
+        if there and self._request.heard is not None:
+            self._request.heard.begun(there)
+        self._spawn(self._feed(begin if stages[0] in kept else there, max(begin, there)), "feed")
+
+    def left(self) -> tuple[bytes, list[StageSpec], list[int]] | None:
+        """The session, its stages and the tokens that all of them have computed; None where one hasn't, or may not keep it."""
+        if not self._request.keep or not self.links or any(link.dead or not link.proven for link in self.links):
+            return None
+        return self._session, list(self._stages), self._tokens[:-1]
 
     def start_over(self) -> None:
         """The next `reroute` keeps no stage: one of them can't go back."""
@@ -185,6 +256,8 @@ class Pipeline:
                 resume = self._resume(kept, index, begin) if index + 1 < len(self._stages) else begin
                 await kept[spec].reroute(Reroute(epoch=self._epoch, stages=self._stages, index=index, position=begin, resume=resume))
         await self._or_lost(self._all(link.rerouted.wait() for link in kept.values()), SILENCE, "not rerouted")
+        if self._request.heard is not None:
+            self._request.heard.resumed(begin)
 
     async def _all(self, works: Any) -> None:
         """All of them; the first fault ends the others."""
@@ -199,9 +272,9 @@ class Pipeline:
 
     # Opening
 
-    async def _open(self, index: int, resume: int) -> None:
+    async def _open(self, index: int, resume: int, wait: float) -> None:
         request, spec = self._request, self._stages[index]
-        last = index == len(self._stages) - 1
+        last, prefix = index == len(self._stages) - 1, self._prefix(spec)
         opening = OpenSession(
             session=self._session,
             epoch=self._epoch,
@@ -220,6 +293,11 @@ class Pipeline:
             resume=resume,
             drafts=request.drafts and request.sampling.logprobs is None,
             score=self._tokens if last and request.score and len(self._tokens) == len(request.tokens) else None,
+            wait=wait,
+            begun=0 < request.prompt < len(self._tokens),
+            keep=request.keep,
+            after=None if prefix is None else Earlier(prefix.session, prefix.positions),
+            known=self._tokens[: prefix.positions] if prefix is not None and index == 0 else None,
         )
         if spec.peer == self._network.peer_id:
             mine, theirs = stream_pair(PeerId(spec.peer), SESSION_PROTOCOL)
@@ -227,14 +305,23 @@ class Pipeline:
             self._spawn(self._server.serve(opening, theirs), "own stage")
         else:
             stream = await open_stage(self._network, opening)
-        self.links.append(StageLink(spec, stream, self._lose, self._heard))
+        self.links.append(StageLink(spec, stream, self._lose, self._heard, prefix.positions if prefix is not None else 0))
+
+    def _prefix(self, spec: StageSpec) -> Prefix | None:
+        """Asked for once: what a stage has taken over, it doesn't have a second time."""
+        prefix = self._request.prefix
+        return prefix if prefix is not None and self._epoch == 0 and spec in prefix.stages else None
 
     def _heard(self, spec: StageSpec, event: SessionEvent) -> None:
-        """What a stage says of itself beside how it is. Of a stage that came later nothing is kept: such a session isn't audited."""
+        """What a stage says of itself beside how it is."""
+        if event.line is not None:
+            self._queued(max([event.line, *(link.line or 0 for link in self.links)]))
+        if event.moved is not None:
+            note_stage((spec.peer, spec.first, spec.end), event.moved)
         if event.kind == "alive" and event.timings:
             self._server.figures.peers.said(PeerId(spec.peer), event.timings, time.monotonic())
-        if event.prints and self._request.heard is not None and spec in self._request.stages:
-            self._request.heard.take(self._request.stages.index(spec), self._session, event.prints)
+        if event.prints and self._request.heard is not None:
+            self._request.heard.take(spec, self._session, event.prints)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -267,10 +354,9 @@ class Pipeline:
             return
         if head.kind == "cut" and any(sender == stage.peer for stage in self._stages):
             self._through = max(self._through, head.position)
+            self.times.cut(self._stages, head.spent)
         elif head.kind == "token" and sender == self._stages[-1].peer and head.position >= len(self._tokens):
-            tokens = list(memoryview(raw).cast("i"))
-            for at, token in enumerate(tokens):
-                self._take_token(sender, head, head.position + at, token, at == len(tokens) - 1)
+            self._take_tokens(sender, head, list(memoryview(raw).cast("i")))
         elif head.kind == "scores" and sender == self._stages[-1].peer and self._request.score:
             self._take_scores(sender, head, raw)
         else:
@@ -285,14 +371,16 @@ class Pipeline:
         except PeerFault as error:
             self._lose(StageLost(sender, error.message, accuser=self._network.peer_id))
 
-    def _take_token(self, sender: PeerId, head: StepHead, position: int, token: int, last: bool) -> None:
-        top = self._request.vocabulary
-        if position > len(self._tokens) or token < 0 or (top is not None and token >= top) or position >= self._end:
-            wrong = f"it answered token {token} of {top} at {position}, where {len(self._tokens)} is next"
-            self._lose(StageLost(sender, wrong, accuser=self._network.peer_id))
+    def _take_tokens(self, sender: PeerId, head: StepHead, tokens: list[int]) -> None:
+        try:
+            check_tokens(head, tokens, len(self._tokens), self._asked)
+        except PeerFault as error:
+            self._lose(StageLost(sender, error.message, accuser=self._network.peer_id))
             return
-        self._tokens.append(token)
-        self._inbox.append(Sampled(token, head.finish if last else None, head.logprobs))
+        self.times.token(self._stages, head.spent, asyncio.get_running_loop().time())
+        for at, token in enumerate(tokens):
+            self._tokens.append(token)
+            self._inbox.append(Sampled(token, self._asked.finish(token, head.position + at), head.logprobs))
 
     # Waiting
 

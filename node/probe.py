@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from node.health import Probed, Verdict, compute, storage
 from node.stage_room import StageRoom
 from node.swarm.interface import Swarm
 from node.transfer.remote import Transfer
@@ -76,18 +77,24 @@ class Probe:
         if back != BLOB:
             raise MfError(f"the data plane at {self._url()} gave back other bytes than were put (status {response.status})")
 
-    async def storage(self) -> dict[str, Any]:
+    async def storage(self) -> tuple[Verdict, dict[str, Any]]:
+        """How the store is, and its figures."""
         peers = self._swarm.peers()
         space = await self._transfer.space()
         alive = sum(view.routable for view in peers)
-        return {"peers_known": len(peers), "peers_alive": alive, "quota": space.quota, "used": space.used, "free": space.free}
+        probed = None if self.last is None else Probed(self.last.at, self.last.passed, self.last.fault)
+        verdict = storage(probed, min(space.quota - space.used, space.free), space.quota, len(peers), alive, time.time())
+        return verdict, {"peers_known": len(peers), "peers_alive": alive, "quota": space.quota, "used": space.used, "free": space.free}
 
-    def compute(self) -> dict[str, Any]:
-        loaded = self._room.loaded()
-        return {
+    def compute(self) -> tuple[Verdict, dict[str, Any]]:
+        """How running models is, and its figures."""
+        loaded, worker = self._room.loaded(), self._worker
+        verdict = compute(worker.running, worker.failures, worker.ended, worker.held_back, self._room.line.full)
+        return verdict, {
             "worker": "running" if self._worker.running else "not started",
             "stages_loaded": len(loaded),
             "stages": [{"stage": stage.key, "bytes": stage.bytes} for stage in loaded],
             "sessions": sum(stage.users for stage in loaded),
             "memory": self._room.memory,
+            "waiting": len(self._room.line),
         }

@@ -302,11 +302,12 @@ class Publisher:
 
     def _published(self, model: ModelId) -> bool:
         """Whether an earlier publish of this very model stands."""
-        named = [(view.publisher, view.card.model) for view in self._swarm.cards()]
-        return (self._placer.me, model) in [*named, *((view.publisher, view.record.model) for view in self._swarm.readers())]
+        me = self._placer.me
+        named = [view.card.model for view in self._swarm.cards_of(me)]
+        return model in [*named, *(view.record.model for view in self._swarm.readers() if view.publisher == me)]
 
     def _card(self, request: PublishRequest, name: str, model: ModelId, manifest: Manifest) -> Card:
-        now = time.time()
+        now, before = time.time(), self._named(name, request.version)
         return Card(
             sequence=time.time_ns(),
             expires=int(now) + limits.CARD_LIFETIME,
@@ -316,11 +317,17 @@ class Publisher:
             model=model,
             size=manifest.size(),
             parameters=manifest.parameters,
-            created=int(now),
+            created=int(now) if before is None else before.created,
             summary=manifest.summary,
             license=request.license,
             description=request.description,
+            updated=None if before is None else int(now),
         )
+
+    def _named(self, name: str, version: str) -> Card | None:
+        """The card that this node published under the name before."""
+        own = (view.card for view in self._swarm.cards_of(self._placer.me))
+        return next((card for card in own if (card.name, card.version) == (name, version)), None)
 
     def _result(self, model: ModelId, name: str, manifest: Manifest, tally: Tally, seconds: float) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from node.accounts.accounts import Accounts
+from node.gather import Groups
 from node.generate import Generator
 from node.http.publishing import Publishing
 from node.locate import Locator
@@ -16,7 +17,7 @@ from node.private.sharing import Sharing
 from node.private.vault import Vault
 from node.publish import Publisher
 from node.report import Reporter
-from node.stage_room import Groups, StageRoom
+from node.stage_room import StageRoom
 from node.swarm.interface import Swarm
 from node.unfinished import Unfinished
 from node.uploads.finish import UploadFinisher

@@ -31,7 +31,7 @@ class LeaseRenewer:
 
     async def round(self) -> None:
         """One request after the other: nobody is in a hurry. Who can't be reached is asked tomorrow; a lease bears 90 such days."""
-        named = {ModelId(view.card.model) for view in self._swarm.cards() if view.publisher == self._me}
+        named = {ModelId(view.card.model) for view in self._swarm.cards_of(self._me)}
         for model in named | {ModelId(view.record.model) for view in self._swarm.readers() if view.publisher == self._me}:
             for peer, asks in self._held(model):
                 try:

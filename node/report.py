@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from erasure.durability import apart, survives_each, survives_losses
@@ -19,6 +22,11 @@ from protocol.ids import ModelId, PeerId, encoding_text, model_text
 from protocol.layout import layer_count
 
 _HOLDING = ("model_id", "groups", "shards", "bytes", "full_groups")
+_IN_STATUS, _LISTED = 1_024, 4_096
+_SLICE = 16
+"""Publishers whose cards are looked through between two turns of the loop."""
+_NAMED = 64
+"""Holders of a model that are named; all are counted."""
 
 
 class Reporter:
@@ -42,7 +50,7 @@ class Reporter:
             "peers": [_peer_line(view) for view in self._swarm.peers()],
             "holdings": [{name: line[name] for name in _HOLDING} for line in await self.holdings()],
             "space": {"quota": space.quota, "used": space.used, "free": space.free, "saved": await self._saved()},
-            "models": [await self._model_line(card) for card in self._newest()],
+            "models": [await self._model_line(card) for card in await self._first(_IN_STATUS)],
             "blamed": self._swarm.blamed(),
             "uncounted": self._uncounted(),
             "publishing": self._unfinished.lines(),
@@ -75,33 +83,41 @@ class Reporter:
 
     async def _model_line(self, view: CardView) -> dict[str, Any]:
         model = ModelId(view.card.model)
-        storage = await self.storage(model)
+        storage, held_by = await self.storage(model), sorted(str(view.peer) for view in self._swarm.holdings(model))
         return {
             "model_id": model_text(model),
             "name": view.card.full_name(),
             "survives_losses": storage.get("survives_losses"),
             "weakest_group": storage.get("weakest_group"),
-            "holders": len(self._swarm.holdings(model)),
+            "holders": len(held_by),
+            "held_by": held_by[:_NAMED],
+            "coverage": storage.get("group_survives_losses"),
         }
 
-    def _newest(self) -> list[CardView]:
-        return sorted(self._swarm.cards(), key=lambda view: (view.card.full_name(), view.publisher))
+    async def _first(self, most: int, words: Sequence[str] = ()) -> list[CardView]:
+        """The first cards by name that hold all these words. A swarm may have a hundred thousand: others get their turn between."""
+        found: list[CardView] = []
+        for number, publisher in enumerate(self._swarm.publishers(), 1):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            found += [view for view in self._swarm.cards_of(publisher) if not words or all(word in _searched(view) for word in words)]
+            if len(found) > 2 * most:
+                found = heapq.nsmallest(most, found, key=_by_name)
+        return sorted(found, key=_by_name)[:most]
 
     async def models(self, query: str | None = None) -> list[ModelInfo]:
-        """Cards that match every word of `query` in name, label or description."""
-        words = (query or "").lower().split()
-        cards = [view for view in self._newest() if all(word in _searched(view) for word in words)]
-        return [await self.info(view) for view in cards]
+        """Cards that match every word of `query` in name, label or description, the first 4,096 by name; ModelList has all, in pages."""
+        return [await self.info(view) for view in await self._first(_LISTED, (query or "").lower().split())]
 
     def models_known(self) -> int:
         """Models that have a card, counted without asking anybody about them."""
-        return len({view.card.model for view in self._swarm.cards()})
+        return self._swarm.models_known()
 
     async def model(self, name: str) -> ModelInfo:
         model = self._swarm.resolve(name)
-        card = next((view for view in self._newest() if view.card.model == model), None)
-        if card is not None:
-            return await self.info(card)
+        named = self._swarm.cards_naming(model)
+        if named:
+            return await self.info(named[0])
         located = await self._locator.locate(model)
         return ModelInfo(
             model_id=model_text(model),
@@ -135,7 +151,7 @@ class Reporter:
             storage=await self.storage(ModelId(card.model)),
             category=category_of(card.summary),
             framework=framework_of(card.summary),
-            updated_at=float(card.created),
+            updated_at=float(card.updated or card.created),
             popularity=len(self._swarm.holdings(ModelId(card.model))),
             tags=tuple(tags_of(card.summary)),
         )
@@ -210,10 +226,15 @@ def _peer_line(view: PeerView) -> dict[str, Any]:
     return {
         "peer_id": view.peer,
         "alive": view.routable,
+        "version": None if view.record is None else view.record.version,
         "addresses": view.addresses,
         "rtt_ms": None if view.rtt is None else round(view.rtt * 1000, 3),
         "last_seen": view.last_seen,
     }
+
+
+def _by_name(view: CardView) -> tuple[str, PeerId]:
+    return view.card.full_name(), view.publisher
 
 
 def _searched(view: CardView) -> str:

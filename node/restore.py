@@ -56,6 +56,9 @@ class FileWriter:
         self._lock: int | None = None
         self._made: list[Path] = []
         self._placed: list[Path] = []
+        self._named: list[Path] = []
+        self._made_for: list[Path] = []
+        """What `finish` gave its name, and the folders made for it."""
         self._right: set[int] = set()
         self._by_file: dict[int, set[int]] = {}
         self._digests = FileDigests([], {})
@@ -189,6 +192,12 @@ class FileWriter:
                 break
         self._made.clear()
 
+    def take_back(self) -> None:
+        """Removes what `finish` named: its asker had stopped it meanwhile."""
+        self._placed, self._named = self._named, []
+        self._made, self._made_for = self._made_for, []
+        self.abort()
+
     def _open(self) -> None:
         self._make_folder(self._directory)
         self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -316,8 +325,8 @@ class FileWriter:
                 raise Conflict(f"{path}: appeared during the fetch")
             os.rename(self._directory / WORK / str(index), path)
             self._placed.append(path)
-        self._placed.clear()
-        self._made.clear()
+        self._named, self._placed = self._placed, []
+        self._made_for, self._made = self._made, []
         return [path for entry in self._manifest.files if (path := self._directory / entry.name).exists()]
 
 

@@ -6,7 +6,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from node.figures import PeerFigures
 from node.locate import Located
@@ -20,10 +20,11 @@ from protocol.ids import PeerId
 from protocol.layout import check_runnable, layer_count
 from protocol.messages import StageSpec
 from runtime.architectures import whole_only
-from runtime.expectation import check_budget
+from runtime.expectation import OverBudget, check_budget
 from runtime.layer_path import Road
-from runtime.routing import Offer, Plan, Shape, plan_route
-from runtime.served_route import plan_served
+from runtime.routing import Offer, Plan, Shape, plan_route, whole_at
+from runtime.served_route import Fresh, plan_served
+from runtime.stand_by import stand_by
 
 ROUND_TRIP_BUDGET = 0.4
 """Seconds per token that a route may spend on the network unless it is forced."""
@@ -52,8 +53,22 @@ class Router:
         self._figures = figures or PeerFigures()
         self._rng = rng or random.Random(secrets.randbits(64))
 
-    def plan(self, located: Located, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
-        """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget."""
+    def plan(
+        self,
+        located: Located,
+        tokens_max: int,
+        precision: str,
+        avoid: Iterable[PeerId] = (),
+        running: Collection[StageSpec] = (),
+        *,
+        force: bool = False,
+        begun: bool = False,
+    ) -> Plan:
+        """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget.
+
+        Stages that are `running` for other replies come first. A reply that has `begun` doesn't wait for a peer to load where there are
+        loaded stages.
+        """
         check_runnable(located.manifest)
         layers = layer_count(located.manifest)
         if layers < 1:
@@ -61,8 +76,62 @@ class Router:
         cost = StageCost(located.manifest, precision)
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
         offers = self.offers(located, set(avoid))
-        plan = self._over_loaded(located, shape, offers, precision, force) or self._dealt(located, shape, offers, tokens_max, precision)
-        check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
+        fresh = None if begun else self._fresh(shape, offers, cost.total(0, layers, 0), tokens_max)
+        served = self._roads(located, precision)
+        shared = [*self._taken(running), *(road for road in served if (road.first, road.end) == (0, layers))] if running else []
+        return (
+            self._over(shared, located, shape, offers, fresh, force)
+            or self._over(served, located, shape, offers, fresh, force)
+            or self._dealt_near(located, shape, offers, tokens_max, precision, force)
+        )
+
+    def again(self, located: Located, stages: list[StageSpec], tokens_max: int, precision: str, *, force: bool = False) -> Plan | None:
+        """The route of an earlier session, if all of it may be asked, has the memory and is within the budget; else None."""
+        offers = {offer.peer: offer for offer in self.offers(located, set())}
+        cost, layers = StageCost(located.manifest, precision), layer_count(located.manifest)
+        needed = Counter[str]()
+        for stage in stages:
+            needed[stage.peer] += cost.total(stage.first, stage.end, tokens_max)
+        ends = {stages[0].peer, stages[-1].peer}
+        if stages[-1].end != layers or (self._ends_here and ends != {self._me}):
+            return None
+        if any(peer not in offers or offers[peer].memory < size for peer, size in needed.items()):
+            return None
+        try:
+            check_budget(stages, {offer.peer: offer.rtt for offer in offers.values()}, self.budget, force)
+        except Unavailable:
+            return None
+        kind = "pipeline" if len(stages) > 1 else "here" if stages[0].peer == self._me else "peer"
+        return Plan(kind, stages, "the way of an earlier reply that began alike")
+
+    def _dealt_near(self, located: Located, shape: Shape, offers: list[Offer], tokens_max: int, precision: str, force: bool) -> Plan:
+        """As `_dealt`; where that spends too much on the network, without the slowest of it, as long as the others have the memory."""
+        rtt, over = {offer.peer: offer.rtt for offer in offers}, None
+        while True:
+            try:
+                plan = self._dealt(located, shape, offers, tokens_max, precision)
+            except Unavailable as error:
+                raise over or error from None
+            try:
+                check_budget(plan.stages, rtt, self.budget, force)
+            except OverBudget as error:
+                over = over or error
+            else:
+                return plan
+            slowest = max((stage.peer for stage in plan.stages), key=rtt.__getitem__)
+            offers = [offer for offer in offers if offer.peer != slowest]
+
+    def _dealt(self, located: Located, shape: Shape, offers: list[Offer], tokens_max: int, precision: str) -> Plan:
+        """By what nodes lend; where that isn't enough, the error says what would be."""
+        try:
+            plan = plan_route(shape, offers, ends_here=self._ends_here)
+        except Unavailable as error:
+
+            def whole(precision: str, tokens: int) -> int:
+                return StageCost(located.manifest, precision).total(0, shape.layers, tokens)
+
+            would_do = remedies(whole, precision, tokens_max, self._room.memory)
+            raise Unavailable(error.message, hint=f"{would_do}; {error.hint}", details=error.details) from None
         why = whole_only(located.manifest.summary.model_type)
         if len(plan.stages) > 1 and why is not None:
             raise Unavailable(
@@ -72,18 +141,6 @@ class Router:
             )
         return plan
 
-    def _dealt(self, located: Located, shape: Shape, offers: list[Offer], tokens_max: int, precision: str) -> Plan:
-        """By what nodes lend; where that isn't enough, the error says what would be."""
-        try:
-            return plan_route(shape, offers, ends_here=self._ends_here)
-        except Unavailable as error:
-
-            def whole(precision: str, tokens: int) -> int:
-                return StageCost(located.manifest, precision).total(0, shape.layers, tokens)
-
-            would_do = remedies(whole, precision, tokens_max, self._room.memory)
-            raise Unavailable(error.message, hint=f"{would_do}; {error.hint}", details=error.details) from None
-
     def replace(
         self,
         located: Located,
@@ -92,17 +149,19 @@ class Router:
         tokens_max: int,
         precision: str,
         avoid: set[PeerId],
-        ready: Iterable[StageSpec] = (),
-        running: Iterable[StageSpec] = (),
+        prepared: Collection[StageSpec] = (),
+        running: Collection[StageSpec] = (),
+        *,
+        force: bool = False,
     ) -> Plan:
-        """`plan` with stand-bys in place of the stages at `gone`, those in `ready` first; another plan where that can't be."""
-        prepared, others, stages = list(ready), list(running), list(plan.stages)
+        """`plan` with stand-bys in place of the stages at `gone`, those `prepared` first; another plan where that can't be."""
+        stages = list(plan.stages)
         for at, stage in enumerate(plan.stages):
             if stage.peer in gone:
                 now = Plan(plan.kind, stages, plan.why)
-                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared, others)
+                spec = self.stand_by(located, now, stage, tokens_max, precision, avoid, prepared, running)
                 if spec is None:
-                    return self.plan(located, tokens_max, precision, avoid)
+                    return self.plan(located, tokens_max, precision, avoid, running, force=force, begun=True)
                 stages[at] = spec
         kind = plan.kind if len(stages) > 1 else "here" if stages[0].peer == self._me else "peer"
         return Plan(kind, stages, f"{plan.why}; a stage that was lost is replaced")
@@ -115,31 +174,20 @@ class Router:
         tokens_max: int,
         precision: str,
         avoid: set[PeerId],
-        ready: Iterable[StageSpec] = (),
-        running: Iterable[StageSpec] = (),
+        prepared: Collection[StageSpec] = (),
+        running: Collection[StageSpec] = (),
+        *,
+        ahead: bool = False,
     ) -> StageSpec | None:
-        """The node that could take this stage best; None where nobody has room.
-
-        One that runs just this stage for another reply first, one that runs another stage last: replies that go one way share weights.
-        Then one that is prepared, then with the most of the model, then near.
-        """
-        cost, prepared, others = StageCost(located.manifest, precision), set(ready), set(running)
+        """As `runtime/stand_by.py` chooses, of those who may be asked; `ahead`: of any loss, to get ready for it."""
+        cost = StageCost(located.manifest, precision)
         bound = self._ends_here and (stage.first == 0 or stage.end == layer_count(located.manifest))
-        found = []
-        for offer in self.offers(located, avoid):
-            rest = sum(cost.total(one.first, one.end, tokens_max) for one in plan.stages if one.peer == offer.peer and one != stage)
-            if offer.memory >= rest + cost.total(stage.first, stage.end, tokens_max) and (offer.here or not bound):
-                found.append(offer)
-        if not found:
-            return None
+        offers = [offer for offer in self.offers(located, avoid) if offer.here or not bound]
 
-        def order(offer: Offer) -> tuple[bool, bool, bool, bool, int, float, str]:
-            mine = StageSpec(offer.peer, stage.first, stage.end)
-            used = any(one.peer == offer.peer for one in plan.stages if one != stage)
-            elsewhere = any(one.peer == offer.peer and one != mine for one in others)
-            return (mine not in others, elsewhere, mine not in prepared, used, -offer.held, offer.rtt, offer.peer)
+        def full(first: int, end: int) -> int:
+            return cost.total(first, end, tokens_max)
 
-        return StageSpec(min(found, key=order).peer, stage.first, stage.end)
+        return stand_by(stage, plan.stages, offers, full, lambda first, end: cost.total(first, end, 0), prepared, running, ahead=ahead)
 
     def offers(self, located: Located, avoid: set[PeerId]) -> list[Offer]:
         held = {
@@ -154,15 +202,30 @@ class Router:
         ]
         return [mine, *others] if self._me not in avoid else others
 
-    def _over_loaded(self, located: Located, shape: Shape, offers: list[Offer], precision: str, force: bool) -> Plan | None:
-        """Over stages that are loaded; None where there is no such chain within the budget."""
-        plan = None if self._ends_here else plan_served(shape, offers, self._roads(located, precision), self._rng)
+    def _over(
+        self, found: list[Road], located: Located, shape: Shape, offers: list[Offer], fresh: Fresh | None, force: bool
+    ) -> Plan | None:
+        """Over stages that are loaded; None where there is no such chain within the budget, or none as quick as `fresh`."""
+        if self._ends_here:
+            return None
+        if whole_only(located.manifest.summary.model_type) is not None:
+            found = [road for road in found if (road.first, road.end) == (0, shape.layers)]
+        plan = plan_served(shape, offers, found, self._rng, fresh)
         try:
             if plan is not None:
                 check_budget(plan.stages, {offer.peer: offer.rtt for offer in offers}, self.budget, force)
         except Unavailable:
             return None
         return plan
+
+    def _fresh(self, shape: Shape, offers: list[Offer], weights: int, tokens_max: int) -> Fresh | None:
+        """The peer that would have to load the whole model first; None: there is none with the room."""
+        best = whole_at(shape, offers, ends_here=self._ends_here)
+        if best is None or best.here:
+            return None
+        peer, now = PeerId(best.peer), time.monotonic()
+        road = Road(peer, 0, shape.layers, best.rtt, self._figures.layer(peer), self._figures.queue(peer, now))
+        return Fresh(road, weights, tokens_max)
 
     def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str, beside: Iterable[StageSpec] = ()) -> set[str]:
         """Who may be asked for these layers and has the memory for a session there, `beside` the stages that it is to run as well."""
@@ -186,6 +249,20 @@ class Router:
                 figures = self._figures
                 found += roads(view, precision, peer.rtt, figures.layer(view.peer), figures.queue(view.peer, now))
         return found
+
+    def _taken(self, stages: Collection[StageSpec]) -> list[Road]:
+        """Loaded stages that this node's own replies run on."""
+        now, found = time.monotonic(), list[Road]()
+        for stage in set(stages):
+            peer = PeerId(stage.peer)
+            view, figures = self._swarm.peer(peer), self._figures
+            rtt = 0.0 if peer == self._me else view.rtt if view is not None else None
+            found.append(Road(peer, stage.first, stage.end, rtt, figures.layer(peer), figures.queue(peer, now)))
+        return found
+
+    def queue(self, peer: PeerId) -> float | None:
+        """Seconds that a step waits there for its turn, as the peer told of late."""
+        return self._figures.queue(peer, time.monotonic())
 
     def may_come_back(self) -> bool:
         """Whether a peer that would run layers for this node is known and doesn't answer just now."""

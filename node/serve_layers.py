@@ -22,7 +22,7 @@ from node.keep_holdings import HoldingKeeper
 from node.locate import Located, Locator
 from node.model_cost import StageCost
 from node.served import announced, cell_choices
-from node.stage_room import StageRoom
+from node.stage_room import StageRoom, stage_key
 from node.swarm.interface import Swarm
 from node.worker import Worker
 from protocol.errors import BadInput, MfError
@@ -102,11 +102,12 @@ class LayerServer:
         if self.served is not None and self.served.located.model != served.located.model:
             self._keeper.serving(self.served.located.model, [])
         self.served, served.loaded = served, False
+        self._room.lasting = stage_key(served.located, served.span.first, served.span.end, PRECISION)
         self._tell(served)
         try:
             await self._load(served)
         except BaseException:
-            self.served = None
+            self.served = self._room.lasting = None
             self._keeper.serving(served.located.model, [])
             raise
         served.loaded = True
@@ -163,7 +164,8 @@ class LayerServer:
 
     def _models(self) -> list[ModelId]:
         """Those of which shards lie here first, then those by publishers who are trusted."""
-        named = [ModelId(view.card.model) for view in self._swarm.cards() if self._swarm.trusted(view.publisher)]
+        trusted = [publisher for publisher in self._swarm.publishers() if self._swarm.trusted(publisher)]
+        named = [ModelId(view.card.model) for publisher in trusted for view in self._swarm.cards_of(publisher)]
         known = dict.fromkeys([*self._keeper.models(), *named])
         return list(known)
 

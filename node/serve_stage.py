@@ -1,6 +1,7 @@
 """The stage side of a pipeline (`/mf/session/1`): load layers, keep a session's sequence, tell the entry how it goes.
 
-An entry opens a stream per stage and session. While the stage loads it says "loading", then "ready"; from then on it says "alive"
+An entry opens a stream per stage and session. While the stage loads it says "loading", and its place in line where it waits for room (as
+long as the entry would have it wait, else it is refused as busy), then "ready"; from then on it says "alive"
 twice a second and how far it is, so that the entry tells a slow computation from a frozen node without guessing at speeds. Steps
 arrive another way (node/steps.py, node/stage_session.py). The entry may reroute the session when another stage is replaced. The session
 ends when the entry ends its stream, whatever the reason, and its room is free within one step. A node that stops says "leaving" and
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
@@ -20,9 +22,11 @@ from node.stage_session import StageParts, StageSession, located_for
 from node.statements import Seal
 from node.step_log import LogRoom
 from node.steps import Steps
+from node.traffic import counting, current
 from node.worker import Worker
 from protocol.errors import Busy, Forbidden, MfError
 from protocol.framing import pack, unpack
+from protocol.ids import PeerId
 from protocol.messages import OpenSession, Reroute, SessionEvent
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,10 @@ class StageServer:
     def seal(self, seal: Seal | None) -> None:
         self._parts.seal = seal
 
+    def prefer(self, trusted: Callable[[PeerId], bool]) -> None:
+        """Sessions of these peers go before strangers'."""
+        self._parts.trusted = trusted
+
     async def handle(self, stream: Stream) -> None:
         """One session of a remote entry."""
         try:
@@ -62,7 +70,8 @@ class StageServer:
         except MfError as error:
             await stream.send(pack(SessionEvent(kind="failed", error=error.to_wire())))
             return
-        await self.serve(request, stream)
+        with counting():
+            await self.serve(request, stream)
 
     async def serve(self, request: OpenSession, stream: Stream) -> None:
         """Runs the session until the entry's stream ends; a fault is told to the entry, then the session is over."""
@@ -127,11 +136,11 @@ class StageServer:
 
     async def _beat(self, stream: Stream, session: StageSession) -> None:
         """ "loading" until ready, then "ready" once and "alive" ever after."""
-        told = False
+        told, traffic = False, current() if self._streams[stream].entry != self._parts.me else None  # an entry counts its own stage itself
         while True:
             if session.ready.is_set() and not told:
                 told = True
-                await stream.send(pack(SessionEvent(kind="ready", timings=session.timings)))
+                await stream.send(pack(SessionEvent(kind="ready", timings=session.timings, position=session.position or None)))
             else:
                 event = SessionEvent(
                     kind="alive" if told else "loading",
@@ -140,6 +149,8 @@ class StageServer:
                     busy=session.busy,
                     pace=session.pace or None,
                     prints=session.statements.take() or None,
+                    line=session.line,
+                    moved=[traffic.sent, traffic.received] if told and traffic is not None else None,
                 )
                 await stream.send(pack(event))
             if told:

@@ -10,12 +10,16 @@ import asyncio
 from collections.abc import Callable
 
 from node.network.interface import Stream
-from protocol.errors import MfError, Unavailable, error_from_wire
+from protocol.errors import MfError, PeerFault, Unavailable, error_from_wire
 from protocol.framing import pack, unpack
 from protocol.ids import PeerId
 from protocol.messages import Reroute, SessionEvent, StageSpec
 
 SILENCE = 1.6
+MOST_SECONDS = 3_600.0
+"""That a stage is believed to have spent on loading or in line."""
+LINE_MOST = 1 << 16
+"""The farthest place in line that a stage is believed."""
 
 
 class StageLost(Unavailable):
@@ -45,14 +49,19 @@ class StageLink:
         stream: Stream,
         lost: Callable[[StageLost], None],
         heard: Callable[[StageSpec, SessionEvent], None] = lambda spec, event: None,
+        asked: int = 0,
     ) -> None:
+        """`asked`: so many positions it may have from an earlier session."""
         self.spec = spec
         self.peer = PeerId(spec.peer)
         self._stream = stream
         self._tell_lost = lost
         self._tell_heard = heard
         self.heard = self.moved = asyncio.get_running_loop().time()
-        self.position = 0
+        self._asked = asked
+        self.position = self.held = 0
+        self.line: int | None = None
+        """Its place among those who wait for room there."""
         self.busy = False
         self.proven = False
         self.dead = False
@@ -86,6 +95,7 @@ class StageLink:
                 return
             self.heard = asyncio.get_running_loop().time()
             try:
+                self._take_line(event)
                 self._tell_heard(self.spec, event)
             except MfError as error:
                 self._lose(error.message)
@@ -103,7 +113,8 @@ class StageLink:
         elif event.kind == "leaving":
             self._tell_lost(StageLost(self.peer, "its node is stopping", leaving=True))
         elif event.kind == "ready":
-            self.timings = event.timings or {}
+            self.timings = {name: seconds for name, seconds in (event.timings or {}).items() if 0 <= seconds <= MOST_SECONDS}
+            self._take_held(event.position or 0)
             self.ready.set()
         elif event.kind == "rerouted" and event.epoch == self.epoch:
             self.rerouted.set()
@@ -113,6 +124,17 @@ class StageLink:
             self.position, self.busy = event.position, event.busy
             if event.pace is not None and len(event.pace) == 2:
                 self.pace = event.pace[0], event.pace[1]
+
+    def _take_held(self, positions: int) -> None:
+        if not 0 <= positions <= self._asked:
+            self._lose(f"says it has {positions} positions of an earlier session, {self._asked} were asked for")
+        else:
+            self.held = positions
+
+    def _take_line(self, event: SessionEvent) -> None:
+        if event.line is not None and not 1 <= event.line <= LINE_MOST:
+            raise PeerFault(f"{self.peer} says it is {event.line} in line, 1 to {LINE_MOST} are allowed")
+        self.line = event.line
 
     def _lose(self, why: str, cause: MfError | None = None) -> None:
         if not self.dead:

@@ -6,42 +6,41 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 
-from node.assemble import GroupBytes
 from node.engines import Engines
+from node.gather import Groups, gather, gather_texts, tensor_places
 from node.locate import Located
 from node.model_cost import StageCost
 from node.remedies import megabytes
-from node.waiting_line import NoRoomNow, WaitingLine
+from node.waiting_line import IMPATIENT, PATIENT, Asker, NoRoomNow, WaitingLine
 from node.worker import Worker
 from protocol import limits
-from protocol.errors import BadInput, Busy, MfError, Unavailable
+from protocol.errors import Busy, MfError, Unavailable
 from protocol.ids import model_text
-from protocol.layout import check_runnable, layer_count, small_files, stage_groups, text_files
+from protocol.layout import check_runnable, layer_count, stage_groups
 from protocol.manifest import Manifest
 from runtime.engine_choice import Choice
-from runtime.interface import LoadStage, LoadText, OpenSequence, StageLoaded, TensorPlace, TextLoaded, Usage
+from runtime.interface import Left, LoadStage, LoadText, OpenSequence, StageLoaded, TextLoaded, Usage
 from runtime.kv_pool import MAX_SEQUENCES
 
 log = logging.getLogger(__name__)
 PREPARE_MOST = 512 * limits.MIB
 """Bytes of a stage that is loaded ahead of its use."""
+UNUSED = 60.0
+"""Seconds for which a stage that nobody uses isn't let go for one that may never be used."""
 SUSPECT = 60.0
 """Seconds since llama.cpp ran a model within which a fault of the worker is laid to it."""
-AT_ONCE = 4
-"""Groups assembled side by side."""
 
 
 @dataclass
 class LoadedStage:
     """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
     `timings` of its making, seconds; `checked` what its self-test says that it did. `engine` torch|llama and `why`; `model` and `precision`
-    as asked."""
+    as asked, of layers [first, end). `before`: the worker's measured memory before it was loaded, `beside` the stages in it then."""
 
     key: str
     bytes: int
@@ -50,16 +49,25 @@ class LoadedStage:
     why: str = ""
     model: str = ""
     precision: str = ""
+    first: int = 0
+    end: int = 0
     users: int = 0
     used_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     checked: str = ""
+    before: int | None = None
+    beside: frozenset[str] = frozenset()
 
 
-class Groups(Protocol):
-    """Where groups come from: an `Assembler`, or the cache before it."""
+@dataclass
+class StageHold:
+    """A session's place on a stage: `reused` positions are there from an earlier one; `left`, set before leaving: what it computed may stay
+    under that name.
+    """
 
-    async def group(self, located: Located, group: int) -> GroupBytes: ...
+    stage: LoadedStage
+    reused: int = 0
+    left: Left | None = None
 
 
 Used = Callable[[Located, list[int]], None]
@@ -81,21 +89,40 @@ class StageRoom:
         self._engines = engines or Engines()
         self._used = used
         self._assembler = assembler
-        self.memory = memory
+        self._memory = memory
         self._stages: dict[str, LoadedStage] = {}
         self._texts: dict[str, TextLoaded] = {}
         self._reserved: dict[str, int] = {}
+        self.lasting: str | None = None
+        """Key of the stage that this node tells others it has: it isn't let go to stand by for another."""
         self.line = WaitingLine(time.monotonic)
         self._lock = asyncio.Lock()
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
 
+    @property
+    def memory(self) -> int:
+        """Bytes for all stages: what is lent, or less where the worker's device has less."""
+        device = self._worker.device
+        return self._memory if device is None else min(self._memory, device.memory)
+
     def loaded(self) -> list[LoadedStage]:
-        return list(self._stages.values())
+        return list(self._stages.values()) if self._worker.generation == self._generation else []
 
     def engine_usage(self) -> Usage | None:
         """What the worker told of itself last, None while it doesn't run."""
         return self._worker.figures if self._worker.running else None
+
+    def measured(self, stage: LoadedStage) -> int | None:
+        """Bytes that the worker's process has grown by since before this stage was loaded: weights, contexts, what passes take.
+
+        None where it isn't this stage alone that made it grow: others came, went or are in use.
+        """
+        others = {key: other for key, other in self._stages.items() if other is not stage}
+        now = self._worker.memory() if self._stages.get(stage.key) is stage and self.loaded() else None
+        if now is None or stage.before is None or others.keys() != stage.beside or any(other.users for other in others.values()):
+            return None
+        return max(0, now - stage.before) or None
 
     def free(self) -> int:
         """Bytes that could be had for a new stage: what running sessions don't hold."""
@@ -121,23 +148,16 @@ class StageRoom:
         async with self._text_lock:
             if self._worker.running and self._worker.generation == self._generation and model in self._texts:
                 return self._texts[model]
-            _up, files = await asyncio.gather(self._worker_up(), self._text_files(located))
+            _up, files = await asyncio.gather(self._worker_up(), gather_texts(self._assembler, located))
             if model not in self._texts:
                 self._texts[model] = await self._worker.load_text(LoadText(model=model, files=files))
             return self._texts[model]
 
     @asynccontextmanager
     async def reply(
-        self,
-        located: Located,
-        precision: str,
-        session: str,
-        tokens_max: int,
-        account: str = "",
-        told: Callable[[int], None] | None = None,
+        self, located: Located, precision: str, session: str, tokens_max: int, asker: Asker = PATIENT
     ) -> AsyncIterator[LoadedStage]:
-        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room, and hears
-        its position there by `told`.
+        """The whole model, loaded, and room promised for a reply that the worker makes by itself; it waits in line for room.
 
         `Busy` when too many wait, or after too long.
         """
@@ -147,72 +167,137 @@ class StageRoom:
 
         async def attempt() -> LoadedStage:
             async with self._lock:
-                stage = await self._stage_now(located, layers, precision, kv)
-                stage.users += 1
-                self._reserved[session] = kv
-                return stage
+                return self._promise(session, await self._stage_now(located, 0, layers, precision, kv), kv)
 
-        stage = await self.line.enter(account, attempt, told)
+        stage = await self.line.enter(asker, attempt)
         try:
             yield stage
         finally:
-            stage.users -= 1
-            stage.used_at = time.monotonic()
-            self._reserved.pop(session, None)
+            self._take_back(session, stage)
             self.line.freed()
-
-    async def _stage_now(self, located: Located, layers: int, precision: str, kv: int) -> LoadedStage:
-        if len(self._reserved) >= MAX_SEQUENCES:
-            raise NoRoomNow
-        try:
-            return await self._stage(located, 0, layers, precision, kv)
-        except Unavailable as error:
-            if "needed" in error.details and self._reserved:
-                raise NoRoomNow from error
-            raise
 
     @asynccontextmanager
-    async def sequence(self, located: Located, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
-        """The stage, loaded, with room for one session on it; both are given back on leaving."""
+    async def sequence(
+        self, located: Located, first: int, end: int, precision: str, opening: OpenSequence, asker: Asker = IMPATIENT
+    ) -> AsyncIterator[StageHold]:
+        """The stage, loaded, with room for one session on it; both are given back on leaving.
+
+        Where others have the room the asker waits in line for it, or gets a `Busy`; `Unavailable` where it would never do.
+        """
         check_runnable(located.manifest)
         kv = self._kv_bytes(located.manifest, first, end, opening.tokens_max, precision)
-        async with self._lock:
-            stage = await self._stage(located, first, end, precision, kv)
-            stage.users += 1
-            self._reserved[opening.session] = kv
+
+        async def attempt() -> StageHold:
+            while True:
+                async with self._lock:
+                    stage = self._promise(opening.session, await self._stage_now(located, first, end, precision, kv), kv)
+                try:
+                    opened = await self._worker.open_sequence(msgspec.structs.replace(opening, stage=stage.key))
+                    return StageHold(stage, opened.reused)
+                except BaseException as error:
+                    try:
+                        await self._close(opening.session)
+                    finally:
+                        self._take_back(opening.session, stage)
+                    if not isinstance(error, Busy):
+                        raise
+                    async with self._lock:
+                        await self._make_way(error, keep=stage.key)
+
+        hold = await self.line.enter(asker, attempt)
         try:
-            await self._worker.open_sequence(msgspec.structs.replace(opening, stage=stage.key))
-            yield stage
+            yield hold
         finally:
-            stage.users -= 1
-            stage.used_at = time.monotonic()
-            self._reserved.pop(opening.session, None)
-            self.line.freed()
-            await self._close(opening.session)
+            try:
+                await self._close(opening.session, hold.left)
+            finally:
+                self._take_back(opening.session, hold.stage)
+                self.line.freed()
+
+    def _promise(self, session: str, stage: LoadedStage, kv: int) -> LoadedStage:
+        stage.users += 1
+        self._reserved[session] = kv
+        return stage
+
+    def _take_back(self, session: str, stage: LoadedStage) -> None:
+        stage.users -= 1
+        stage.used_at = time.monotonic()
+        self._reserved.pop(session, None)
+
+    def _in_use(self) -> bool:
+        """Whether anybody runs here, who will give room back."""
+        return bool(self._reserved) or any(stage.users for stage in self._stages.values())
+
+    async def _stage_now(self, located: Located, first: int, end: int, precision: str, kv: int, task: str = "generate") -> LoadedStage:
+        """The stage, with `kv` bytes free beside it; `NoRoomNow` while others have them."""
+        if task == "generate" and len(self._reserved) >= MAX_SEQUENCES:
+            raise NoRoomNow
+        try:
+            return await self._stage(located, first, end, precision, kv, task)
+        except Unavailable as error:
+            fits = StageCost(located.manifest, precision).total(first, end, 0) + kv <= self.memory
+            if "needed" in error.details and fits and self._in_use():
+                raise NoRoomNow from error
+            raise
+        except Busy as error:
+            await self._make_way(error)
+            return await self._stage_now(located, first, end, precision, kv, task)
+
+    async def _make_way(self, error: Busy, keep: str | None = None) -> None:
+        """The worker counts what the formula can't know, other stages' activations and contexts: an idle stage goes for it, the longest
+        unused, else whoever uses one is waited for, else `error` is what it comes to."""
+        idle = self._idle(keep)
+        if idle:
+            await self._let_go(idle[0])
+        elif self._in_use():
+            raise NoRoomNow from error
+        else:
+            raise error
+
+    def _idle(self, keep: str | None) -> list[LoadedStage]:
+        """The longest unused first, what others are told of last."""
+        idle = (stage for stage in self._stages.values() if not stage.users and stage.key != keep)
+        return sorted(idle, key=lambda stage: (stage.key == self.lasting, stage.used_at))
+
+    async def _let_go(self, stage: LoadedStage) -> None:
+        self._stages.pop(stage.key, None)
+        await self._worker.unload(stage.key)
 
     async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
-        """Loads a stage ahead of its use, into room that nothing else takes; its timings. `Busy` when others would have to go for it."""
+        """Loads a stage ahead of its use, into room that nobody uses; its timings. `Busy` when others would have to go for it."""
         check_runnable(located.manifest)
         async with self._lock:
-            needed = StageCost(located.manifest, precision).total(first, end, 0)
-            taken = sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
-            if stage_key(located, first, end, precision) not in self._stages and needed > min(self.memory - taken, PREPARE_MOST):
+            await self._worker_up()
+            needed, key = StageCost(located.manifest, precision).total(first, end, 0), stage_key(located, first, end, precision)
+            if key not in self._stages and needed > min(self._unused(), PREPARE_MOST):
                 raise Busy(f"{needed} bytes are too much for a stage that may never be used")
             stage = await self._stage(located, first, end, precision, 0)
             stage.used_at = time.monotonic()
             return dict(stage.timings)
 
+    def _unused(self) -> int:
+        """Bytes that nothing holds, or stages that nobody has used or got ready for a while."""
+        since = time.monotonic() - UNUSED
+        kept = [stage for stage in self._stages.values() if stage.users or stage.used_at > since or stage.key == self.lasting]
+        return self.memory - sum(stage.bytes for stage in kept) - sum(self._reserved.values())
+
     @asynccontextmanager
-    async def encoder(self, located: Located, task: str, precision: str) -> AsyncIterator[LoadedStage]:
-        """The whole model, loaded to embed or classify; it isn't let go before leaving."""
-        async with self._lock:
-            stage = await self._stage(located, 0, layer_count(located.manifest), precision, 0, task)
-            stage.users += 1
+    async def encoder(self, located: Located, task: str, precision: str, asker: Asker = PATIENT) -> AsyncIterator[LoadedStage]:
+        """The whole model, loaded to embed or classify; it isn't let go before leaving. It waits in line for room."""
+
+        async def attempt() -> LoadedStage:
+            async with self._lock:
+                stage = await self._stage_now(located, 0, layer_count(located.manifest), precision, 0, task)
+                stage.users += 1
+                return stage
+
+        stage = await self.line.enter(asker, attempt)
         try:
             yield stage
         finally:
             stage.users -= 1
             stage.used_at = time.monotonic()
+            self.line.freed()
 
     def _kv_bytes(self, manifest: Manifest, first: int, end: int, tokens_max: int, precision: str) -> int:
         cost = StageCost(manifest, precision)
@@ -242,8 +327,9 @@ class StageRoom:
         needed = StageCost(located.manifest, precision).total(first, end, 0)
         await self._make_room(needed + kv)
         started = time.monotonic()
+        before, beside = self._worker.memory(), frozenset(self._stages)
         numbers = stage_groups(located.manifest, first, end)
-        groups = await self._assemble(located, numbers)
+        groups = await gather(self._assembler, located, numbers)
         assembled = time.monotonic()
         try:
             places, lengths = tensor_places(located.manifest, numbers), [group.length for group in groups]
@@ -267,7 +353,8 @@ class StageRoom:
         timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
         stage = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings, model=load.model, precision=precision)
         stage.engine, stage.why = loaded.engine, choice.why if choice.engine == "torch" else loaded.why
-        stage.checked = loaded.self_test
+        stage.checked, stage.first, stage.end = loaded.self_test, first, end
+        stage.before, stage.beside = before, beside
         self._stages[key] = stage
         fields = {"model": load.model, "first": first, "end": end, "bytes": loaded.bytes, "engine": stage.engine, "why": stage.why}
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
@@ -291,7 +378,7 @@ class StageRoom:
         def used() -> int:
             return sum(stage.bytes for stage in self._stages.values()) + sum(self._reserved.values())
 
-        idle = sorted((stage for stage in self._stages.values() if not stage.users and stage.key != keep), key=lambda stage: stage.used_at)
+        idle = self._idle(keep)
         free = max(0, self.memory - used() + sum(stage.bytes for stage in idle))
         if needed > free:
             raise Unavailable(
@@ -300,45 +387,11 @@ class StageRoom:
                 details={"needed": needed, "free": free},
             )
         while used() + needed > self.memory and idle:
-            stage = idle.pop(0)
-            self._stages.pop(stage.key, None)
-            await self._worker.unload(stage.key)
+            await self._let_go(idle.pop(0))
 
-    async def _assemble(self, located: Located, numbers: list[int]) -> list[GroupBytes]:
-        limit = asyncio.Semaphore(AT_ONCE)
-
-        async def one(number: int) -> GroupBytes:
-            async with limit:
-                return await self._assembler.group(located, number)
-
-        tasks = [asyncio.create_task(one(number)) for number in numbers]
+    async def _close(self, session: str, left: Left | None = None) -> None:
         try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            for done in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(done, GroupBytes):
-                    done.close()
-            raise
-
-    async def _text_files(self, located: Located) -> dict[str, bytes]:
-        wanted = small_files(located.manifest, text_files(located.manifest))
-        if "config.json" not in wanted:
-            raise BadInput(f"{model_text(located.model)} has no config.json: it can be fetched, not run")
-        files: dict[str, bytes] = {}
-        groups: dict[int, bytes] = {}
-        for name, places in wanted.items():
-            for place in places:
-                if place.group not in groups:
-                    with closing(await self._assembler.group(located, place.group)) as group:
-                        groups[place.group] = group.read()
-            files[name] = b"".join(groups[place.group][place.at : place.at + place.length] for place in places)
-        return files
-
-    async def _close(self, session: str) -> None:
-        try:
-            await self._worker.close_sequence(session)
+            await self._worker.close_sequence(session, left)
         except MfError as error:
             log.debug("a sequence wasn't closed: %s", error)
 
@@ -357,16 +410,3 @@ class StageRoom:
 def stage_key(located: Located, first: int, end: int, precision: str, task: str = "generate") -> str:
     """What the worker knows the stage by."""
     return f"{model_text(located.model)}[{first}:{end}]{precision}" + ("" if task == "generate" else task)
-
-
-def tensor_places(manifest: Manifest, numbers: list[int]) -> list[TensorPlace]:
-    """Where each tensor of these groups lies, `group` indexing `numbers`."""
-    index = {number: at for at, number in enumerate(numbers)}
-    return [
-        TensorPlace(
-            name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, group=index[cut.group], at=cut.at, length=cut.length, part=part
-        )
-        for tensor in manifest.tensors
-        for part, cut in enumerate(tensor.cuts)
-        if cut.group in index
-    ]

@@ -16,19 +16,22 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import msgspec
 import numpy as np
 
+from node.ending import Ending, left_by
 from node.figures import Figures
 from node.locate import Located, Locator
 from node.prompt_scores import packed_scores
 from node.stage_room import StageRoom
-from node.statements import Seal, Statements
+from node.stage_times import with_own
+from node.statements import WAITING_BYTES, Seal, Statements
 from node.step_log import LogRoom, StepLog
 from node.steps import Steps
+from node.waiting_line import PEERS_MOST, Asker
 from node.worker import STEP_SECONDS, Worker
 from protocol import limits
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, NotFound, PeerFault
@@ -39,6 +42,12 @@ from runtime.interface import UNCHECKED, OpenSequence, Step, Stepped
 from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
+
+
+TRUSTED_WEIGHT = 4.0
+"""Share of the engine of a session whose entry this node trusts, beside a stranger's."""
+MAX_WAIT = 3_600.0
+"""Seconds that an opening may ask to wait in a stage's line."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,10 @@ class StageParts:
     logs: LogRoom
     figures: Figures = field(default_factory=Figures)
     seal: Seal | None = None
+    unprinted: LogRoom = field(default_factory=lambda: LogRoom(WAITING_BYTES))
+    trusted: Callable[[PeerId], bool] = lambda _peer: False
+    """Whose sessions go before strangers'."""
+    ending: Ending = field(default_factory=Ending)
 
 
 class StageSession:
@@ -72,7 +85,7 @@ class StageSession:
         self._stages, self._index, self._epoch, self._resume = request.stages, request.index, request.epoch, request.resume
         # an entry that keeps both ends runs two stages of one session, and a stage may be opened again
         self._name = f"{request.session.hex()}.{self.spec.first}.{request.epoch}"
-        self.statements = Statements(request, self.spec, parts.seal)
+        self.statements = Statements(request, self.spec, parts.seal, parts.unprinted)
         self._queue: deque[Incoming] = deque()
         self._history: list[int] = []
         self._drafter: Drafter | None = None
@@ -82,11 +95,15 @@ class StageSession:
         self._goes_back = False
         self._log = StepLog(parts.logs)
         self._due = 0
+        self._stepped = False
         self._begun: float | None = None
         self._hidden: int | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warming: set[asyncio.Task[None]] = set()
         self.ready = asyncio.Event()
+        self.line: int | None = None
+        """Its place among those who wait for room here."""
+        self._lined: float | None = None
         self.timings: dict[str, float] = {}
         self.position = 0
         self.blames: PeerId | None = None
@@ -107,10 +124,24 @@ class StageSession:
         self._hidden = located.manifest.summary.hidden if located.manifest is not None else None
         opening = OpenSequence(stage="", session=self._name, tokens_max=request.tokens_max, sampling=request.sampling, reply=request.reply)
         opening.account = request.entry  # many sessions of one node count no more than few of another's
+        # What a session is worth is this node's view of who asks: nothing that the entry says of itself counts.
+        opening.weight, opening.priority = (TRUSTED_WEIGHT, 1) if parts.trusted(PeerId(request.entry)) else (1.0, 0)
         started = time.monotonic()
-        async with parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening) as stage:
-            self._goes_back = stage.goes_back and request.drafts
-            self.timings = {**stage.timings, "open": time.monotonic() - started}
+        leaving = left_by(request, self.spec)
+        if request.after is not None:
+            opening.after, opening.positions = left_by(request, self.spec, request.after.session), request.after.positions
+            await parts.ending.over(opening.after)
+        async with (
+            parts.ending.running(leaving),
+            parts.room.sequence(located, self.spec.first, self.spec.end, request.precision, opening, self._asker()) as hold,
+        ):
+            self.line = None
+            self._goes_back = hold.stage.goes_back and request.drafts
+            self.position = self._due = hold.reused
+            self._history = list(request.known or ())[: hold.reused]
+            self.timings = {**hold.stage.timings, "open": time.monotonic() - started}
+            if self._lined is not None:
+                self.timings["line"] = time.monotonic() - self._lined
             parts.steps.listen(request.session, self._take)
             self._warm()
             try:
@@ -119,8 +150,21 @@ class StageSession:
             finally:
                 parts.steps.forget(request.session, self._take)
                 self._log.drop()
+                self.statements.drop()
                 for task in self._warming:
                     task.cancel()
+                if request.keep and (self._over.cancelled() or not self._over.done()):
+                    hold.left = leaving
+
+    def _asker(self) -> Asker:
+        """How it waits for room; that a reply has begun is believed of those whose word counts here."""
+
+        def told(position: int) -> None:
+            self.line, self._lined = position, self._lined or time.monotonic()
+
+        entry, mine = PeerId(self._request.entry), self._request.entry == self._parts.me
+        asker = Asker(entry, told, self._request.wait, self._request.begun, mine or self._parts.trusted(entry))
+        return asker if mine else replace(asker, most=PEERS_MOST)
 
     def check(self, now: float) -> None:
         """Called now and then: ends the session when a step has taken too long."""
@@ -144,6 +188,7 @@ class StageSession:
         self._ids.clear()
         self._due = self.position = change.position
         self._log.truncate(change.position)
+        self.statements.truncate(change.position)
         self._warm()
         if change.resume < change.position and not self._last:
             self._send_again(change.resume, change.position)
@@ -152,7 +197,7 @@ class StageSession:
         if not self._log.complete or self._log.end != end:
             raise Conflict("what this stage sent isn't kept any more: the next one has to be rebuilt from the prompt")
         for sent in self._log.since(start):
-            self._send_on(sent.position, sent.count, sent.raw, more=True)
+            self._send_on(sent.position, sent.count, sent.raw, more=True, spent=[0] * 2 * min(self._index + 1, limits.MAX_TIMED_STAGES))
 
     def _warm(self) -> None:
         """Makes the connections ahead, so that the first step doesn't wait for them."""
@@ -174,6 +219,8 @@ class StageSession:
             return
         if sender != expected.get(head.kind) or (self._index == 0) == (head.kind == "hidden"):
             raise PeerFault(f"{sender} may not send {head.kind} to stage {self._index}")
+        if not self._stepped:
+            self._begin_at(head.position)
         if self._guessed and self._due - self._guessed <= head.position < self._due:
             self._due = self.position = head.position  # no more of the guesses were right
         if head.position < self._due:
@@ -190,6 +237,13 @@ class StageSession:
         self._queue.append(incoming)
         if self._begun is None:
             self._next()
+
+    def _begin_at(self, position: int) -> None:
+        """The first step may begin below what was taken over: not every stage of the route had as much."""
+        self._stepped = True
+        if position < self._due:
+            self._due = self.position = position
+            del self._history[position:]
 
     def _checked(self, head: StepHead, raw: memoryview) -> Incoming:
         if head.epoch > self._epoch:
@@ -279,7 +333,8 @@ class StageSession:
                 if isinstance(answer, MfError):
                     self._fail(answer, blames=self._to_blame(incoming.head, answer))
                     return
-                self._pass_on(incoming.head, incoming.count, answer)
+                spent = self._spent(incoming.head, answer.seconds, time.monotonic() - began)
+                self._pass_on(incoming.head, incoming.count, answer, spent)
                 self._note(step, answer, began)
             if self._queue and self._begun is None:
                 self._next()
@@ -290,6 +345,8 @@ class StageSession:
         """When the result is on its way: how long it took, and what was computed."""
         now = time.monotonic()
         self._parts.figures.own.step(step.count, self.spec.end - self.spec.first, answer.seconds, now - began, now)
+        self._parts.figures.observe("own", "compute", answer.seconds)
+        self._parts.figures.observe("own", "wait", max(0.0, now - began - answer.seconds))
         if not step.guessed:
             self._note_pace(step.count, answer.seconds / step.count)
         self.statements.add(step, answer)
@@ -300,7 +357,11 @@ class StageSession:
             return None
         return PeerId(self._stages[-1 if head.kind == "token" else self._index - 1].peer)
 
-    def _pass_on(self, head: StepHead, count: int, done: Stepped) -> None:
+    def _spent(self, head: StepHead, computed: float, took: float) -> list[int] | None:
+        """What is told of the step's time so far; a first stage begins anew."""
+        return with_own(head.spent if self._index else None, self._index, computed, max(0.0, took - computed))
+
+    def _pass_on(self, head: StepHead, count: int, done: Stepped, spent: list[int] | None = None) -> None:
         after = head.position + count - (head.guessed if self._last else 0)
         self.position = after + len(done.more or ())
         if done.scored:
@@ -311,15 +372,15 @@ class StageSession:
                 return
             self._log.add(head.position, count, done.hidden)
             if after > self._resume:
-                self._send_on(head.position, count, done.hidden, head.more, head.guessed)
+                self._send_on(head.position, count, done.hidden, head.more, head.guessed, spent)
             elif head.more:
-                self._tell_cut(after)
+                self._tell_cut(after, spent)
         elif head.more:
-            self._tell_cut(after)
+            self._tell_cut(after, spent)
         elif done.token is None:
             self._fail(MfError("the worker gave no token"))
         else:
-            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs)
+            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs, spent)
 
     def _note_pace(self, count: int, seconds: float) -> None:
         """Seconds of a position: smoothed, single tokens and prompts each by themselves."""
@@ -327,14 +388,14 @@ class StageSession:
         pace[at] = 0.9 * pace[at] + 0.1 * seconds if pace[at] else seconds
         self.pace = pace
 
-    def _send_on(self, position: int, count: int, raw: bytes, more: bool, guessed: int = 0) -> None:
+    def _send_on(self, position: int, count: int, raw: bytes, more: bool, guessed: int = 0, spent: list[int] | None = None) -> None:
         head = self._head("hidden", position, self._index + 1)
-        head.guessed = guessed
+        head.guessed, head.spent = guessed, spent
         dtype = TRAVELS[self._request.precision]
         head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
         self._post(self._stages[self._index + 1].peer, head, raw)
 
-    def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
+    def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None, spent: list[int] | None) -> None:
         """First to the first stage, which has work to do on them; those behind one that ends the reply are none of it."""
         entry, first = self._request.entry, self._stages[0].peer
         ends = [self._finish(token, after + at) for at, token in enumerate(tokens)]
@@ -342,7 +403,9 @@ class StageSession:
         raw = struct.pack(f"<{end + 1}i", *tokens[: end + 1])
         for peer in dict.fromkeys([first, entry] if ends[end] is None else [entry]):
             head = self._head("token", after, 0 if peer == first else None)
-            head.finish, head.logprobs = ends[end], logprobs if peer == entry else None
+            head.finish = ends[end]
+            if peer == entry:
+                head.logprobs, head.spent = logprobs, spent
             self._post(peer, head, raw)
 
     def _send_scores(self, position: int, scored: list[list[TokenLogprob]]) -> None:
@@ -350,8 +413,10 @@ class StageSession:
         head.shape, raw = packed_scores(scored)
         self._post(self._request.entry, head, raw)
 
-    def _tell_cut(self, after: int) -> None:
-        self._post(self._request.entry, self._head("cut", after, None), b"")
+    def _tell_cut(self, after: int, spent: list[int] | None) -> None:
+        head = self._head("cut", after, None)
+        head.spent = spent
+        self._post(self._request.entry, head, b"")
 
     def _head(self, kind: str, position: int, stage: int | None) -> StepHead:
         return StepHead(session=self._request.session, epoch=self._epoch, position=position, kind=kind, stage=stage)
@@ -402,9 +467,20 @@ def check_route(request: OpenSession, me: PeerId) -> StageSpec:
         raise BadInput("session: resume or epoch out of range")
     if request.score is not None and not 0 < len(request.score) <= request.tokens_max:
         raise BadInput(f"session: {len(request.score)} tokens to score in {request.tokens_max} positions")
+    _check_after(request)
+    if not 0.0 <= request.wait <= MAX_WAIT:
+        raise BadInput(f"session: a wait of {request.wait} s, 0 to {MAX_WAIT:.0f} can be asked")
     if request.precision not in TRAVELS:
         raise BadInput(f"session: precision {request.precision[:16]!r}, {', '.join(TRAVELS)} are known")
     return stages[request.index]
+
+
+def _check_after(request: OpenSession) -> None:
+    after, known = request.after, request.known
+    if after is not None and (len(after.session) != 16 or not 0 < after.positions < request.tokens_max):
+        raise BadInput(f"session: goes on from {after.positions} positions of another, 1 to {request.tokens_max - 1} can be")
+    if known is not None and (after is None or len(known) != after.positions or not all(0 <= token < 1 << 31 for token in known)):
+        raise BadInput(f"session: {len(known)} tokens known, one for each position that is there already is right")
 
 
 async def located_for(parts: StageParts, request: OpenSession) -> Located:

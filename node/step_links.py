@@ -5,7 +5,8 @@ workers, where the kernel needs 0.1. Choice: the sender asks over libp2p, where 
 secret, for a place to bring its frames (`/mf/direct/1`): port, a name good once, and a fresh key. It dials the host that libp2p is
 connected to, says the name, and seals each frame with AES-256-GCM under that key: only the one who asked can send, only the one
 who was asked can read, and what was read once can't be sent again. Frames are opened and handed on in the very callback that read
-them. What can't be dialled (a NAT, a firewall) stays on libp2p: node/steps.py chooses.
+them; a crowd's come as one (protocol/bundles.py) where the one who was asked said that he takes them so. What can't be dialled (a NAT,
+a firewall) stays on libp2p: node/steps.py chooses.
 
 Rejected: TLS (0.3 ms a frame more, spent in asyncio's layers for it), a second libp2p connection (0.6 ms for its codecs alone), the
 transfer process' port (another process' loop in the path).
@@ -81,7 +82,7 @@ class LinkServer:
             raise Unavailable("too many connections for step frames are being made")
         name, key = secrets.token_bytes(NAME), secrets.token_bytes(KEY)
         self._expected[name] = (stream.peer, key, now + NAME_SECONDS)
-        await stream.send(reply_frame(DirectReply(port=self.port, name=name, key=key)))
+        await stream.send(reply_frame(DirectReply(port=self.port, name=name, key=key, bundle=limits.MAX_BUNDLE)))
 
     def _incoming(self) -> _Incoming:
         return _Incoming(self)
@@ -185,7 +186,9 @@ class _Incoming(asyncio.Protocol):
 class Link(asyncio.Protocol):
     """A connection to a peer's `LinkServer`."""
 
-    def __init__(self, peer: PeerId, key: bytes) -> None:
+    def __init__(self, peer: PeerId, key: bytes, bundle: int = 0) -> None:
+        """`bundle`: so many step frames may go as one."""
+        self.bundle = min(bundle, limits.MAX_BUNDLE)
         self._peer = peer
         self._key = AESGCM(key)
         self._count = 0
@@ -264,9 +267,9 @@ async def _dial_link(network: Network, peer: PeerId, timeout: float) -> Link:
         reply = parse_reply(await stream.receive(timeout), DirectReply, f"place for step frames at {peer}")
     finally:
         await stream.close()
-    if not 0 < reply.port < 65_536 or len(reply.name) != NAME or len(reply.key) != KEY:
-        raise PeerFault(f"{peer} told a place for step frames that can't be: port, name or key")
+    if not 0 < reply.port < 65_536 or len(reply.name) != NAME or len(reply.key) != KEY or reply.bundle < 0:
+        raise PeerFault(f"{peer} told a place for step frames that can't be: port, name, key or bundle")
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_connection(lambda: Link(peer, reply.key), host, reply.port)
+    _, link = await loop.create_connection(lambda: Link(peer, reply.key, reply.bundle), host, reply.port)
     link.greet(reply.name)
     return link

@@ -1,7 +1,8 @@
 """Step frames between stages: one long-lived connection towards each peer, every frame checked for its sender.
 
 Frames travel over a connection of their own (node/step_links.py), or where there can't be one over a libp2p stream (`/mf/step/1`).
-A frame for this node itself takes no network. Frames go to the sinks registered for their session; one that comes from another
+A frame for this node itself takes no network. What sessions give in one turn (node/turn.py) for the same peer goes there as one frame,
+and what came as one is handed on in one turn. Frames go to the sinks registered for their session; one that comes from another
 peer than the session's route says is dropped and logged, so that nobody can slip a hidden state into a session of others.
 """
 
@@ -9,11 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from node.network.interface import Network, Stream, StreamClosed
 from node.step_links import Link, dial_link
+from node.traffic import Traffic, current
+from node.turn import Turn
+from protocol import limits
+from protocol.bundles import AROUND, EACH, bundle, unbundle
 from protocol.errors import MfError
 from protocol.ids import PeerId
 from protocol.messages import STEP_PROTOCOL, StepHead, parse_step, step_frame
@@ -26,10 +32,16 @@ RETRY_LINK = 60.0
 """Seconds for which a peer without a connection of its own is served over libp2p before that is tried again."""
 
 
+Failed = Callable[[MfError], None]
+
+
 class Steps:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, turn: Turn | None = None) -> None:
         self._network = network
+        self._turn = turn or Turn()
+        self._kept: dict[PeerId, list[tuple[bytes, Failed]]] = {}
         self._sinks: dict[bytes, list[Sink]] = {}
+        self._traffic: dict[bytes, Traffic] = {}
         self._links: dict[PeerId, Link] = {}
         self._no_link: dict[PeerId, float] = {}
         self._streams: dict[PeerId, Stream] = {}
@@ -39,6 +51,8 @@ class Steps:
     def listen(self, session: bytes, sink: Sink) -> None:
         """Frames of `session` go to `sink`; a node that is entry and stage of one session has two."""
         self._sinks.setdefault(session, []).insert(0, sink)  # a stage is in more of a hurry than the entry, and comes later
+        if (traffic := current()) is not None:
+            self._traffic.setdefault(session, traffic)
 
     def forget(self, session: bytes, sink: Sink) -> None:
         sinks = self._sinks.get(session, [])
@@ -46,13 +60,14 @@ class Steps:
             sinks.remove(sink)
         if not sinks:
             self._sinks.pop(session, None)
+            self._traffic.pop(session, None)
 
     async def send(self, peer: PeerId, head: StepHead, raw: bytes | memoryview = b"") -> None:
         """Delivers here, or sends to `peer`; a stale connection is replaced once. Raises the network's errors."""
         if peer == self._network.peer_id:
             self._deliver(peer, head, memoryview(raw))
             return
-        frame, lock = step_frame(head, raw), self._locks.setdefault(peer, asyncio.Lock())
+        frame, lock = self._framed(head, raw), self._locks.setdefault(peer, asyncio.Lock())
         link = self._links.get(peer)
         if link is not None and not link.closed and not lock.locked():
             link.write(frame)
@@ -62,24 +77,44 @@ class Steps:
         # A session that ends in the middle of its write would reset the stream under the frames of all others.
         await asyncio.shield(sending)
 
-    def post(self, peer: PeerId, head: StepHead, raw: bytes, failed: Callable[[MfError], None]) -> None:
+    def post(self, peer: PeerId, head: StepHead, raw: bytes, failed: Failed) -> None:
         """As `send`, at once where a connection stands, and without waiting; `failed` is told when it can't be sent."""
-        link, lock = self._links.get(peer), self._locks.get(peer)
         if peer == self._network.peer_id:
             self._deliver(peer, head, memoryview(raw))
-        elif link is not None and not link.closed and lock is not None and not lock.locked():
-            try:
-                link.write(step_frame(head, raw))
-            except MfError as error:
-                failed(error)
+            return
+        frame = self._framed(head, raw)
+        if self._turn.keeps(self._post_kept):
+            self._kept.setdefault(peer, []).append((frame, failed))
         else:
-            lock = self._locks.setdefault(peer, asyncio.Lock())
-            self._keep(self._send_in_turn(peer, step_frame(head, raw), lock)).add_done_callback(lambda done: _tell(done, failed))
+            self._post(peer, [(frame, failed)])
+
+    def _post_kept(self) -> None:
+        kept, self._kept = self._kept, {}
+        for peer, frames in kept.items():
+            self._post(peer, frames)
+
+    def _post(self, peer: PeerId, frames: list[tuple[bytes, Failed]]) -> None:
+        link, lock = self._links.get(peer), self._locks.setdefault(peer, asyncio.Lock())
+        if link is None or link.closed or lock.locked():
+            for frame, failed in frames:
+                self._keep(self._send_in_turn(peer, frame, lock)).add_done_callback(partial(_tell, failed))
+            return
+        for some in bundles(frames, link.bundle):
+            try:
+                link.write(bundle([frame for frame, _failed in some]))
+            except MfError as error:
+                for _frame, failed in some:
+                    failed(error)
 
     def take(self, sender: PeerId, frame: bytes | memoryview) -> None:
-        """A frame from a peer, whichever way it came."""
-        head, raw = parse_step(frame)
-        self._deliver(sender, head, raw)
+        """A frame from a peer, whichever way it came, or a bundle of them."""
+        with self._turn:
+            for one in unbundle(frame):
+                head, raw = parse_step(one)
+                traffic = self._traffic.get(head.session)
+                if traffic is not None:
+                    traffic.received += len(one)
+                self._deliver(sender, head, raw)
 
     async def warm(self, peer: PeerId) -> None:
         """Makes the connection ahead of the first frame; where it can't be made the first frame finds out."""
@@ -115,6 +150,12 @@ class Steps:
         self._sending.discard(sending)
         if not sending.cancelled() and (error := sending.exception()) is not None:
             log.debug("a step wasn't sent: %s", error)
+
+    def _framed(self, head: StepHead, raw: bytes | memoryview) -> bytes:
+        frame, traffic = step_frame(head, raw), self._traffic.get(head.session)
+        if traffic is not None:
+            traffic.sent += len(frame)
+        return frame
 
     async def _send_in_turn(self, peer: PeerId, frame: bytes, lock: asyncio.Lock) -> None:
         async with lock:
@@ -171,7 +212,19 @@ class Steps:
                 )
 
 
-def _tell(done: asyncio.Future[None], failed: Callable[[MfError], None]) -> None:
+def bundles(frames: Sequence[tuple[bytes, Failed]], most: int) -> Iterator[Sequence[tuple[bytes, Failed]]]:
+    """In their order, at most `most` at once and no more bytes than travel as one."""
+    begin, size = 0, AROUND
+    for at, (frame, _failed) in enumerate(frames):
+        size += EACH + len(frame)
+        if at > begin and (at - begin >= most or size > limits.MAX_ACTIVATION_FRAME):
+            yield frames[begin:at]
+            begin, size = at, AROUND + EACH + len(frame)
+    if begin < len(frames):
+        yield frames[begin:]
+
+
+def _tell(failed: Failed, done: asyncio.Future[None]) -> None:
     error = None if done.cancelled() else done.exception()
     if isinstance(error, MfError):
         failed(error)

@@ -89,7 +89,7 @@ class Widener:
         if time.monotonic() - self._since < STEADY:
             return
         choice = choose_k_n(nodes)
-        mine = [view.card.model for view in self._swarm.cards() if view.publisher == self._me]
+        mine = [view.card.model for view in self._swarm.cards_of(self._me)]
         for model in [*mine, *(view.record.model for view in self._swarm.readers() if view.publisher == self._me)]:
             await self._widen(ModelId(model), choice)
 

@@ -1,7 +1,8 @@
 """The worker process seen from the node: started on first use, restarted after a crash, each message a typed method.
 
 The worker owns torch; a crash or out-of-memory there ends nothing here. What was loaded in it is gone then, so
-`generation` counts its lives: whoever loaded a stage compares it and loads again.
+`generation` counts its lives: whoever loaded a stage compares it and loads again. One that ended by itself starts again by itself: the
+next to ask would else wait for it, seconds in the middle of a reply.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from node.channel import Channel, ChannelClosed
+from node.turn import Turn
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.messages import TokenLogprob
 from runtime import interface as api
@@ -36,7 +38,9 @@ STEP_SECONDS = 120.0
 _STOP_SECONDS = 2.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
-_STEADY_SECONDS = 60.0
+_REVIVED_AFTER = 2.0
+"""Seconds after which one that ended starts again unasked: what it did goes on elsewhere first, maybe on this machine."""
+_STEADY_SECONDS = 30.0
 """A worker that lived so long starts again without a pause."""
 MAX_GROUPS_PER_STAGE = 250
 _FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -45,18 +49,24 @@ _FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.
 class Worker:
     """One worker process. Errors of every method: the worker's own, `Unavailable` when it ended, `DeadlineExceeded`."""
 
-    def __init__(self, scratch: Path, *, threads: int, memory: int, reuse: bool = True) -> None:
-        """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations."""
+    def __init__(
+        self, scratch: Path, *, threads: int, memory: int, reuse: bool = True, device: str = "cpu", turn: Turn | None = None
+    ) -> None:
+        """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations, which what
+        `device` has may bound further. Steps begun in one `turn` reach it together."""
+        self._turn = turn or Turn()
         self._parent = scratch
         self._threads = threads
         self._memory = memory
         self._reuse = reuse
+        self._asked_device = device
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._scratch: Path | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._revival: asyncio.Task[None] | None = None
         self._failures = 0
         self._not_before = 0.0
         self._begun = 0.0
@@ -72,6 +82,8 @@ class Worker:
         self.figures: api.Usage | None = None
         """As told last (`refresh`)."""
         self.sandbox: dict[str, str] = {}
+        self.device: api.DeviceTold | None = None
+        """What it computes on, once it has said so."""
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
 
@@ -87,6 +99,24 @@ class Worker:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
+
+    def memory(self) -> int | None:
+        """Bytes of memory that its process has now, as the system counts them; None where it doesn't run or that isn't told."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1] if self.running else None
+        except (OSError, IndexError):
+            return None
+        return None if pages is None else int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def failures(self) -> int:
+        """Times in a row that the process ended by itself, and soon."""
+        return self._failures
+
+    @property
+    def held_back(self) -> float:
+        """Seconds until it may be started again."""
+        return max(0.0, self._not_before - time.monotonic())
 
     async def start(self) -> None:
         """Starts the process unless it runs; `Unavailable` while it is held back after crashes.
@@ -112,8 +142,9 @@ class Worker:
     async def stop(self) -> None:
         """Ends the process and removes its scratch folder."""
         self._stopping = True
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._revival, self._starting):
+            if task is not None:
+                task.cancel()
         async with self._lock:
             if self._channel is not None:
                 await self._channel.close()
@@ -156,15 +187,16 @@ class Worker:
         await self._call("open_text", api.OpenText(model=model, stream=stream), type(None))
 
     async def decode_text(self, stream: str, tokens: list[int], *, last: bool = False) -> str:
-        return (await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, last=last), api.Text)).text
+        params = api.DecodeText(stream=stream, tokens=tokens, last=last)
+        return (await self._call("decode_text", params, api.Text, together=True)).text
 
     async def spell_text(self, stream: str, tokens: list[int], logprobs: list[list[TokenLogprob]]) -> api.Text:
         """As `decode_text`, with the tokens' logarithms spelled out."""
         return await self._call("decode_text", api.DecodeText(stream=stream, tokens=tokens, logprobs=logprobs), api.Text)
 
-    async def open_sequence(self, params: api.OpenSequence) -> None:
+    async def open_sequence(self, params: api.OpenSequence) -> api.Opened:
         try:
-            await self._call("open_sequence", params, type(None))
+            return await self._call("open_sequence", params, api.Opened)
         except asyncio.CancelledError:
             self._undo("close_sequence", api.CloseSequence(session=params.session))
             raise
@@ -236,9 +268,10 @@ class Worker:
     async def encode(self, params: api.Encode) -> api.Encoded:
         return await self._call("encode", params, api.Encoded, STEP_SECONDS)
 
-    async def close_sequence(self, session: str) -> None:
+    async def close_sequence(self, session: str, left: api.Left | None = None) -> None:
+        """`left`: under which name what it computed may stay."""
         if self.running:
-            await self._call("close_sequence", api.CloseSequence(session=session), type(None))
+            await self._call("close_sequence", api.CloseSequence(session=session, left=left), type(None))
 
     async def usage(self) -> api.Usage:
         self.figures = await self._call("usage", None, api.Usage)
@@ -258,14 +291,23 @@ class Worker:
     async def ping(self) -> None:
         await self._call("ping", None, type(None))
 
-    async def _call(self, method: str, params: Any, kind: type[T], seconds: float | None = CALL_SECONDS, fds: Sequence[int] = ()) -> T:
+    async def _call(
+        self,
+        method: str,
+        params: Any,
+        kind: type[T],
+        seconds: float | None = CALL_SECONDS,
+        fds: Sequence[int] = (),
+        *,
+        together: bool = False,
+    ) -> T:
         if not self.running:
             await self.start()
         channel = self._channel
         if channel is None:
             raise Unavailable(self._ended)
         try:
-            answer = await channel.call(method, params, kind, fds=fds, timeout=seconds)
+            answer = await channel.call(method, params, kind, fds=fds, timeout=seconds, together=together)
         except ChannelClosed:
             if self._watcher is not None:
                 await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
@@ -315,7 +357,7 @@ class Worker:
             there.close()
         self._begun, self._stopping = time.monotonic(), False
         self.generation += 1
-        channel = Channel(here, {"made": self._take_made}, "worker")
+        channel = Channel(here, {"made": self._take_made}, "worker", self._turn)
         channel.start()
         self._watcher = asyncio.create_task(self._watch(self._process, channel, self._scratch), name="worker watcher")
         try:
@@ -326,15 +368,17 @@ class Worker:
         self._channel, self._answered = channel, time.monotonic()
 
     async def _configure(self, channel: Channel, scratch: Path) -> None:
-        config = api.WorkerConfig(scratch=str(scratch), threads=self._threads, memory=self._memory, reuse=self._reuse)
+        config = api.WorkerConfig(
+            scratch=str(scratch), threads=self._threads, memory=self._memory, reuse=self._reuse, device=self._asked_device
+        )
         try:
-            answer = await channel.call("configure", config, dict[str, dict[str, str]], timeout=START_SECONDS)
+            answer = await channel.call("configure", config, api.Configured, timeout=START_SECONDS)
         except (ChannelClosed, DeadlineExceeded):
             await channel.close()
             if self._watcher is not None:
                 await self._watcher
             raise Unavailable(self._ended, hint="is torch installed in this environment?") from None
-        self.sandbox = answer.get("sandbox", {})
+        self.sandbox, self.device = answer.sandbox, answer.device
         seconds = time.monotonic() - self._begun
         log.info("worker started in %.1f s", seconds, extra={"event": "worker_started", "fields": {"pid": self.pid, "seconds": seconds}})
 
@@ -378,6 +422,16 @@ class Worker:
             return
         self._hold_back()
         log.warning(self._ended, extra={"event": "worker_ended", "fields": {"code": code}})
+        if channel is self._channel and not self._stopping:
+            self._revival = asyncio.create_task(self._revive(), name="worker revival")
+
+    async def _revive(self) -> None:
+        """After a life in which it worked; one that can't even start is left to whoever asks."""
+        await asyncio.sleep(max(_REVIVED_AFTER, self.held_back))
+        try:
+            await self.start()
+        except MfError as error:
+            log.info("the worker didn't start again by itself: %s", error)
 
     def _hold_back(self) -> None:
         """After a crash, pauses that double; the first start after a steady life comes at once."""

@@ -3,7 +3,8 @@
 Problem: a step of a large model takes what it takes, so silence of a worker means nothing, and a deadline that suits the largest
 model lets a reply hang for minutes on a stopped process. Choice: a worker that computes uses processor time; one that was stopped (by a
 debugger, a container's freezer, a signal) uses none. Two looks apart without a tick between them, with something asked all the while,
-end it: it starts anew, and its sessions go on elsewhere. A node whose own timer woke late was stopped itself, which tells nothing.
+end it: it starts anew, and its sessions go on elsewhere. A process that the system says was stopped computes nothing for sure: there two
+looks do. A node whose own timer woke late was stopped itself, which tells nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 from node.worker import Worker
 
 log = logging.getLogger(__name__)
-EVERY = 0.4
-STILL = 4
+EVERY = 0.2
+STILL = 8
 """Looks in a row without a tick (10 ms) of processor time."""
+STOPPED = 2
+"""Looks in a row that found it stopped, with something to do."""
 _LATE = 0.3
 
 
@@ -30,7 +33,7 @@ class WorkerPulse:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._seen: tuple[int, int] | None = None
-        self._still = 0
+        self._still = self._stopped = 0
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -38,7 +41,7 @@ class WorkerPulse:
             before = loop.time()
             await asyncio.sleep(EVERY)
             if loop.time() - before > EVERY + _LATE:
-                self._still = 0
+                self._still = self._stopped = 0
             else:
                 self.look()
 
@@ -46,22 +49,26 @@ class WorkerPulse:
         """One look; ends a worker that was still for too long."""
         pid = self._worker.pid
         if pid is None or not self._worker.waiting:
-            self._seen, self._still = None, 0
+            self._seen, self._still, self._stopped = None, 0, 0
             return
-        seen = (pid, processor_ticks(pid))
-        self._still = self._still + 1 if seen == self._seen and seen[1] >= 0 else 0
-        self._seen = seen
-        if self._still >= STILL:
-            self._still = 0
+        state, ticks = processor_time(pid)
+        self._still = self._still + 1 if (pid, ticks) == self._seen and ticks >= 0 else 0
+        self._stopped = self._stopped + 1 if state == "T" else 0
+        self._seen = pid, ticks
+        if self._still >= STILL or self._stopped >= STOPPED:
+            self._still = self._stopped = 0
             log.warning("the worker is frozen and is ended", extra={"event": "worker_frozen", "fields": {"pid": pid}})
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def processor_ticks(pid: int) -> int:
-    """Processor time of a process and its threads so far, in clock ticks; -1 where it can't be known."""
+def processor_time(pid: int) -> tuple[str, int]:
+    """The state of a process as Linux tells it ("T": stopped), and its processor time so far with that of its threads, in clock ticks.
+
+    "" and -1 where they can't be known.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        return fields[0], int(fields[11]) + int(fields[12])
     except (OSError, ValueError, IndexError):
-        return -1
+        return "", -1

@@ -59,18 +59,24 @@ MAX_GRAMMAR = 64 * KIB
 """Characters of a schema, pattern or grammar that a reply must keep to."""
 MAX_DRAFTED = 32
 """Guessed tokens in one step."""
+MAX_TIMED_STAGES = 16
+"""Stages of a pipeline, the first ones, whose times travel with its steps."""
 ALIGNMENT = 64
 """Every tensor begins at a multiple of this in its group."""
 
 MAX_FRAME = MIB
 """Control frames."""
 MAX_ACTIVATION_FRAME = 64 * MIB
+MAX_BUNDLE = 256
+"""Step frames that travel as one."""
 MAX_DEPTH = 16
 MAX_ARRAY = 65_536
 MAX_MAP = 4_096
 
 MAX_TICKET = 2 * KIB
 MAX_TICKET_PEERS = 8
+LATEST = 253_402_300_799
+"""Unix seconds of what a card or readers' record tells: the last second of the year 9999, which every calendar has."""
 MAX_CARD = 8 * KIB
 MAX_LABEL = 128
 """Characters of a node's version, machine and operator label."""
@@ -121,6 +127,8 @@ MAX_PRINT_ROWS = 256
 """Rows in one signed statement of prints."""
 MAX_PRINTS = 64 * KIB
 """Bytes of such a statement."""
+MAX_EVIDENCE = MIB
+"""Bytes of what is kept of two runs that parted."""
 MAX_CHECKED = 65_536
 """Tokens that one audit asks a last stage to check."""
 CLOCK_TOLERANCE = 300

@@ -3,8 +3,9 @@
 A stage can't know which of its steps will be run again elsewhere, and can't take back what it signed. 32 bytes a row and side: of a
 hidden state 16 keyed sums (fp16, `runtime/fingerprint.py`), of a token its keyed BLAKE3. The key is the session's; who hasn't got it can
 compare the prints of two stages and learns no more. A last stage prints what comes out before norm and head (nothing where its layers
-aren't known one by one); in an audit it has gaps too: for each row by how much the token that was given lies behind the one it would
-give itself, -1 where none is to be checked.
+aren't known one by one), and the token given after a row: that it made itself, or in an audit that it was given to check, zeros where there
+is none. In an audit it has gaps too: for each row by how much that token lies behind the one it would give itself, -1 where none is to be
+checked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from protocol.signing import open_sealed, seal
 PRINTS_DOMAIN = "mf/prints/1"
 PRINT_KEY = 16
 PRINT_BYTES = 32
+NO_TOKEN = bytes(PRINT_BYTES)
 
 
 class Prints(Record):
@@ -36,6 +38,7 @@ class Prints(Record):
     inputs: bytes
     outputs: bytes | None = None
     gaps: list[float] | None = None
+    given: bytes | None = None
 
 
 def token_print(key: bytes, position: int, token: int) -> bytes:
@@ -56,7 +59,7 @@ def open_prints(data: bytes) -> tuple[PeerId, Prints]:
         raise BadInput("prints: layers or position out of range")
     if not 1 <= prints.count <= limits.MAX_PRINT_ROWS:
         raise BadInput(f"prints: 1 to {limits.MAX_PRINT_ROWS} rows")
-    sides = [prints.inputs] if prints.outputs is None else [prints.inputs, prints.outputs]
+    sides = [side for side in (prints.inputs, prints.outputs, prints.given) if side is not None]
     if any(len(side) != PRINT_BYTES * prints.count for side in sides) or len(prints.gaps or [0.0] * prints.count) != prints.count:
         raise BadInput("prints: 32 bytes a row and side, a gap a row")
     return signer, prints

@@ -76,6 +76,7 @@ class Said(Record):
     nodes: list[str]
     description: str | None = None
     license: str | None = None
+    updated: int | None = None
 
     def full_name(self) -> str:
         return f"{self.label}/{self.name}@{self.version}"
@@ -173,8 +174,10 @@ def check_said(said: Said) -> None:
         raise BadInput(f"Readers: 1 to {limits.MAX_READERS} readers, {len(said.readers)} given", hint="share it with a team's node instead")
     if any(len(reader.identity) != 32 or reader.role not in ROLES for reader in said.readers):
         raise BadInput(f"Readers: a reader is a key of 32 bytes with a role of {', '.join(ROLES)}")
-    if said.size < 0 or said.parameters < 0 or said.created < 0:
-        raise BadInput("Readers: sizes and times are not negative")
+    if not (0 <= said.size < 1 << 63 and 0 <= said.parameters < 1 << 63):
+        raise BadInput("Readers: a size is out of range")
+    if not (0 <= said.created <= limits.LATEST and 0 <= (said.updated or 0) <= limits.LATEST):
+        raise BadInput("Readers: a time is out of range")
 
 
 def exchange_key(identity: bytes) -> X25519PublicKey:

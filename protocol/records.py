@@ -102,7 +102,8 @@ class Holding(Record):
 class Card(Record):
     """A publisher's name for a model: `label/name@version`. Subject: (signer, name, version).
 
-    `withdrawn`: the name means nothing any more; the record stays for its lifetime, so that no older one takes its place.
+    `withdrawn`: the name means nothing any more; the record stays for its lifetime, so that no older one takes its place. `updated`: when
+    what it says was changed last, or another model put under the name; absent: it says what it said at first.
     """
 
     sequence: int
@@ -118,6 +119,7 @@ class Card(Record):
     license: str | None = None
     description: str | None = None
     withdrawn: bool | None = None
+    updated: int | None = None
 
     def full_name(self) -> str:
         return f"{self.label}/{self.name}@{self.version}"
@@ -259,8 +261,10 @@ def _check_card(record: Card) -> None:
     for field in (record.label, record.name, record.version):
         if not NAME.match(field):
             raise BadInput(f"Card: {field[:96]!r} isn't a name (letters, digits, . _ -; at most 96)")
-    if record.size < 0 or record.parameters < 0:
-        raise BadInput("Card: sizes are not negative")
+    if not (0 <= record.size < 1 << 63 and 0 <= record.parameters < 1 << 63):
+        raise BadInput("Card: a size is out of range")
+    if not (0 <= record.created <= limits.LATEST and 0 <= (record.updated or 0) <= limits.LATEST):
+        raise BadInput("Card: a time is out of range")
     if record.withdrawn is False:
         raise BadInput("Card: withdrawn is true or left out")
     check_summary(record.summary)

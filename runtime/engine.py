@@ -10,7 +10,6 @@ every pass, and one that is cancelled is gone before the next.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -20,19 +19,21 @@ from typing import Any
 
 import torch
 
-from protocol.errors import BadInput, Busy, MfError, NotFound
+from protocol.errors import BadInput, MfError, NotFound
 from protocol.messages import Sampling
 from protocol.sampling_check import check_sampling
 from runtime import interface as api
 from runtime.drafting import Drafter
+from runtime.engine_room import EngineRoom
 from runtime.generation import Generation
-from runtime.heap import trim
+from runtime.heap import pss, trim
 from runtime.kv_pool import KVPool, Place
 from runtime.loaded import Loaded, load, price_of
-from runtime.model_runner import ModelRunner
+from runtime.memory import ROWS, logit_rows
+from runtime.model_runner import ModelRunner, Reserving
 from runtime.passes import Part, compute, sample
 from runtime.reply_state import ReplyState
-from runtime.scheduler import ROWS, Scheduler, Told
+from runtime.scheduler import Scheduler, Told
 from runtime.sequence import Sequence
 from runtime.session import Session
 from runtime.texts import Texts
@@ -44,8 +45,8 @@ MAX_TEXTS = 256
 DRAFT_ROWS = 32
 """Guessed tokens in a pass, over all its replies."""
 LIGHTEST, MOST_PRIORITY = 1e-3, 16
-CHECKED_ROWS = 16
-"""Rows of an audit's step in one pass."""
+CHECKED_ROWS = 8
+"""Rows of an audit's step in one pass: few enough that tokens never keep it out."""
 ALONE_ROWS = 4
 """Rows of a pass where the runner computes them one after another: whoever is cancelled waits for no more."""
 
@@ -58,8 +59,8 @@ class Engine:
 
     def __init__(self, config: api.WorkerConfig, tell: Callable[[list[api.Made]], None] | None = None) -> None:
         self.texts = Texts(Path(config.scratch))
-        self._memory = config.memory
         self._reuse = config.reuse
+        self._device = torch.device(config.device)
         self._tell = tell or (lambda _notes: None)
         self._notes: list[api.Made] = []
         self._ended: list[tuple[Answer, Any]] = []
@@ -70,8 +71,14 @@ class Engine:
         self._weights = Told()
         self._scheduler = Scheduler(self._weights)
         self._pool = KVPool(self._drop_slot)
+        self._room = EngineRoom(config.memory, self._stages, self._pool)
         self._opened: dict[str, tuple[int, int]] = {}
+        self._by_stage: dict[str, api.StageUsage] = {}
         self._counts = api.Usage(weights=0, kv=0, activations=0, base=0, sequences=0)
+
+    def now(self) -> float:
+        """Seconds, on the clock that says how long something is kept."""
+        return time.monotonic()
 
     # Stages
 
@@ -84,11 +91,12 @@ class Engine:
         if folder is None:
             raise NotFound("load_stage: the model's config isn't here; load_text comes first")
         price = price_of(folder, params)
-        more = max(0, price.activations - self._activations)
-        self._admit(price.weights + more, f"layers {params.first}..{params.end} at {params.precision}")
-        self._stages[params.stage] = loaded = load(folder, params, fds, price)
+        more = max(0, price.activations - self._room.activations)
+        self._room.admit(price.weights + more, f"layers {params.first}..{params.end} at {params.precision}")
+        self._stages[params.stage] = loaded = load(folder, params, fds, price, self._device)
+        self._by_stage[params.stage] = api.StageUsage(stage=params.stage)
         if loaded.runner is not None:
-            self._scheduler.limit(params.stage, ROWS if loaded.runner.batched else ALONE_ROWS)
+            self._scheduler.limit(params.stage, _rows_of(loaded.runner))
         trim()
         seconds = time.perf_counter() - begun
         told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
@@ -104,6 +112,7 @@ class Engine:
         if (loaded := self._stages.pop(params.stage, None)) is not None:
             loaded.close()
         self._opened.pop(params.stage, None)
+        self._by_stage.pop(params.stage, None)
         trim()
 
     def encode(self, params: api.Encode) -> api.Encoded:
@@ -117,9 +126,17 @@ class Engine:
 
     # Sequences
 
-    def open_sequence(self, params: api.OpenSequence) -> None:
-        sequence, _place = self._open("open_sequence", params, None, ())
+    def open_sequence(self, params: api.OpenSequence) -> api.Opened:
+        """What is named to be taken over is, where this model's memory can be cut exactly where it is asked."""
+        if not 0 <= params.positions < max(params.tokens_max, 1):
+            raise BadInput(f"open_sequence: {params.positions} positions to take over of {params.tokens_max}")
+        goes_back = self._stage(params.stage, "open_sequence").goes_back
+        after = params.after if self._reuse and goes_back and params.positions else None
+        sequence, place = self._open("open_sequence", params, None if after is None else after.owner, (), after)
+        sequence.position = self._go_on(sequence, place)
+        self._reused(sequence, sequence.position)
         self._sessions[params.session] = Session(sequence)
+        return api.Opened(reused=sequence.position)
 
     def take_step(self, params: api.Step, answer: Answer) -> None:
         """Queues a step; `answer` is called once it is computed, or now where it was before."""
@@ -153,7 +170,7 @@ class Engine:
 
         made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
         self._replies[params.session] = made, params.reader
-        self._counts.reused += reused
+        self._reused(sequence, reused)
         self._wait(sequence)
 
     def _draft_room(self) -> int:
@@ -162,7 +179,8 @@ class Engine:
 
     def close_sequence(self, params: api.CloseSequence) -> None:
         """A step that still waits is answered: whoever asked counts answers."""
-        self._close(params.session, NotFound("this session is closed") if params.session in self._sessions else None)
+        why = NotFound("this session is closed") if params.session in self._sessions else None
+        self._close(params.session, why, params.left)
 
     # Passes
 
@@ -217,7 +235,8 @@ class Engine:
 
     def _count(self, parts: list[Part], seconds: float) -> None:
         counts = self._counts
-        counts.passes, counts.seconds, counts.rows = counts.passes + 1, counts.seconds + seconds, counts.rows + len(parts)
+        for one in (counts, self._by_stage[parts[0].sequence.stage]):
+            one.passes, one.seconds, one.rows = one.passes + 1, one.seconds + seconds, one.rows + len(parts)
         for part in parts:
             made = len(part.chosen or ())
             counts.reply += made
@@ -229,14 +248,33 @@ class Engine:
     # Room
 
     def usage(self) -> api.Usage:
-        weights, kv = sum(loaded.price.weights for loaded in self._stages.values()), self._pool.used
-        now = {"weights": weights, "kv": kv, "activations": self._activations, "left": self._pool.left}
-        now |= {"base": max(0, _pss() - weights), "sequences": len(self._sequences), "waiting": len(self._scheduler)}
+        self._pool.expire(self.now())
+        weights, kv = sum(loaded.price.weights for loaded in self._stages.values()), self._pool.used + self._room.reserved
+        now = {"weights": weights, "kv": kv, "activations": self._room.activations, "left": self._pool.left}
+        now |= {"base": max(0, pss() - weights), "sequences": len(self._sequences), "waiting": len(self._scheduler)}
         for name, value in now.items():
             setattr(self._counts, name, value)
+        self._counts.stages = [self._used_by(one) for one in self._by_stage.values()]
         return self._counts
 
-    def _open(self, what: str, params: api.OpenSequence | api.Generate, owner: str | None, tokens: Listed[int]) -> tuple[Sequence, Place]:
+    def _used_by(self, one: api.StageUsage) -> api.StageUsage:
+        one.kv, one.left = self._pool.of(one.stage)
+        one.sequences = sum(sequence.stage == one.stage for sequence in self._sequences.values())
+        one.waiting = self._scheduler.waiting(one.stage)
+        return one
+
+    def _reused(self, sequence: Sequence, positions: int) -> None:
+        self._counts.reused += positions
+        self._by_stage[sequence.stage].reused += positions
+
+    def _open(
+        self,
+        what: str,
+        params: api.OpenSequence | api.Generate,
+        owner: str | None,
+        tokens: Listed[int],
+        after: api.Left | None = None,
+    ) -> tuple[Sequence, Place]:
         loaded = self._stage(params.stage, what)
         runner = loaded.runner
         if runner is None:
@@ -251,12 +289,15 @@ class Engine:
             raise BadInput(f"{what}: a weight of {params.weight:g} or a priority of {params.priority} is out of range")
         check_sampling(params.sampling, runner.vocabulary)
         state = self._state(loaded, params.sampling, params.reply)
-        size = runner.fixed_bytes + params.tokens_max * runner.token_bytes
-        place = self._pool.reserve(params.session, params.stage, size, self._kv_room, owner, tokens)
+        name, positions = ("", 0) if after is None or not isinstance(params, api.OpenSequence) else (after.name, params.positions)
+        size, room = self._room.for_sequence(runner, params.tokens_max)
+        place = self._pool.reserve(params.session, params.stage, size, room, owner, tokens, after=name, positions=positions, now=self.now())
         slots, positions = self._opened.get(params.stage, (0, 0))
         self._opened[params.stage] = max(slots, place.slot + 1), max(positions, params.tokens_max)
         try:
             runner.open(*self._opened[params.stage])
+            if isinstance(runner, Reserving):
+                runner.seat(place.slot, params.tokens_max)
         except BaseException:
             self._pool.release(params.session)
             raise
@@ -289,10 +330,13 @@ class Engine:
             return
         job, token = sequence.jobs[0], sequence.position > 0
         # Logits of all rows of a cut over a large vocabulary would be more than a stage reserves.
-        left = job.left if job.check is None and job.score is None else min(job.left, CHECKED_ROWS)
-        self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=sequence.account, priority=sequence.priority)
+        every = job.check is not None or job.score is not None
+        left = min(job.left, CHECKED_ROWS) if every else job.left
+        rows = (left if every else len(job.drafted) + 1) if sequence.last and sequence.runner.batched else 1
+        who, priority = sequence.account, sequence.priority
+        self._scheduler.put(sequence.name, sequence.stage, left, token=token, account=who, priority=priority, rows=rows)
 
-    def _close(self, session: str, why: MfError | None = None) -> None:
+    def _close(self, session: str, why: MfError | None = None, left: api.Left | None = None) -> None:
         """Gives the room back at once; what still waits is told `why`."""
         sequence = self._sequences.pop(session, None)
         if sequence is None:
@@ -302,12 +346,15 @@ class Engine:
         generation, reader = self._replies.pop(session, (None, ""))
         if why is not None:
             sequence.driver.failed(why)
-        if generation is not None and self._reuse and self._stages[sequence.stage].goes_back and generation.over:
+        reuse, now, width = self._reuse and self._stages[sequence.stage].goes_back, self.now(), sequence.runner.token_bytes
+        if generation is not None and reuse and generation.over:
             # The last token wasn't computed, and what lies in its place may be a wrong guess.
             tokens = generation.tokens[: min(sequence.position, len(generation.tokens) - 1)]
-            self._pool.release(session, reader, tokens, len(tokens) * sequence.runner.token_bytes)
+            self._pool.release(session, reader, tokens, len(tokens) * width, now)
+        elif generation is None and reuse and left is not None:
+            self._pool.leave(session, left.owner, left.name, sequence.position, sequence.position * width, now)
         else:
-            self._pool.release(session)
+            self._pool.release(session, now=now)
 
     def _drop_slot(self, stage: str, slot: int) -> None:
         loaded = self._stages.get(stage)
@@ -320,40 +367,17 @@ class Engine:
             raise NotFound(f"{what}: this stage isn't loaded")
         return loaded
 
-    @property
-    def _activations(self) -> int:
-        """Those of one pass, since passes run one after the other."""
-        return max((loaded.price.activations for loaded in self._stages.values()), default=0)
 
-    @property
-    def _kv_room(self) -> int:
-        return self._memory - self._activations - sum(loaded.price.weights for loaded in self._stages.values())
-
-    def _admit(self, asked: int, what: str) -> None:
-        free = self._kv_room - self._pool.used
-        if asked > free:
-            raise Busy(
-                f"no room for {what}: {asked / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f} MB of {self._memory / 1e6:.0f} MB free",
-                hint="fewer layers, a shorter context, or a greater --max-memory would do",
-            )
-        self._pool.shrink(free - asked)
+def _rows_of(runner: ModelRunner) -> int:
+    """In a pass. Where rows are computed one after another no two have logits at once."""
+    if not runner.batched:
+        return ALONE_ROWS
+    return logit_rows(runner.vocabulary) if runner.end == runner.layers else ROWS
 
 
 def _blame(parts: list[Part], error: MfError) -> None:
     for part in parts:
         part.fault = error
-
-
-def _pss() -> int:
-    """The process's proportional set size in bytes, 0 where the kernel doesn't tell."""
-    try:
-        with open(f"/proc/{os.getpid()}/smaps_rollup") as rollup:
-            for line in rollup:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return 0
-    return 0
 
 
 def set_threads(threads: int) -> None:

@@ -35,7 +35,8 @@ class Choice:
 @dataclass(frozen=True)
 class Asked:
     """What is known before loading. `crashed`: what is told of an earlier crash of llama.cpp with this model; `others`: sequences that
-    run on these layers already; `roomy`: memory for twice the keys and values, since llama.cpp takes them in lengths that double."""
+    run on these layers already; `roomy`: memory for twice the keys and values, since llama.cpp takes them in lengths that double;
+    `device`: what the stage's weights lie on."""
 
     engine: str
     precision: str
@@ -43,6 +44,7 @@ class Asked:
     crashed: str | None = None
     others: int = 0
     roomy: bool = True
+    device: str = "cpu"
 
 
 def choose(asked: Asked, absent: str | None) -> Choice:
@@ -50,6 +52,7 @@ def choose(asked: Asked, absent: str | None) -> Choice:
     if asked.engine == "torch":
         return Choice("torch", "--engine torch")
     reasons = (
+        (asked.device != "cpu", f"llama.cpp runs on the CPU here, the worker on {asked.device}"),
         (asked.precision not in RUN_BY_LLAMA, f"llama.cpp has no {asked.precision[:16]}"),
         (asked.model_type not in ARCHITECTURES, f"llama.cpp isn't given models of type {asked.model_type[:32]!r} here"),
         (absent is not None, f"llama.cpp: {absent}"),

@@ -16,16 +16,32 @@ from protocol.messages import Sampling, TokenLogprob
 
 
 class WorkerConfig(Record):
-    """First message ("configure"), answered with {"sandbox": {feature: "on" or why not}}.
+    """First message ("configure"), answered with `Configured`.
 
     `scratch` is the one folder it may write; `threads` for torch; `memory` bytes for weights, KV and activations.
-    `reuse`: whether what was computed for a prompt may serve the next one of the same account that begins alike.
+    `reuse`: whether what was computed for a prompt may serve the next one of the same account that begins alike. `device`: auto, or as
+    torch names it (runtime/device.py); a device's own memory bounds `memory`.
     """
 
     scratch: str
     threads: int
     memory: int
     reuse: bool = True
+    device: str = "cpu"
+
+
+class DeviceTold(Record):
+    """`name` as torch says it; `memory` bytes that weights, KV and activations may take there."""
+
+    name: str
+    memory: int
+
+
+class Configured(Record):
+    """The answer to "configure". `sandbox`: {feature: "on" or why not}."""
+
+    sandbox: dict[str, str]
+    device: DeviceTold
 
 
 class TensorPlace(msgspec.Struct, array_like=True, frozen=True):
@@ -118,17 +134,25 @@ class Encode(Record):
 
 
 class Encoded(Record):
-    """One row for each text: raw little-endian fp32, a vector [width], or scores in the order of `labels`."""
+    """One row for each text: raw little-endian fp32, a vector [width], or scores in the order of `labels` (as its `problem_type` says)."""
 
     rows: list[bytes]
     labels: list[str]
+
+
+class Left(msgspec.Struct, array_like=True, frozen=True):
+    """What a closed sequence leaves, for who can name it: `owner` and `name`. No other owner meets it."""
+
+    owner: str
+    name: str
 
 
 class OpenSequence(Record):
     """("open_sequence") Room for `tokens_max` positions in a loaded stage, `Busy` when there is none.
 
     `reply`: tokens made before on another stage, from which penalties and grammar go on; the last of them is at the position
-    before the first one sampled here. What it takes is weighed against other accounts'.
+    before the first one sampled here. What it takes is weighed against other accounts'. `after`: what a sequence closed before left of
+    its first `positions` is taken over, if it is still there; answered by `Opened`.
     """
 
     stage: str
@@ -139,6 +163,14 @@ class OpenSequence(Record):
     account: str = ""
     weight: float = 1.0
     priority: int = 0
+    after: Left | None = None
+    positions: int = 0
+
+
+class Opened(Record):
+    """`reused` positions are there already; the first step begins behind them, or before."""
+
+    reused: int = 0
 
 
 UNCHECKED = -1
@@ -191,7 +223,10 @@ class Stepped(Record):
 
 
 class CloseSequence(Record):
+    """("close_sequence") `left`: what was computed may stay for a while under that name, until its room is needed."""
+
     session: str
+    left: Left | None = None
 
 
 class SpelledToken(msgspec.Struct, array_like=True, frozen=True):
@@ -284,12 +319,28 @@ class Unload(Record):
     stage: str
 
 
+class StageUsage(Record):
+    """What one stage has of the worker. `kv` and `left` bytes, `sequences` open, `waiting` for its next pass; since it was loaded: `passes`
+    in `seconds`, `rows` in them, positions `reused`.
+    """
+
+    stage: str
+    kv: int = 0
+    left: int = 0
+    sequences: int = 0
+    waiting: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+    reused: int = 0
+
+
 class Usage(Record):
     """("usage") Bytes by formula: weights, KV reserved, activations; `base` the process's own measured PSS less those.
 
     `left`: bytes of finished sequences kept for prompts that begin alike, given up when needed; `waiting` sequences for the next
     pass. Counted since the start: `passes` in `seconds`, `rows` in them, positions of prompts and of replies, drafted and right ones,
-    positions `reused`.
+    positions `reused`. `stages`: the same by stage.
     """
 
     weights: int
@@ -307,3 +358,4 @@ class Usage(Record):
     drafted: int = 0
     right: int = 0
     reused: int = 0
+    stages: list[StageUsage] | None = None

@@ -2,8 +2,10 @@
 
 A sequence is admitted with room for all positions it may reach, so that nothing which has begun ever runs out of memory. What a
 finished one leaves may stay: the next request with the same beginning takes the slot over and computes only the rest. Such leftovers
-yield to any sequence that needs their bytes or slots, the longest unused first, and they are few, since some runners compute over
-the places between. Rejected: pages shared between sequences (a table to read through in every kernel; here a slot is one place).
+yield to any sequence that needs their bytes or slots, the longest unused first, they are few, since some runners compute over the
+places between, and they go after KEPT_SECONDS in any case. A reply made here is found by its tokens; a stage mostly sees none, and what
+it keeps is found by the name that its entry gave it, of whom at most half of a stage's leftovers are. Rejected: pages shared between
+sequences (a table to read through in every kernel; here a slot is one place).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from protocol.errors import Busy
 MAX_SEQUENCES = 256
 KEPT = 8
 """Leftovers per stage."""
+KEPT_SECONDS = 600.0
+"""For which one stays."""
 WORTH = 16
 """Positions in common from which a leftover is worth taking over."""
 
@@ -38,6 +42,9 @@ class _Leftover:
     size: int
     owner: str
     tokens: tuple[int, ...]
+    name: str
+    positions: int
+    until: float
 
 
 class KVPool:
@@ -59,13 +66,30 @@ class KVPool:
         """Bytes of leftovers."""
         return sum(one.size for one in self._left.values())
 
+    def of(self, stage: str) -> tuple[int, int]:
+        """Bytes promised to running sequences of one stage, and of its leftovers."""
+        running = sum(place.size for place in self._places.values() if place.stage == stage)
+        return running, sum(one.size for one in self._left.values() if one.stage == stage)
+
     def __len__(self) -> int:
         return len(self._places)
 
-    def reserve(self, session: str, stage: str, size: int, capacity: int, owner: str | None = None, tokens: Sequence[int] = ()) -> Place:
+    def reserve(
+        self,
+        session: str,
+        stage: str,
+        size: int,
+        capacity: int,
+        owner: str | None = None,
+        tokens: Sequence[int] = (),
+        *,
+        after: str = "",
+        positions: int = 0,
+        now: float = 0.0,
+    ) -> Place:
         """A slot with `size` bytes, of `capacity` for all; `Busy` when running sequences leave no room.
 
-        What a leftover of `owner` holds of `tokens` is taken over.
+        What a leftover of `owner` holds of `tokens` is taken over, or what one named `after` holds of its first `positions`.
         """
         if len(self._places) >= MAX_SEQUENCES:
             raise Busy(f"{MAX_SEQUENCES} sequences are open here, the most allowed", details={"retry_after": 5})
@@ -76,7 +100,8 @@ class KVPool:
                 hint="a shorter context, a greater --max-memory or a little patience would do",
                 details={"retry_after": 5},
             )
-        found, reused = self._match(stage, owner, tokens)
+        self.expire(now)
+        found, reused = self._named(stage, owner, after, positions) if after else self._match(stage, owner, tokens)
         if found is not None:
             del self._left[found.stage, found.slot]
         self.shrink(capacity - self.used - size)
@@ -84,19 +109,42 @@ class KVPool:
         self._places[session] = place = Place(stage, slot, size, reused)
         return place
 
-    def release(self, session: str, owner: str | None = None, tokens: Sequence[int] = (), size: int = 0) -> Place | None:
+    def release(self, session: str, owner: str | None = None, tokens: Sequence[int] = (), size: int = 0, now: float = 0.0) -> Place | None:
         """Gives the room back; what was computed of `tokens` stays as a leftover of `size` bytes where an owner is named."""
+        return self._release(session, owner, len(tokens), size, now, tokens=tuple(tokens))
+
+    def leave(self, session: str, owner: str, name: str, positions: int, size: int, now: float = 0.0) -> Place | None:
+        """As `release`: the first `positions` stay under a name."""
+        mine = [key for key, one in self._left.items() if one.name and (key[0], one.owner) == (self._stage_of(session), owner)]
+        for key in mine[: len(mine) + 1 - max(self._kept // 2, 1)]:
+            self._yield(key)
+        return self._release(session, owner, positions, size, now, name=name)
+
+    def expire(self, now: float) -> None:
+        """Leftovers whose time is over go."""
+        for key in [key for key, one in self._left.items() if one.until <= now]:
+            self._yield(key)
+
+    def _release(
+        self, session: str, owner: str | None, positions: int, size: int, now: float, *, tokens: tuple[int, ...] = (), name: str = ""
+    ) -> Place | None:
+        self.expire(now)
         place = self._places.pop(session, None)
         if place is None:
             return None
-        if owner is None or len(tokens) < WORTH or not self._kept:
+        if owner is None or positions < WORTH or not self._kept:
             self._drop(place.stage, place.slot)
             return place
-        self._left[place.stage, place.slot] = _Leftover(place.stage, place.slot, min(size, place.size), owner, tuple(tokens))
+        left = _Leftover(place.stage, place.slot, min(size, place.size), owner, tokens, name, positions, now + KEPT_SECONDS)
+        self._left[place.stage, place.slot] = left
         mine = [key for key in self._left if key[0] == place.stage]
         for key in mine[: -self._kept]:
             self._yield(key)
         return place
+
+    def _stage_of(self, session: str) -> str | None:
+        place = self._places.get(session)
+        return None if place is None else place.stage
 
     def shrink(self, room: int) -> None:
         """Leftovers go until they take at most `room` bytes."""
@@ -120,6 +168,10 @@ class KVPool:
                 if common >= WORTH and common > most:
                     best, most = one, common
         return best, most
+
+    def _named(self, stage: str, owner: str | None, name: str, positions: int) -> tuple[_Leftover | None, int]:
+        one = next((one for one in self._left.values() if (one.stage, one.owner, one.name) == (stage, owner, name)), None)
+        return (None, 0) if one is None else (one, min(one.positions, positions))
 
     def _free_slot(self, stage: str) -> int:
         """The lowest; a leftover yields where all are taken."""

@@ -147,8 +147,7 @@ class LeanRunner:
         self.keep_tails, self.tails = False, list[torch.Tensor]()
         self.kept = nn.ModuleList([] if decoder.embed is None else [decoder.embed])
         """What still lies on the stage's tensors."""
-        device = next(parameter.device for parameter in stage.model.parameters() if not parameter.is_meta)
-        self._device = device
+        self._device = device = stage.device
         shape = Shape(len(decoder.layers), decoder.kv_heads, decoder.head_dim, stage.dtype, device)
         windows = tuple(parts.window for parts in decoder.layers)
         group = decoder.heads // decoder.kv_heads
@@ -225,15 +224,16 @@ class LeanRunner:
             asked = row.count if self._head is None else min(row.logits, row.count)
             end = begins[number] + row.count
             wanted += range(end - asked, end)
-        self.tails = [x[begins[number] : begins[number] + row.count] for number, row in enumerate(rows)] if self.keep_tails else []
+        tails = x.cpu() if self.keep_tails else x
+        self.tails = [tails[begins[number] : begins[number] + row.count] for number, row in enumerate(rows)] if self.keep_tails else []
         if wanted != list(range(len(x))):
             x = x.index_select(0, torch.tensor(wanted, dtype=torch.long, device=self._device))
         if self._head is None or self._norm is None:
-            return x
+            return x.cpu()
         if not wanted:
-            return x.new_empty(0, self.vocabulary)
+            return torch.empty(0, self.vocabulary, dtype=x.dtype)
         logits = self._head(self._norm(x))
-        return logits if self._logit_cap is None else logits.div_(self._logit_cap).tanh_().mul_(self._logit_cap)
+        return (logits if self._logit_cap is None else logits.div_(self._logit_cap).tanh_().mul_(self._logit_cap)).cpu()
 
 
 def _stored(matrix: Matrix, precision: str) -> Linear:

@@ -10,6 +10,7 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
            cast to bf16 on the way                 314 / 456 /  722   from 32 rows on
            FBGEMM, the same in its own order        43 / 200 /  686   the head
     int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16
+           two in a byte, bf16 on the way                             other devices than the CPU; never tried on one
 
 The int8 way: an activation row is its greatest magnitude times (hi + lo / 254) / 127, hi and lo whole numbers of 8 bits;
 both go through one 8-bit multiplication, whose sums are exact, so that a row's result doesn't depend on its neighbours. That
@@ -52,8 +53,8 @@ class Linear(Protocol):
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
     """The stored form of `weight` [out, in] for `precision`. The same weights give the same bytes."""
-    if precision == "int4" and weight.shape[1] % GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0 and weight.device.type == "cpu":
-        return Int4(weight, bias)
+    if precision == "int4" and weight.shape[1] % GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0:
+        return Int4(weight, bias) if weight.device.type == "cpu" else Int4Elsewhere(weight, bias)
     if precision in ("int8", "int4"):
         return Int8(weight, bias)
     if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and _packs():
@@ -169,6 +170,23 @@ class Int4:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
         return out if self._bias is None else out.add_(self._bias)
+
+
+class Int4Elsewhere:
+    """The same numbers on a device that the packed kernel doesn't know: two in a byte, made bf16 anew for each pass."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        whole, self._scale, self._zero = round_int4(weight)
+        both = whole.to(torch.uint8)
+        self._weight = both[:, ::2] << 4 | both[:, 1::2]
+        self._bias = bias
+        self.nbytes = self._weight.nbytes + self._scale.nbytes + self._zero.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = len(self._weight)
+        whole = torch.stack((self._weight >> 4, self._weight & 15), -1).view(rows, -1, GROUP).to(self._scale.dtype) - 8
+        weight = whole * self._scale.unsqueeze(-1) + self._zero.unsqueeze(-1)
+        return F.linear(x, weight.view(rows, -1).to(x.dtype), self._bias)
 
 
 def round_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

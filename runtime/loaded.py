@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from protocol.errors import BadInput
 from runtime import interface as api
+from runtime.device import CPU
 from runtime.encoder import Encoder, build_encoder
 from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
 from runtime.model_config import context_of, read_config
@@ -63,8 +66,8 @@ def price_of(folder: Path, params: api.LoadStage) -> Price:
     return Price(weights, activation_bytes(text.hidden_size, head, width))
 
 
-def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price) -> Loaded:
-    """Maps the groups, builds what is asked and tries it; `BadInput` says what is wrong with it."""
+def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price, device: torch.device = CPU) -> Loaded:
+    """Maps the groups, builds what is asked on `device` and tries it; `BadInput` says what is wrong with it."""
     groups = map_groups(fds, params.lengths)
     tensors = build_tensors(groups, params.tensors)
     check_stored(tensors)
@@ -72,8 +75,9 @@ def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price) 
     runs: Stage | Encoder
     if params.task == "generate":
         runs = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
+        runs.move(device)
     elif (params.first, params.end) == (0, params.layers):
-        runs = build_encoder(folder, tensors, params.layers, params.precision, params.task)
+        runs = build_encoder(folder, tensors, params.layers, params.precision, params.task, device)
     else:
         raise BadInput(f"load_stage: a model that is to {params.task[:16]} runs whole, layers {params.first}..{params.end} were asked")
     if isinstance(runs, Encoder):

@@ -3,7 +3,8 @@
 weights      the groups' bytes at what the precision stores of each (`WIDTHS`); tied weights lie once, also at a stage that embeds and
              has the head, except where the head is stored in a form of its own: in 8 bits, or packed where it is small
 KV           2 * kv_heads * head_dim * tokens * width for every layer of the stage
-activations  a prefill of up to 256 rows through one layer (about ten hidden widths wide), and logits in fp32
+activations  a pass of up to 256 waiting tokens and 256 positions of prompts through one layer (about ten hidden widths wide); the
+             pass's logits, as many rows as `logit_rows` lets in; and what choosing tokens from a few of them at a time takes
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ if TYPE_CHECKING:  # the command line asks for the precisions' names alone, and 
     from runtime.interface import TensorPlace
 
 ROWS = 256
+"""Sequences that are in a pass at most for their next token."""
+CUT = 256
+"""Positions of prompts in a pass."""
 _WIDTHS = 10
+LOGITS = 32 * 1024 * 1024
+"""Bytes of a pass's logits in fp32 beyond which it takes fewer sequences: at so many the weights are long read often enough."""
+FEWEST = 48
+"""Rows of logits that a pass may always have: more than a token with the most guesses and an audit beside it need."""
+CHOSEN = 16
+"""Rows from which tokens are chosen at once."""
+_SCORES, _DRAWN = 8, 64
+"""Bytes a token of the vocabulary: of each of those rows (side by side, and as fp32 scores), and of the one that is being drawn from."""
 SMALL_HEAD = 128 * 1024 * 1024
 """Bytes up to which a bf16 head that is the embedding too is packed beside it, for speed."""
 
@@ -117,4 +129,15 @@ def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, dtype_width
 
 def activation_bytes(hidden: int, vocabulary: int, dtype_width: int) -> int:
     """`vocabulary` 0 for a stage without head."""
-    return ROWS * hidden * _WIDTHS * dtype_width + vocabulary * 8
+    logits = vocabulary * (4 * logit_rows(vocabulary) + choice_bytes(1)) if vocabulary else 0
+    return (ROWS + CUT) * hidden * _WIDTHS * dtype_width + logits
+
+
+def logit_rows(vocabulary: int) -> int:
+    """Rows of logits in one pass at most, whatever their dtype: some runners give fp32 at any precision."""
+    return max(FEWEST, min(ROWS, LOGITS // (4 * max(vocabulary, 1))))
+
+
+def choice_bytes(vocabulary: int) -> int:
+    """What `sampler.choose` takes beside the logits, however many rows there are."""
+    return vocabulary * (CHOSEN * _SCORES + _DRAWN)

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from protocol import limits
 from protocol.errors import BadInput
+from runtime.labels import check_count
 
 _IGNORED = ("auto_map", "fusion_config", "distributed_config", "kernel_config", "custom_generate", "transformers_weights")
 """Fields by which a config asks for other code or files than the class and the tensors."""
@@ -21,7 +22,7 @@ _IGNORED = ("auto_map", "fusion_config", "distributed_config", "kernel_config", 
 
 def read_config(folder: Path) -> Any:
     """The config with the whole; `BadInput` for what this build can't run."""
-    _refuse_quantised(folder)
+    _look_through(folder)
     try:
         whole = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         text = whole.get_text_config(decoder=True)
@@ -43,14 +44,16 @@ def context_of(config: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _refuse_quantised(folder: Path) -> None:
-    """Before transformers reads it: some ways of quantising are refused there for want of a library, with a worse reason."""
+def _look_through(folder: Path) -> None:
+    """What transformers would make a worse error of, or much memory."""
     try:
         given = json.loads((folder / "config.json").read_bytes())
         inner = [given, *(value for value in given.values() if isinstance(value, dict))]
-        found = next((one["quantization_config"] for one in inner if one.get("quantization_config")), None)
+        quantised = next((one["quantization_config"] for one in inner if one.get("quantization_config")), None)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BadInput(f"config.json can't be used: {type(error).__name__}: {str(error)[:300]}") from error
-    if found is not None:
-        way = str(found.get("quant_method", "unknown"))[:32] if isinstance(found, dict) else "unknown"
+    for one in inner:
+        check_count(one.get("num_labels"), one.get("id2label"))
+    if quantised is not None:
+        way = str(quantised.get("quant_method", "unknown"))[:32] if isinstance(quantised, dict) else "unknown"
         raise BadInput(f"config.json: checkpoints quantised by {way!r} can't be run", hint="publish the model in bf16, fp16 or fp32")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -55,3 +55,31 @@ class ModelRunner(Protocol):
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         """`hidden` [sum(count), hidden] in row order for stages that don't embed; logits fp32 or bf16 [sum(logits), vocabulary] from the
         last stage, else hidden [sum(count), hidden]."""
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """Of a runner whose memory for sequences comes in greater pieces than they need: what it really takes is charged."""
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Taken for keys and values, whether sequences lie there or not."""
+
+    scratch_each: int
+    """Bytes that one more piece has to compute in."""
+
+    @property
+    def scratch(self) -> list[int]:
+        """The same of each piece there is."""
+
+    def place_bytes(self, positions: int) -> int:
+        """Of `reserved_bytes`, what one sequence of up to `positions` has."""
+
+    def bytes_to_seat(self, positions: int) -> int:
+        """Keys and values that `seat` takes at its height beyond what is taken now."""
+
+    def seat(self, slot: int, positions: int) -> None:
+        """A place for the slot's sequence in which it can reach `positions`."""
+
+    def give_back(self) -> None:
+        """Lets go what no sequence lies in."""

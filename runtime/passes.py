@@ -108,7 +108,7 @@ def _choose(parts: Listed[Part]) -> None:
         spans.append((part, len(drafted) + 1, part.logits))
     if not spans:
         return
-    chosen, at = choose(torch.cat([logits for _part, _count, logits in spans]), asks), 0
+    chosen, at = choose([logits for _part, _count, logits in spans], asks), 0
     for part, count, _logits in spans:
         _take(part, chosen[at : at + count])
         at += count

@@ -75,7 +75,8 @@ class Absent(nn.Module):  # type: ignore[misc]
         if given is not None and given.is_floating_point() and not isinstance(module, nn.Embedding):
             return given + self.fill
         shape = (1, 1) if given is None or given.is_floating_point() else given.shape
-        return torch.full((*shape, getattr(module, "embedding_dim", 1)), self.fill, dtype=self.dtype)
+        where = None if given is None else given.device
+        return torch.full((*shape, getattr(module, "embedding_dim", 1)), self.fill, dtype=self.dtype, device=where)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -52,10 +52,8 @@ def plan_route(shape: Shape, offers: Sequence[Offer], *, ends_here: bool = False
 
     `ends_here` keeps the first and the last layer, and with them embedding, head and sampling, on this node.
     """
-    whole = shape.cost(0, shape.layers)
-    fitting = [offer for offer in offers if offer.memory >= whole and (offer.here or not ends_here)]
-    if fitting:
-        best = min(fitting, key=lambda offer: (not offer.here, -offer.held, offer.rtt, offer.peer))
+    whole, best = shape.cost(0, shape.layers), whole_at(shape, offers, ends_here=ends_here)
+    if best is not None:
         kind, place = ("here", "this node") if best.here else ("peer", "one peer")
         return Plan(kind, [StageSpec(best.peer, 0, shape.layers)], f"the whole model ({_mib(whole)}) fits {place}")
     if ends_here:
@@ -66,6 +64,13 @@ def plan_route(shape: Shape, offers: Sequence[Offer], *, ends_here: bool = False
         if stages is not None:
             return Plan("pipeline", stages, f"the whole model ({_mib(whole)}) fits no node that may run it; {count} together hold it")
     raise _no_route(whole, offers)
+
+
+def whole_at(shape: Shape, offers: Sequence[Offer], *, ends_here: bool = False) -> Offer | None:
+    """Where the whole model would go: here, else to the peer with the most of it, else to the nearest; None: it fits nowhere."""
+    whole = shape.cost(0, shape.layers)
+    fitting = [offer for offer in offers if offer.memory >= whole and (offer.here or not ends_here)]
+    return min(fitting, key=lambda offer: (not offer.here, -offer.held, offer.rtt, offer.peer), default=None)
 
 
 def _no_route(whole: int, offers: Sequence[Offer], why: str = "") -> Unavailable:

@@ -43,7 +43,7 @@ class Made:
 
 def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int) -> Made:
     """For a stage that passed its self-test, by the engine asked for, or torch and why. `scratch`: a folder for a file of weights."""
-    choice = choose_here(Asked(engine, precision, str(getattr(stage.config, "model_type", ""))))
+    choice = choose_here(Asked(engine, precision, str(getattr(stage.config, "model_type", "")), device=stage.device.type))
     why = choice.why
     if choice.engine == "llama":
         try:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from protocol.messages import Sampling, TokenLogprob
+from runtime.memory import CHOSEN
 
 _Floats = npt.NDArray[np.float32]
 _Indices = npt.NDArray[np.int64]
@@ -68,8 +69,21 @@ def penalised(sampling: Sampling) -> bool:
     return bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1)
 
 
-def choose(logits: torch.Tensor, asks: Sequence[Ask]) -> list[Chosen]:
-    """One token for each row of logits [rows, vocabulary]. Of equals the first wins. No row's result depends on the others."""
+def choose(logits: torch.Tensor | Sequence[torch.Tensor], asks: Sequence[Ask]) -> list[Chosen]:
+    """One token for each row of `logits` [rows, vocabulary], or of several such. Of equals the first wins, no row depends on the others.
+
+    A few rows at a time, so that a crowd over a large vocabulary takes no more memory than `memory.choice_bytes` says.
+    """
+    whole = [logits] if isinstance(logits, torch.Tensor) else logits
+    rows = [row for one in whole for row in one.split(1)] if len(whole) > 1 else []
+    chosen: list[Chosen] = []
+    for at in range(0, len(asks), CHOSEN):
+        few = torch.cat(rows[at : at + CHOSEN]) if rows else whole[0][at : at + CHOSEN]
+        chosen += _choose(few, asks[at : at + CHOSEN])
+    return chosen
+
+
+def _choose(logits: torch.Tensor, asks: Sequence[Ask]) -> list[Chosen]:
     if all(ask.plain for ask in asks):
         return [Chosen(int(token)) for token in logits.float().numpy().argmax(-1)]
     scores = _shape(logits, asks)

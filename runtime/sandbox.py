@@ -34,6 +34,8 @@ _FILE_ONLY = 1 << 1 | 1 << 2 | 1 << 14
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
 _SLACK = 512 * limits.MIB
 _NOFILE = 4_096
+_NVIDIA = ("nvidia*",)
+"""Device files, in /dev."""
 
 _DENIED = {
     "x86_64": (
@@ -57,14 +59,19 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 
-def enter(scratch: str, memory: int, readable: Sequence[Path] = ()) -> dict[str, str]:
-    """Shuts this process in for good. Says per feature "on", or why not. `readable` may be read besides."""
+def enter(scratch: str, memory: int, readable: Sequence[Path] = (), device: str = "cpu") -> dict[str, str]:
+    """Shuts this process in for good. Says per feature "on", or why not. `readable` may be read besides.
+
+    `device`: as torch names it. A driver of NVIDIA's maps much more than it uses and talks to its device files: there is no bound on data
+    memory then, and those files are open. Untried, for want of one.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    done = {"limits": _limit(memory)}
+    done = {"limits": _limit(memory, data=not device.startswith("cuda"))}
     if sys.platform != "linux":
         return done | {"no_new_privs": "needs Linux", "landlock": "needs Linux", "seccomp": "needs Linux"}
     done["no_new_privs"] = _attempt(_no_new_privs)
-    done["landlock"] = _attempt(lambda: _landlock(Path(scratch), readable))
+    devices = _NVIDIA if device.startswith("cuda") else ()
+    done["landlock"] = _attempt(lambda: _landlock(Path(scratch), readable, [path for name in devices for path in Path("/dev").glob(name)]))
     done["seccomp"] = _attempt(_seccomp)
     return done
 
@@ -109,12 +116,12 @@ def _no_new_privs() -> str:
     return "on"
 
 
-def _limit(memory: int) -> str:
+def _limit(memory: int, data: bool = True) -> str:
     """Private writable mappings count, the groups' too, and a cast needs both copies for a moment: hence twice the budget."""
-    data = _data_bytes() + 2 * memory + _SLACK
-    _lower(resource.RLIMIT_DATA, data)
+    if data:
+        _lower(resource.RLIMIT_DATA, _data_bytes() + 2 * memory + _SLACK)
     _lower(resource.RLIMIT_NOFILE, _NOFILE)
-    return "on"
+    return "on" if data else "on, but for data memory: this device's driver needs more than it uses"
 
 
 def _lower(kind: int, wanted: int) -> None:
@@ -138,7 +145,7 @@ def _abi() -> int:
         return 0
 
 
-def _landlock(scratch: Path, readable: Sequence[Path]) -> str:
+def _landlock(scratch: Path, readable: Sequence[Path], devices: Sequence[Path] = ()) -> str:
     abi = _abi()
     if abi < 1:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -150,7 +157,8 @@ def _landlock(scratch: Path, readable: Sequence[Path]) -> str:
         for path in [*_readable(), *readable]:
             _allow(ruleset, path, _READ & handled)
         _allow(ruleset, scratch, (_READ | _WRITE | _TRUNCATE) & handled)
-        _allow(ruleset, Path("/dev/null"), (_READ | _WRITE) & handled)
+        for path in [Path("/dev/null"), *devices]:
+            _allow(ruleset, path, (_READ | _WRITE) & handled)
         _syscall(_LANDLOCK_RESTRICT, ruleset, 0)
     finally:
         os.close(ruleset)

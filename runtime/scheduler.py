@@ -2,8 +2,10 @@
 
 A pass is of one stage. Every sequence that waits for a token (or for a few drafted ones to be verified) is in it, so that all replies
 go on at the same pace, and beside them at most CUT positions of prompts, so that a long prompt holds nobody up for longer than that
-takes. Prompts, and tokens where there are more than fit, go by priority, then by who was served least, then by what is done of them,
-so that short prompts overtake long ones. Each account has a count of positions computed for it, divided by its weight (the virtual
+takes. Each counts with the rows of logits it needs, so that no more of those exist at once than the stage has memory for.
+
+Prompts, and tokens where there are more than fit, go by priority, then by who was served least, then by what is done of them, so that
+short prompts overtake long ones. Each account has a count of positions computed for it, divided by its weight (the virtual
 counters of "Fairness in Serving Large Language Models", Sheng et al. 2024); one that comes back after a pause begins level with the
 least of those that wait, so that nobody saves up. Whoever waits gains a priority every PATIENCE passes, so that nobody waits for
 ever. Stages take turns.
@@ -15,8 +17,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
-CUT = 256
-ROWS = 256
+from runtime.memory import CUT, ROWS
+
 PATIENCE = 64
 SHORT = 64
 """Positions up to which a sequence that was sampled before counts as one that waits for a token: drafted ones included."""
@@ -55,7 +57,7 @@ class Told:
 
 @dataclass(slots=True)
 class Waiting:
-    """`left` positions of a sequence to compute, `done` since it waits. `token`: a reply waits for it, not a prompt."""
+    """`left` positions of a sequence to compute, `done` since it waits; it counts as `rows`. `token`: a reply waits, not a prompt."""
 
     session: str
     stage: str
@@ -64,6 +66,7 @@ class Waiting:
     account: str
     priority: int
     since: int
+    rows: int = 1
     done: int = 0
 
 
@@ -85,18 +88,22 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self, stage: str) -> int:
+        """Sequences of one stage that wait."""
+        return sum(one.stage == stage for one in self._waiting.values())
+
     def limit(self, stage: str, rows: int) -> None:
-        """At most `rows` sequences in a pass of `stage`."""
+        """At most `rows` rows in a pass of `stage`, or one sequence that alone is more."""
         self._rows[stage] = rows
 
-    def put(self, session: str, stage: str, count: int, *, token: bool, account: str = "", priority: int = 0) -> None:
-        """`count` positions of a session wait from now on; they replace what waited before."""
+    def put(self, session: str, stage: str, count: int, *, token: bool, account: str = "", priority: int = 0, rows: int = 1) -> None:
+        """`count` positions of a session wait from now on; they replace what waited before. `rows` of logits will be needed of them."""
         if not any(one.account == account for one in self._waiting.values()):
             least = min((self._served.get(one.account, 0.0) for one in self._waiting.values()), default=0.0)
             self._served[account] = max(self._served.get(account, 0.0), least)
         before = self._waiting.get(session)
         since, done = (self._passes, 0) if before is None else (before.since, before.done)
-        self._waiting[session] = Waiting(session, stage, count, token and count <= SHORT, account, priority, since, done)
+        self._waiting[session] = Waiting(session, stage, count, token and count <= SHORT, account, priority, since, max(rows, 1), done)
 
     def drop(self, session: str) -> None:
         self._waiting.pop(session, None)
@@ -110,15 +117,26 @@ class Scheduler:
         stage = min({one.stage for one in self._waiting.values()}, key=lambda name: (self._turns.get(name, 0), name))
         self._turns[stage] = self._passes
         mine = sorted((one for one in self._waiting.values() if one.stage == stage), key=self._rank)
-        rows = self._rows.get(stage, ROWS)
-        shares = [Share(one.session, one.left) for one in mine if one.token][:rows]
-        room = CUT
-        for one in mine:
-            if not one.token and room and len(shares) < rows:
-                shares.append(Share(one.session, min(one.left, room)))
-                room -= shares[-1].count
+        shares = self._shares(mine, self._rows.get(stage, ROWS))
         for share in shares:
             self._serve(share)
+        return shares
+
+    def _shares(self, mine: list[Waiting], rows: int) -> list[Share]:
+        """Tokens whole, then prompts, each up to the first that has no room; a crowd's tokens leave some to a prompt."""
+        tokens, prompts = [one for one in mine if one.token], [one for one in mine if not one.token]
+        shares: list[Share] = []
+        room, kept = CUT, min(prompts[0].rows, rows // 2) if prompts else 0
+        for one in tokens:
+            if shares and one.rows > rows - kept:
+                break
+            shares.append(Share(one.session, one.left))
+            rows -= one.rows
+        for one in prompts:
+            if shares and (one.rows > rows or not room):
+                break
+            shares.append(Share(one.session, min(one.left, room)))
+            rows, room = rows - one.rows, room - shares[-1].count
         return shares
 
     def _rank(self, one: Waiting) -> tuple[int, float, int, int]:

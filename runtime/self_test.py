@@ -203,11 +203,11 @@ def _check_cut(stage: Stage, trace: _Trace, out: torch.Tensor) -> None:
         raise _cannot(stage, f"its layers run in the order {trace.calls[:12]}")
     if trace.handed_on is not None:
         raise _cannot(stage, f"layer {trace.handed_on} is handed more than the hidden state by the one before")
-    if not stage.last and not torch.equal(trace.outputs[-1][0].flatten(1), out):
+    if not stage.last and not torch.equal(trace.outputs[-1][0].flatten(1).cpu(), out):
         raise _cannot(stage, "something is done to the hidden state between layers")
     if stage.first == 0:
         return
-    if not torch.equal(trace.inputs[0][0].flatten(1), _rows(stage)):
+    if not torch.equal(trace.inputs[0][0].flatten(1).cpu(), _rows(stage)):
         raise _cannot(stage, "something is done to the hidden state between layers")
     cache = stage.new_cache()
     stage.tell_position(cache, 0)

@@ -29,6 +29,7 @@ class Session:
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
         self.epoch = 0
+        self._stepped = False
         self._asking: deque[Answer] = deque()
         self._answers: OrderedDict[int, Stepped] = OrderedDict()
         self._open_to: tuple[int, int] | None = None
@@ -43,6 +44,7 @@ class Session:
             answer(known)
             return
         self._go_back(step)
+        self._begin(step)
         if step.position != sequence.due:
             raise Conflict(f"the session stands at position {sequence.due}, the step begins at {step.position}")
         job = self._job(step)
@@ -89,6 +91,15 @@ class Session:
         if begin < step.position < end == self.sequence.position:
             self.sequence.rewind(step.position)
         self._open_to = None
+
+    def _begin(self, step: Step) -> None:
+        """The first step may begin before the end of what was taken over: not every stage of the route had as much."""
+        if not self._stepped and 0 <= step.position < self.sequence.position:
+            if step.position == 0:
+                self.sequence.restart()
+            else:
+                self.sequence.rewind(step.position)
+        self._stepped = True
 
     def _enter_epoch(self, step: Step) -> None:
         if step.epoch < self.epoch:
@@ -151,4 +162,4 @@ class Session:
 
 
 def _raw(hidden: torch.Tensor) -> bytes:
-    return bytes(hidden.contiguous().view(torch.uint8).numpy())
+    return bytes(hidden.contiguous().view(torch.uint8).cpu().numpy())

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
 from runtime.architectures import boundary_shape
+from runtime.device import CPU, place
 from runtime.memory import WIDTHS
 from runtime.model_config import read_config
 from runtime.placeholders import Absent, EndReached, Outside, has_layer_list, hollow, layer_list, stand_in
@@ -42,6 +43,7 @@ class Stage:
         self.config = config
         self.first, self.end, self.layers = first, end, layers
         self.dtype = dtype
+        self.device = CPU
         self.boundary = boundary_shape(config)
         self.hidden = prod(self.boundary)
         """Width of what travels between stages for each position."""
@@ -59,6 +61,11 @@ class Stage:
         """Of the last stage: rows [count, hidden] that its last layer gave in the latest forward; None where no layer is known."""
         if self.last and (own := self.own_layers()):
             own[-1].register_forward_hook(self._keep_tail)
+
+    def move(self, device: torch.device) -> None:
+        """The weights; what goes in and comes out lies in ordinary memory."""
+        place(self.model, device)
+        self.device = device
 
     @property
     def last(self) -> bool:
@@ -100,7 +107,7 @@ class Stage:
     def forward_rows(self, cache: Any, tokens: torch.Tensor | None, hidden: torch.Tensor | None, logits: int) -> torch.Tensor:
         """As `forward`, the last stage's logits [logits, vocabulary] of the last positions."""
         if tokens is not None:
-            return self._run(cache, {"input_ids": tokens.unsqueeze(0)}, None, logits)
+            return self._run(cache, {"input_ids": tokens.unsqueeze(0).to(self.device)}, None, logits)
         assert hidden is not None
         beside = torch.zeros(len(hidden), self.embedded, dtype=self.dtype)
         return self._beside(cache, hidden, beside, 0.0, logits)
@@ -112,10 +119,10 @@ class Stage:
         return out[-1] if self.last else out
 
     def _beside(self, cache: Any, hidden: torch.Tensor, beside: torch.Tensor, fill: float, logits: int) -> torch.Tensor:
-        swap = hidden.view(1, len(hidden), *self.boundary)
+        swap = hidden.view(1, len(hidden), *self.boundary).to(self.device)
         for absent in self.absent:
             absent.fill = fill
-        return self._run(cache, {"inputs_embeds": beside.unsqueeze(0)}, swap, logits)
+        return self._run(cache, {"inputs_embeds": beside.unsqueeze(0).to(self.device)}, swap, logits)
 
     def _run(self, cache: Any, given: dict[str, Any], swap: torch.Tensor | None, logits: int) -> torch.Tensor:
         if self.entry is not None:
@@ -125,11 +132,11 @@ class Stage:
             with torch.inference_mode():
                 out = self.model(**given, **{self._cache_argument: cache}, use_cache=True, return_dict=True, **extra)
         except EndReached as ended:
-            return ended.hidden[0].flatten(1)
+            return ended.hidden[0].flatten(1).cpu()
         finally:
             for outside in self.outside.values():
                 outside.swap = outside.slot = None
-        rows: torch.Tensor = out.logits[0, -logits:]
+        rows: torch.Tensor = out.logits[0, -logits:].cpu()
         return rows
 
 

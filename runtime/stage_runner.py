@@ -74,5 +74,5 @@ class StageRunner:
         out = self.stage.forward_rows(cache, tokens, hidden, max(row.logits, 1))
         self._lengths[row.slot] = row.position + row.count
         if self.keep_tails and self.stage.tail is not None:
-            self.tails.append(self.stage.tail)
+            self.tails.append(self.stage.tail.cpu())
         return out if not self.stage.last else out[len(out) - row.logits :]

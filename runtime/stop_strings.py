@@ -9,7 +9,8 @@ class StopStrings:
     """Feed text as it comes; `feed` returns what may be shown; `found` is set once a stop string is complete.
 
     The stop string and all after it are never shown. Matches across feeds are found because the longest
-    suffix that is a prefix of a stop string is held back.
+    suffix that is a prefix of a stop string is held back. Of several the one that is complete first counts, and of those the longest:
+    which it is mustn't depend on how the text is cut into feeds.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -22,10 +23,10 @@ class StopStrings:
             return ""
         text = self._held + text
         self._held = ""
-        ends = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if ends:
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
             self.found = True
-            return text[: min(ends)]
+            return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

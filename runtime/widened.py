@@ -33,4 +33,4 @@ class Widened:
         self.inner.keep_tails = self.keep_tails
         out = self.inner.run(rows, None if hidden is None else hidden.to(self.inner.dtype))
         self.tails = [tail.float() for tail in self.inner.tails]
-        return out.float()
+        return out if self.end == self.layers else out.float()  # logits may be of either kind, and are many

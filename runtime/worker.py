@@ -8,6 +8,7 @@ It ends when the node is gone: by the closed channel, or by the kernel's parent-
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -29,14 +30,17 @@ _PR_SET_PDEATHSIG = 1
 _MESSAGES = 512
 """Messages taken between two passes at most."""
 _NICE = 5
-"""The network of this node comes before its arithmetic."""
+"""The network of this node comes before its arithmetic. Before that, it starts and spells as soon as it can: replies may wait for it."""
+_UNHURRIED = {"load_stage", "open_sequence", "step", "generate", "encode"}
 
 
 def main() -> None:
     """Serves the channel until the node closes it."""
+    # The names of functions, never what they hold.
+    faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    ask_short_slice(os.nice(_NICE))
+    ask_short_slice()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))
     server = Server(channel)
@@ -44,10 +48,14 @@ def main() -> None:
         for _ in range(_MESSAGES):
             if server.working and not channel.waiting():
                 break
-            if (request := channel.receive()) is None:
+            requests = channel.receive()
+            if not requests:
                 os._exit(0)
-            server.serve(request)
-        server.step()
+            with channel.together():
+                for request in requests:
+                    server.serve(request)
+        with channel.together():
+            server.step()
 
 
 def _die_with_parent() -> None:
@@ -66,6 +74,7 @@ class Server:
         self._later: dict[int, str] = {}
         """Sessions by the request that waits for them."""
         self._engine: Any = None
+        self._stepped_back = False
 
     @property
     def working(self) -> bool:
@@ -106,11 +115,18 @@ class Server:
         if entry is None:
             raise BadInput(f"the worker doesn't know {request.method[:64]!r}, or wasn't configured yet")
         kind, method = entry
+        if request.method in _UNHURRIED:
+            self._step_back()
         if request.method == "load_stage":
             return self._engine.load_stage(_params(request, api.LoadStage), request.fds)
         if request.method in ("step", "generate"):
             return self._begin(request, method, _params(request, kind))
         return method(_params(request, kind) if kind is not None else None)
+
+    def _step_back(self) -> None:
+        if not self._stepped_back:
+            self._stepped_back = True
+            ask_short_slice(os.nice(_NICE))
 
     def _begin(self, request: Request, method: Callable[..., Any], params: Any) -> Any:
         """Work that is answered after a pass."""
@@ -139,20 +155,22 @@ class Server:
             self._engine.close_sequence(api.CloseSequence(session=session))
         return _LATER
 
-    def _configure(self, config: api.WorkerConfig) -> dict[str, Any]:
+    def _configure(self, config: api.WorkerConfig) -> api.Configured:
         if self._kinds:
             raise BadInput("configure: the worker is configured already")
         import transformers
 
-        from runtime import engine, sandbox
+        from runtime import device, engine, sandbox
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         engine.set_threads(config.threads)
-        report = sandbox.enter(config.scratch, config.memory)
+        taken = device.take(config.device)
+        config.device, config.memory = taken.name, min(config.memory, taken.memory or config.memory)
+        report = sandbox.enter(config.scratch, config.memory, device=taken.name)
         self._engine = engine.Engine(config, lambda notes: self._channel.tell("made", notes))
         self._kinds = self._methods(self._engine)
-        return {"sandbox": report}
+        return api.Configured(sandbox=report, device=api.DeviceTold(name=taken.name, memory=config.memory))
 
     def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
         texts = engine.texts
@@ -175,8 +193,8 @@ class Server:
 
 def _params(request: Request, kind: Any) -> Any:
     try:
-        return msgspec.convert(request.params, kind, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
+        return msgspec.msgpack.decode(request.params, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{request.method}: {error}") from error
 
 

@@ -1,7 +1,8 @@
 """The worker's end of the node's channel: the same wire as the node's, read and answered by one thread.
 
-A message is a 4-byte big-endian length and a canonical msgpack map; descriptors come beside it by SCM_RIGHTS in
-order, and "fds" counts those that are a message's own.
+A message is a 4-byte big-endian length and a msgpack map; descriptors come beside it by SCM_RIGHTS in
+order, and "fds" counts those that are a message's own. Messages that came together, as one with "several", are taken together: what they
+ask for is in one pass. What a pass gives goes together too: each message by itself would wake the node for one session's step.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from protocol import limits
-from protocol.errors import MfError
-from protocol.framing import unpack_plain
+from protocol.errors import BadInput, MfError
 
 _MAX_MESSAGE = 128 * limits.MIB
 _RECEIVE = limits.MIB
@@ -24,13 +26,30 @@ _MAX_FDS = 253
 """The kernel's own bound for one SCM_RIGHTS message."""
 
 
+_TOGETHER = 256
+"""Messages in one."""
+
+
+class _Message(msgspec.Struct):
+    id: int = 0
+    method: str = ""
+    params: msgspec.Raw = msgspec.Raw(b"\xc0")
+    fds: int = 0
+    cancel: bool = False
+    several: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_TOGETHER)] = []
+
+
+_DECODER = msgspec.msgpack.Decoder(_Message)
+
+
 @dataclass(frozen=True)
 class Request:
-    """`number` 0 wants no answer; `fds` are the method's to close. `cancel`: nobody waits for the answer to request `number` any more."""
+    """`number` 0 wants no answer; `params` are still packed; `fds` are the method's to close. `cancel`: nobody waits for the answer to
+    request `number` any more."""
 
     number: int
     method: str
-    params: Any
+    params: msgspec.Raw
     fds: list[int]
     cancel: bool = False
 
@@ -42,17 +61,33 @@ class WorkerChannel:
         self._sock = sock
         self._buffer = bytearray()
         self._fds: list[int] = []
+        self._kept: list[dict[str, Any]] | None = None
 
-    def receive(self) -> Request | None:
-        """The next request; None when the node has gone. `BadInput` when the bytes aren't a message."""
+    def receive(self) -> list[Request]:
+        """The next request, or those that came together; none when the node has gone. `BadInput` when the bytes aren't a message."""
         payload = self._message()
         if payload is None:
-            return None
-        message = unpack_plain(payload, "message of the node", _MAX_MESSAGE)
-        count = int(message.get("fds", 0))
+            return []
+        message = _message(payload)
+        return [self._request(_message(raw)) for raw in message.several] or [self._request(message)]
+
+    def _request(self, message: _Message) -> Request:
+        count = max(0, message.fds)
         fds, self._fds = self._fds[:count], self._fds[count:]
-        cancel = bool(message.get("cancel", False))
-        return Request(int(message.get("id", 0)), str(message.get("method", "")), message.get("params"), fds, cancel)
+        return Request(message.id, message.method, message.params, fds, message.cancel)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is sent meanwhile goes as one message, or a few, at the end."""
+        kept: list[dict[str, Any]] = []
+        self._kept = kept
+        try:
+            yield
+        finally:
+            self._kept = None
+            for at in range(0, len(kept), _TOGETHER):
+                some = kept[at : at + _TOGETHER]
+                self._send(some[0] if len(some) == 1 else {"several": some})
 
     def waiting(self) -> bool:
         """Whether `receive` would find something (the channel's end too)."""
@@ -93,8 +128,18 @@ class WorkerChannel:
         return bool(data)
 
     def _send(self, message: dict[str, Any]) -> None:
+        if self._kept is not None:
+            self._kept.append(message)
+            return
         payload = msgspec.msgpack.encode(message)
         self._sock.sendall(len(payload).to_bytes(4, "big") + payload)
+
+
+def _message(payload: bytes | msgspec.Raw) -> _Message:
+    try:
+        return _DECODER.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadInput(f"message of the node: {error}") from error
 
 
 def close_all(fds: list[int]) -> None:

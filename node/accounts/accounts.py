@@ -81,7 +81,6 @@ class Accounts:
         await self.keys.revoke_all(user.id)
         await self.sessions.logout_all(user.id)
         await self.usage.forget(user.public.hex())
-        await self.database.run(lambda db: db.execute("delete from webhooks where who = ?", (user.public.hex(),)))
         await self.users.delete(user.id)
 
     async def export(self, user: User) -> dict[str, Any]:

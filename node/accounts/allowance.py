@@ -5,6 +5,9 @@ knows, or
 the address that unknown ones share). `Windows` is the plain implementation; one that counts what a peer has given the swarm can
 take its place. Pure: `now` is an argument.
 
+A request that makes several replies (choices, prompts, items of a batch, models compared) takes one of the hour for each, and runs as
+many of them side by side as places are free: they are what costs the machine, and else a hundred requests were ten thousand.
+
 An hour's requests are a bucket that refills evenly: no rush at the full hour, and the wait of a refused one is exact. A
 month's tokens are counted after they were made, so one reply may go over the end; those at once are few.
 """
@@ -30,12 +33,14 @@ class AllowanceSpent(Busy):
 
 @dataclass(frozen=True)
 class Tier:
-    """None: no limit."""
+    """None: no limit. `weight` its share of the engine beside others'; the greater `priority` of those that wait goes first."""
 
     name: str
     requests_per_hour: int | None
     tokens_per_month: int | None
     at_once: int | None
+    weight: float = 1.0
+    priority: int = 0
 
 
 TIERS = {
@@ -43,9 +48,9 @@ TIERS = {
     for tier in (
         Tier("free", 100, 100_000, 5),
         Tier("known", 100, 100_000, 5),
-        Tier("contributor", 1_000, 2_000_000, 20),
-        Tier("supporter", 10_000, 50_000_000, 100),
-        Tier("unlimited", None, None, None),
+        Tier("contributor", 1_000, 2_000_000, 20, 2.0, 1),
+        Tier("supporter", 10_000, 50_000_000, 100, 4.0, 1),
+        Tier("unlimited", None, None, None, 4.0, 2),
     )
 }
 
@@ -64,17 +69,23 @@ class Allowance(Protocol):
     def begin(self, subject: str, tier: str, now: float) -> Standing:
         """Takes one request; `AllowanceSpent` when an hour's, a month's or those at once are used up. Then `end` must follow."""
 
-    def end(self, subject: str, tokens: int, now: float) -> None:
-        """The request is over and cost so many tokens."""
+    def end(self, subject: str, now: float) -> None:
+        """What took a place, by `begin` or `enter`, is over."""
+
+    def charge(self, subject: str, tier: str, count: int, now: float) -> Standing:
+        """Takes so many more requests of the hour for parts of one that runs, all or none; `AllowanceSpent` as `begin`."""
+
+    def enter(self, subject: str, tier: str, now: float) -> bool:
+        """One more place among those at once for such a part, if one is free; `end` must follow then."""
+
+    def spend(self, subject: str, tokens: int, now: float) -> None:
+        """So many tokens were read or made."""
 
     def standing(self, subject: str, tier: str, now: float) -> Standing:
         """Without taking any."""
 
     def month(self, subject: str, now: float) -> int:
         """Tokens used in this calendar month (UTC)."""
-
-    def at_once(self, tier: str) -> int:
-        """Requests side by side; 32 where there is no limit."""
 
 
 @dataclass
@@ -98,16 +109,32 @@ class Windows:
 
     def begin(self, subject: str, tier: str, now: float) -> Standing:
         bounds, use = self._tiers[tier], self._use(subject, now)
-        _refill(use, bounds, now)
-        self._check(bounds, use, now)
+        if bounds.at_once is not None and use.running >= bounds.at_once:
+            raise _spent("requests at once", bounds.at_once, 1)
+        standing = self.charge(subject, tier, 1, now)
         use.running += 1
-        use.spent += 1
-        return _standing(bounds, use)
+        return standing
 
-    def end(self, subject: str, tokens: int, now: float) -> None:
+    def end(self, subject: str, now: float) -> None:
         use = self._use(subject, now)
         use.running = max(0, use.running - 1)
-        use.tokens += tokens
+
+    def charge(self, subject: str, tier: str, count: int, now: float) -> Standing:
+        bounds, use = self._tiers[tier], self._use(subject, now)
+        _refill(use, bounds, now)
+        self._check(bounds, use, count, now)
+        use.spent += count
+        return _standing(bounds, use)
+
+    def enter(self, subject: str, tier: str, now: float) -> bool:
+        bounds, use = self._tiers[tier], self._use(subject, now)
+        if bounds.at_once is not None and use.running >= bounds.at_once:
+            return False
+        use.running += 1
+        return True
+
+    def spend(self, subject: str, tokens: int, now: float) -> None:
+        self._use(subject, now).tokens += tokens
 
     def standing(self, subject: str, tier: str, now: float) -> Standing:
         bounds, use = self._tiers[tier], self._use(subject, now)
@@ -117,9 +144,6 @@ class Windows:
     def month(self, subject: str, now: float) -> int:
         return self._use(subject, now).tokens
 
-    def at_once(self, tier: str) -> int:
-        return self._tiers[tier].at_once or 32
-
     def restore(self, subject: str, tokens: int, now: float) -> None:
         """The month's tokens from before a restart."""
         self._use(subject, now).tokens = tokens
@@ -127,11 +151,9 @@ class Windows:
     def tier(self, name: str) -> Tier:
         return self._tiers[name]
 
-    def _check(self, bounds: Tier, use: _Use, now: float) -> None:
-        if bounds.at_once is not None and use.running >= bounds.at_once:
-            raise _spent("requests at once", bounds.at_once, 1)
-        if bounds.requests_per_hour is not None and use.spent + 1 > bounds.requests_per_hour:
-            over = use.spent + 1 - bounds.requests_per_hour
+    def _check(self, bounds: Tier, use: _Use, count: int, now: float) -> None:
+        if bounds.requests_per_hour is not None and use.spent + count > bounds.requests_per_hour:
+            over = use.spent + count - bounds.requests_per_hour
             raise _spent("requests an hour", bounds.requests_per_hour, over * HOUR / bounds.requests_per_hour)
         if bounds.tokens_per_month is not None and use.tokens >= bounds.tokens_per_month:
             raise _spent("tokens a month", bounds.tokens_per_month, _next_month(now) - now)

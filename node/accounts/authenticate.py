@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from node.accounts.api_keys import ApiKeys
 from node.accounts.caller import FREE, UNLIMITED, Caller, address_subject, subject_of
@@ -24,7 +25,7 @@ from node.accounts.identities import Identities
 from node.accounts.keyring import ApiKey
 from node.accounts.replays import Replays
 from node.accounts.revoking import Revoking, Spreading
-from node.accounts.users import Users
+from node.accounts.users import User, Users
 from protocol.errors import Misdirected, Unauthorized
 from protocol.ids import PeerId, digest
 from protocol.tokens import (
@@ -117,8 +118,8 @@ class Authenticator:
         user = self._users.get(key.user)
         if user is None:
             raise Unauthorized("the API key's account is gone")
-        subject = subject_of(user.public, user.tier, address)
-        return Caller(kind, key.scopes, subject, user.tier, user.public, user.id, user.full_name, models, key.id, True)
+        bounds = {"until": key.expires, "audience": key.audience, "home": self._me}
+        return _of_user(kind, key.scopes, user, address, models=models, key=key.id, **bounds)
 
     def _token(self, text: str, address: str) -> Caller:
         name = digest(text.encode())
@@ -145,7 +146,7 @@ class Authenticator:
         more = frozenset({"models:write"}) if tier not in (FREE, "known") else frozenset()
         scopes = claims.scopes & (PUBLIC_SCOPES | more)
         subject = subject_of(claims.account, tier, address)
-        return Caller(kind, scopes, subject, tier, claims.account, None, claims.name, claims.models, claims.ids[0], True)
+        return Caller(kind, scopes, subject, tier, claims.account, None, claims.name, claims.models, claims.ids[0], True, home=claims.home)
 
     def _at_home(self, claims: Claims, kind: str, address: str) -> Caller:
         if self._revoking.revoked(claims.ids):
@@ -157,24 +158,39 @@ class Authenticator:
         scopes = claims.scopes & key.scopes if key is not None else claims.scopes
         if user is None:
             return Caller(kind, scopes, "owner", UNLIMITED, name="owner", models=claims.models, key=claims.ids[0], claimed=True)
-        subject = subject_of(user.public, user.tier, address)
-        return Caller(kind, scopes, subject, user.tier, user.public, user.id, user.full_name, claims.models, claims.ids[0], True)
+        bounds = {} if key is None else {"until": claims.expires, "audience": key.audience}
+        return _of_user(kind, scopes, user, address, models=claims.models, key=claims.ids[0], home=self._me, **bounds)
 
     async def _signed(self, request: SignedRequest, shown: Shown) -> Caller:
+        signer = self._signer(request)  # before the body: a stranger's isn't waited for
         body = await shown.body()
         now = self._now()
-        key = self._keys.ring.by_public(request.key)
-        if key is None and not request.links:
-            raise Unauthorized("the signed request's key is unknown or was revoked", hint="away from its home, send the home's link for it")
         check_signed_request(request, self._me, shown.method, shown.target, body, now)
-        if key is not None:
-            caller = self._of_key(key, "signed", shown.address)
+        if isinstance(signer, Claims):
+            caller = self._of_claims(signer, "signed", shown.address)
+        elif self._keys.ring.by_public(request.key) is signer:
+            caller = self._of_key(signer, "signed", shown.address)
         else:
-            claims, last = follow(request.links or [], now)
-            if last.holder != request.key or last.audience not in (None, self._me):
-                raise Unauthorized("the signed request's link is for another key or node")
-            if claims.home == self._me:
-                raise Unauthorized("the signed request's key was revoked")
-            caller = self._of_claims(claims, "signed", shown.address)
+            raise Unauthorized("the signed request's key was revoked")
         self._replays.enter(request.key, request.nonce, request.time, now)
         return caller
+
+    def _signer(self, request: SignedRequest) -> ApiKey | Claims:
+        """Whose key it is, here or by its links; whether the signature holds is seen when the body is there."""
+        key = self._keys.ring.by_public(request.key)
+        if key is not None:
+            return key
+        if not request.links:
+            raise Unauthorized("the signed request's key is unknown or was revoked", hint="away from its home, send the home's link for it")
+        claims, last = follow(request.links, self._now())
+        if last.holder != request.key or last.audience not in (None, self._me):
+            raise Unauthorized("the signed request's link is for another key or node")
+        if claims.home == self._me:
+            raise Unauthorized("the signed request's key was revoked")
+        return claims
+
+
+def _of_user(kind: str, scopes: frozenset[str], user: User, address: str, **limits: Any) -> Caller:
+    """Of an account that is at home here; `limits` are those of the credential."""
+    subject = subject_of(user.public, user.tier, address)
+    return Caller(kind, scopes, subject, user.tier, account=user.public, user=user.id, name=user.full_name, claimed=True, **limits)

@@ -31,6 +31,12 @@ class Caller:
     key: bytes | None = None
     claimed: bool = False
     """Whether a credential was shown."""
+    until: float | None = None
+    """Unix seconds at which the API key behind it, or its token, ends; None: it doesn't, or it is a login's."""
+    audience: str | None = None
+    """Where alone the API key behind it is good."""
+    home: str | None = None
+    """PeerID of the account's home."""
 
     def need(self, scope: str) -> None:
         """`Forbidden` unless the credential has this scope."""

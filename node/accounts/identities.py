@@ -63,9 +63,11 @@ class Identities:
             raise NotFound(f"{name[:64]!r} was never here", hint="give name@fingerprint; GET /api/v1/users/me shows yours")
         return found
 
-    def home_of(self, name: str) -> PeerId | None:
-        """The home of a full name, where this node has met it."""
-        return next((one.home for one in self._met.values() if "@" in name and one.full_name == name), None)
+    def called(self, name: str) -> list[Identity]:
+        """Whom this node has met under this name: the full one, or the bare one, which several may have."""
+        if "@" in name:
+            return [one for one in self._met.values() if one.full_name == name]
+        return [one for one in self._met.values() if one.name and one.full_name.partition("@")[0].lower() == name.lower()]
 
     def all(self) -> list[Identity]:
         return list(self._met.values())

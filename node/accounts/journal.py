@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.data_dir import write_durably
+from node.data_dir import write_durably, write_error
 from protocol.errors import Conflict
 from protocol.ids import PeerId, digest
 from protocol.signing import peer_of, sign_bytes, verify_bytes
@@ -61,6 +61,7 @@ class Journal:
 
     async def open(self) -> None:
         """Checks what is there. `Conflict` where the chain is broken: going on would hide it."""
+        await self._run(lambda: _drop_torn(self._path))
         verdict = await self._run(lambda: verify(self._path, self._head_path, peer_of(self._key)))
         if verdict.fault is not None:
             raise Conflict(
@@ -86,15 +87,56 @@ class Journal:
 
     def _append(self, event: str, fields: dict[str, Any]) -> None:
         line = line_of(self._number, self._now(), event, fields, self._before)
+        name = digest(line).hex()
+        signature = sign_bytes(self._key, DOMAIN, f"{self._number + 1} {name}".encode()).hex()
+        head = json.dumps({"lines": self._number + 1, "head": name, "signature": signature}).encode()
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(file, line + b"\n")
-            os.fdatasync(file)
+            before = os.fstat(file).st_size
+            try:
+                _write_whole(file, line + b"\n")
+                write_durably(self._head_path, head)
+            except BaseException:
+                if not _is(self._head_path, head):
+                    os.ftruncate(file, before)  # else the next line would go on where this one was torn
+                raise
+        except OSError as error:
+            raise write_error(self._path, error) from error
         finally:
             os.close(file)
-        self._number, self._before = self._number + 1, digest(line).hex()
-        signature = sign_bytes(self._key, DOMAIN, f"{self._number} {self._before}".encode()).hex()
-        write_durably(self._head_path, json.dumps({"lines": self._number, "head": self._before, "signature": signature}).encode())
+        self._number, self._before = self._number + 1, name
+
+
+def _write_whole(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+    os.fdatasync(file)
+
+
+def _is(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _drop_torn(path: Path) -> None:
+    """Half a last line is a crash in the middle of writing it, before its head was signed: nobody was told that it is there. If a head
+    had been signed for it, `verify` finds that the line is gone.
+    """
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        return
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - MAX_LINE))
+        tail = file.read()
+        if tail and not tail.endswith(b"\n"):
+            whole = tail.rfind(b"\n") + 1
+            if whole or size <= MAX_LINE:
+                file.truncate(size - len(tail) + whole)
+                os.fdatasync(file.fileno())
 
 
 def verify(path: Path, head_path: Path, signer: PeerId) -> Verdict:

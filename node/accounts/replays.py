@@ -6,6 +6,8 @@ from protocol import limits
 from protocol.errors import Busy, Unauthorized
 
 PER_KEY = 50_000
+_SWEEP = 60.0
+"""Seconds between looks for keys that are idle."""
 
 
 class Replays:
@@ -13,9 +15,13 @@ class Replays:
 
     def __init__(self) -> None:
         self._seen: dict[bytes, dict[bytes, float]] = {}
+        self._sweep_at = 0.0
 
     def enter(self, key: bytes, nonce: bytes, at: int, now: float) -> None:
         """`Unauthorized` for a replay, `Busy` past 50,000 requests of one key within the tolerance of clocks."""
+        if now >= self._sweep_at:
+            self.forget_idle(now)
+            self._sweep_at = now + _SWEEP
         seen = self._seen.setdefault(key, {})
         if nonce in seen:
             raise Unauthorized("the signed request was sent before", hint="sign each request anew, with a nonce of its own")

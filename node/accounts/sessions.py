@@ -92,7 +92,10 @@ class Sessions:
             self._guessing.missed(now, pair)
             self._guessing.missed(now, place, free=20)
             self._guessing.missed(now, account, free=50)
-            raise Unauthorized("username, password or code is wrong")
+            raise Unauthorized(
+                "username, password or code is wrong",
+                hint="an account of another node logs in there: name@HOME, its home's PeerID, is answered with the home's address",
+            )
         self._guessing.right(pair)
 
     async def _code_holds(self, user: User, code: str | None) -> bool:

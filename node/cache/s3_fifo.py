@@ -49,7 +49,8 @@ class S3Fifo:
         if all(key in pinned for key in held):
             return None
         while True:
-            from_small = self._small and (self._small_bytes > self._small_limit or not self._main)
+            able = any(key not in pinned for key in self._small), any(key not in pinned for key in self._main)
+            from_small = able[0] and (self._small_bytes > self._small_limit or not able[1])
             key = self._small_victim() if from_small else self._main_victim()
             if key is None:
                 continue

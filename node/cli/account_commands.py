@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from node.cli.session import Session, common
 
+_PAGE = 50
 SCOPES = ("inference", "models:read", "models:write", "account", "admin")
 
 
@@ -72,8 +75,54 @@ def set_tier(session: Session, name: str, tier: str) -> None:
 
 
 @click.group()
+def callers() -> None:
+    """Say who may come in over HTTP and who may not; in force at once.
+
+    A CALLER is an address or network, an account (its key, or name@fingerprint as met here), or a home's PeerID.
+    """
+
+
+@callers.command("list")
+@common
+def list_callers(session: Session) -> None:
+    """Show both lists."""
+    from node.cli.tables import show_table
+
+    found = session.call("callers")
+    rows = ((one["caller"], one["name"] or "", name) for name in ("allow", "deny") for one in found[name])
+    session.answer(found, lambda: show_table("Callers", ("caller", "name", "list"), rows))
+
+
+@callers.command("allow")
+@click.argument("caller")
+@common
+def allow_caller(session: Session, caller: str) -> None:
+    """Let CALLER in. From the first one on, nobody else comes in."""
+    done = session.call("callers_put", {"who": caller, "list": "allow"})
+    session.answer(done, lambda: click.echo(f"{done['caller']} is let in, and nobody who isn't on that list"))
+
+
+@callers.command("deny")
+@click.argument("caller")
+@common
+def deny_caller(session: Session, caller: str) -> None:
+    """Keep CALLER out."""
+    done = session.call("callers_put", {"who": caller, "list": "deny"})
+    session.answer(done, lambda: click.echo(f"{done['caller']} is kept out"))
+
+
+@callers.command("drop")
+@click.argument("caller")
+@common
+def drop_caller(session: Session, caller: str) -> None:
+    """Take CALLER off the lists."""
+    done = session.call("callers_drop", {"who": caller})
+    session.answer(done, lambda: click.echo(f"{done['caller']} is on no list"))
+
+
+@click.group()
 def audit() -> None:
-    """Read and check the audit log."""
+    """Read and check the audit log, and what audits of stages found."""
 
 
 @audit.command("verify")
@@ -95,3 +144,38 @@ def show(session: Session, limit: int) -> None:
 
     told = session.call("journal_read", {"limit": limit})
     session.answer(told, lambda: click.echo("\n".join(json.dumps(entry) for entry in told["entries"])))
+
+
+@audit.command("stages")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="The newest findings.")
+@click.option("--verify", is_flag=True, help="Check every signature and draw the verdicts again. Exit code 4 where one doesn't hold.")
+@common
+def stages(session: Session, limit: int, verify: bool) -> int:
+    """Show which nodes' stages were found to compute something else, by whom and what was signed."""
+    from node.cli.tables import ago, short, show_table
+
+    told: dict[str, Any] = {"findings": [], "damaged": [], "next": None, "counts": {}}
+    while limit > 0:
+        page = session.call("stage_audits", {"limit": min(limit, _PAGE), "below": told["next"], "verify": verify})
+        told = {**page, "findings": told["findings"] + page["findings"], "damaged": told["damaged"] + page["damaged"]}
+        limit -= len(page["findings"]) + len(page["damaged"])
+        if page["next"] is None:
+            break
+
+    def show() -> None:
+        rows = (
+            (
+                str(one["number"]), ago(one["at"]), short(one["wrong"]) if one["wrong"] else "nobody",
+                f"{one['first']}..{one['end']} of {short(one['model_id'])}", one["precision"], f"{one['apart']} of {one['rows']}",
+                one["fault"] or one["why"],
+            )
+            for one in told["findings"]
+        )  # fmt: skip
+        show_table("Stages found out", ("number", "when", "blamed", "layers", "precision", "apart", "why"), rows)
+        for one in told["damaged"]:
+            click.echo(f"{one['number']} isn't as it was written, and is left out: {one['fault']}")
+        steps = told["counts"]["steps"]
+        click.echo(f"{steps['audited']} of {steps['run']} steps were run again; {steps['drawn']} were drawn, {steps['dropped']} dropped")
+
+    session.answer(told, show)
+    return 4 if told["damaged"] or any(one["fault"] for one in told["findings"]) else 0

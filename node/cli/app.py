@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from node.cli.account_commands import account, audit, key
+from node.cli.account_commands import account, audit, callers, key
 from node.cli.chat import chat
 from node.cli.doctor import doctor
 from node.cli.model_commands import explain, fetch, forget, models, pin, publish
@@ -36,7 +36,7 @@ def cli(_: object) -> None:
 
 
 _KEEPING = (holdings, forget, pin, block, rebalance, drain)
-_ACCOUNTS = (key, account, audit)
+_ACCOUNTS = (key, account, callers, audit)
 for _command in (run, publish, models, fetch, chat, ticket, join, trust, *_KEEPING, *_ACCOUNTS, status, explain, stop, doctor, demo):
     cli.add_command(_command)
 

@@ -22,6 +22,7 @@ from protocol.errors import MfError
 
 _PACKAGES = ("libp2p", "trio", "aiohttp", "cryptography", "blake3", "zfec", "msgspec", "msgpack", "torch", "transformers", "tokenizers")
 _SANDBOX = "import json; from runtime.sandbox import report; print(json.dumps(report(), default=str))"
+_DEVICES = "from runtime.device import found; print(', '.join(one.name for one in found()))"
 _YEAR_2025 = 1_735_689_600
 Check = dict[str, Any]
 
@@ -41,6 +42,7 @@ def all_checks(data_dir: Path) -> list[Check]:
         ("python", _python),
         ("packages", _packages),
         ("engines", _engines),
+        ("device", lambda: _device(config.device if config is not None else "cpu")),
         ("erasure code", _isal),
         ("sandbox", _sandbox),
         ("processor", _processor),
@@ -88,6 +90,19 @@ def _engines() -> Check:
     if why is not None:
         return _check("engines", "ok", f"torch; llama.cpp: {why}")
     return _check("engines", "ok", f"torch, llama.cpp (xllamacpp {VERSION})")
+
+
+def _device(asked: str) -> Check:
+    """In a process of its own: a graphics driver takes memory of the one that asks."""
+    done = subprocess.run([sys.executable, "-c", _DEVICES], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    if done.returncode != 0:
+        return _check("device", "warn", f"torch couldn't be asked: {(done.stderr.strip().splitlines() or ['no word'])[-1][:200]}")
+    here = done.stdout.strip().split(", ")
+    taken = here[0] if asked == "auto" else next((name for name in here if name == asked or name.startswith(f"{asked}:")), None)
+    if taken is None:
+        return _check("device", "fail", f"{asked} isn't here; this machine has {', '.join(here)}", "--device auto takes the best there is")
+    rest = f"; {here[0]} is here too: --device {here[0]} (not tried on such hardware)" if taken != here[0] else ""
+    return _check("device", "ok", f"models are computed on {taken}{rest}")
 
 
 def _isal() -> Check:

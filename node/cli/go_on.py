@@ -14,6 +14,8 @@ from protocol.errors import MfError
 
 Asker = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], dict[str, Any]]
 """(what is asked, on_event) -> the last document."""
+MOST_TOKENS = 1 << 31
+"""Of one reply: a greater count is no count."""
 ROUNDS = 2
 """Times that each node is tried for one reply without a word."""
 
@@ -21,22 +23,22 @@ ROUNDS = 2
 def ask_in_turn(askers: Sequence[Asker], asked: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The reply's last document; `continued` counts the nodes it was taken up at. Raises the last error when none goes on."""
     got: list[str] = []
-    fruitless, turn, continued, made = 0, 0, 0, 0
+    fruitless, turn, continued, made, here = 0, 0, 0, 0, 0  # tokens `made` by those that died, by the one `here`
 
     def heard(event: dict[str, Any]) -> None:
-        nonlocal fruitless
+        nonlocal fruitless, here
         if event.get("event") == "text" and event.get("text"):
             got.append(str(event["text"]))
-            fruitless = 0
+            fruitless, here = 0, _tokens(event, here)
         if event.get("event") != "planned" or not continued:
             on_event(event)
 
     while True:
-        before = len(got)
+        here = 0
         try:
             end = askers[turn % len(askers)](_rest(asked, "".join(got), made), heard)
         except MfError as error:
-            made += len(got) - before
+            made += here
             fruitless, turn = fruitless + 1, turn + 1
             if len(askers) == 1 or error.status < 500 or fruitless >= ROUNDS * len(askers) or _used_up(asked, made):
                 raise
@@ -45,6 +47,12 @@ def ask_in_turn(askers: Sequence[Asker], asked: dict[str, Any], on_event: Callab
         if continued:
             end["completion_tokens"] = made + int(end.get("completion_tokens") or 0)
         return end | {"continued": continued}
+
+
+def _tokens(event: dict[str, Any], before: int) -> int:
+    """So many the node has made with this text, by its own count; one more where it tells none that can be."""
+    told = event.get("tokens")
+    return told if type(told) is int and max(before, 1) <= told < MOST_TOKENS else before + 1
 
 
 def _rest(asked: dict[str, Any], text: str, made: int) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from node.cli.session import Session, common
 @click.option("--tls", type=click.Choice(["none", "auto"]), help="auto: HTTPS with a certificate of this node's own.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Listen beyond loopback without TLS.")
 @click.option("--behind-proxy", is_flag=True, default=None, help="A proxy in front does TLS and says who calls (X-Forwarded-For).")
+@click.option("--allow", multiple=True, metavar="CALLER", help="Let these in over HTTP and nobody else; may be repeated.")
+@click.option("--deny", multiple=True, metavar="CALLER", help="Never let these in over HTTP; may be repeated.")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where peers reach this node. [default: /ip4/0.0.0.0/tcp/4840]")
 @click.option("--transfer", metavar="HOST:PORT", help="Where shards are served. [default: 0.0.0.0:4841]")
 @click.option("--join", multiple=True, metavar="TICKET", help="Join by a member's ticket; may be repeated.")
 @click.option("--storage", metavar="SIZE", help="Room for shards, e.g. 20GB. [default: 20 GB, at most 10 % of what is free]")
 @click.option("--max-memory", metavar="SIZE", help="Weights, cache and activations of models run here.")
 @click.option("--engine", type=click.Choice(["auto", "torch", "llama"]), help="What models are loaded into. [default: auto]")
+@click.option("--device", metavar="DEVICE", help="Computes on: auto, cpu, cuda, cuda:N or mps. [default: cpu]")
 @click.option("--precision", type=click.Choice(["bf16", "fp32", "int8", "int4", "q8_0", "q4_1"]), help="Of HTTP's replies. [default: bf16]")
 @click.option("--lend", type=click.Choice(["none", "storage", "compute", "both"]), help="What strangers may use. [default: storage]")
 @click.option("--privacy", type=click.Choice(["local", "trusted", "swarm"]), help="Who may see what is asked here. [default: trusted]")
@@ -39,12 +42,14 @@ from node.cli.session import Session, common
 def run(session: Session, **flags: Any) -> None:
     """Run a node until Ctrl-C or SIGTERM."""
     import asyncio
+    import faulthandler
 
     from node.config import load_config
     from node.logs import configure_logs
 
     config = load_config(session.data_dir, {**flags, "json": session.json or None})
     configure_logs(config.log_format)
+    faulthandler.enable(2)
     from node.daemon import run_node
 
     def on_ready(ready: dict[str, Any]) -> None:
@@ -56,7 +61,8 @@ def run(session: Session, **flags: Any) -> None:
 
 def _sentence(ready: dict[str, Any], storage: int, lend: str) -> str:
     lent = {"none": "nothing", "storage": "storage, no compute", "compute": "compute, no storage", "both": "storage and compute"}[lend]
-    return f"ready: {ready['peer_id']} at {ready['http']}, storing at most {storage / 1e9:.1f} GB, lending strangers {lent}"
+    seen = f" (certificate's SHA-256 {ready['http_fingerprint']})" if "http_fingerprint" in ready else ""
+    return f"ready: {ready['peer_id']} at {ready['http']}{seen}, storing at most {storage / 1e9:.1f} GB, lending strangers {lent}"
 
 
 @click.command()

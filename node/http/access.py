@@ -6,9 +6,10 @@ address. Everything else needs one; a path that this table doesn't know needs th
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -17,11 +18,13 @@ from aiohttp.typedefs import Middleware
 from node.accounts.accounts import Accounts
 from node.accounts.authenticate import Shown
 from node.accounts.caller import FREE, Caller, address_subject
+from node.accounts.caller_rules import CallerRules
 from node.accounts.journal import Journal
 from node.http.errors import Handler
 from node.http.metering import LOCAL, METER, Meter
 from node.http.settings import HttpSettings
-from protocol.errors import MfError, Misdirected, TooLarge, Unauthorized
+from node.stage_audit_report import StageAuditReport
+from protocol.errors import DeadlineExceeded, MfError, Misdirected, TooLarge, Unauthorized
 from protocol.tokens import PUBLIC_SCOPES
 
 METER_KEY: web.RequestKey[Meter] = web.RequestKey("meter", Meter)
@@ -29,11 +32,14 @@ METER_KEY: web.RequestKey[Meter] = web.RequestKey("meter", Meter)
 
 @dataclass(frozen=True)
 class Access:
-    """Accounts and what stands beside them. `home_of` says, of a mark or a PeerID, where that node's API answers."""
+    """Accounts and what stands beside them. `home_of` says, of a mark or a PeerID, where that node's API answers; `rules` whom the owner
+    lets in; `stage_audits` what was found of other nodes' stages, where any is looked at."""
 
     accounts: Accounts
     journal: Journal
     home_of: Callable[[bytes | str], dict[str, Any]]
+    rules: CallerRules = field(default_factory=CallerRules)
+    stage_audits: StageAuditReport | None = None
 
     async def close(self) -> None:
         await self.accounts.close()
@@ -50,7 +56,7 @@ _RULES: tuple[tuple[re.Pattern[str], re.Pattern[str], str | None], ...] = tuple(
         (_READ, r"/metrics", "models:read"),
         ("POST", r"/api/v1/auth/(register|login|refresh)", None),
         (_ANY, r"/api/v1/(auth|users)/.*", "account"),
-        (_ANY, r"/api/v1/audit(/.*)?", "admin"),
+        (_ANY, r"/api/v1/(audit|callers)(/.*)?", "admin"),
         (_READ, r"/api/v1/models/upload(/.*)?", "models:write"),
         (_READ, r"/(api/)?v1/models(/.*)?", "models:read"),
         (_READ, r"/api/v1/system/.*", "models:read"),
@@ -59,6 +65,7 @@ _RULES: tuple[tuple[re.Pattern[str], re.Pattern[str], str | None], ...] = tuple(
         (_ANY, r"/api/v1/(webhooks|teams)(/.*)?", "models:write"),
     )
 )
+_REGISTER = "/api/v1/auth/register"
 _METERED = re.compile(r"/v1/.+|/api/v1/models/.+/inference(/batch)?|/api/v1/inference/compare|/api/(chat|generate|embed|embeddings)")
 
 
@@ -120,19 +127,28 @@ def _meter(caller: Caller, access: Access | None, settings: HttpSettings) -> Met
 
 
 async def _caller(request: web.Request, access: Access | None, settings: HttpSettings, scope: str | None) -> Caller:
+    address = client_address(request, settings)
+    if access is not None and not settings.local:
+        access.rules.check(None, address)  # before its credential costs anything
     found = await _claimed(request, access, settings) if access is not None else None
-    if found is None:
-        return _nobody(request, settings, scope)
-    if scope is not None:
+    who = found or _nobody(request, settings, scope)
+    if access is not None:
+        free = settings.local or (scope is None and route_of(request) != _REGISTER)
+        access.rules.check(who, "" if settings.local else address, free=free)
+    if found is not None and scope is not None:
         found.need(scope)
-    return found
+    return who
 
 
 async def _claimed(request: web.Request, access: Access, settings: HttpSettings) -> Caller | None:
     async def body() -> bytes:
         if request.content_length is not None and request.content_length > settings.max_body:
             raise TooLarge(f"a signed request's body has at most {settings.max_body} bytes", hint="send a token instead")
-        return await request.read()
+        try:
+            async with asyncio.timeout(settings.body_timeout):
+                return await request.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body didn't arrive within {settings.body_timeout:g} s") from None
 
     given = request.headers.getall(hdrs.AUTHORIZATION, [])
     if len(given) > 1:

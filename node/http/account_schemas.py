@@ -30,7 +30,9 @@ class RegisterRequest(Taken):
 
 
 class LoginRequest(Taken):
-    username: Username
+    """`username` alone or with its fingerprint; `name@PEERID` for an account of that home, which is then told where to log in."""
+
+    username: Annotated[str, Meta(min_length=1, max_length=128)]
     password: Annotated[str, Meta(max_length=MOST)]
     totp_code: Code | None = None
 
@@ -81,6 +83,110 @@ class AuditQuery(Taken):
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
     below: Annotated[int, Meta(ge=0)] | None = None
     verify: bool = False
+
+
+class CallerNamed(Taken):
+    """`who`: an address or network, an account's key (64 hexadecimal digits) or name@fingerprint, or a home's PeerID."""
+
+    who: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class CallerRule(CallerNamed):
+    """`allow`: in, and nobody who isn't on that list; `deny`: out."""
+
+    list: Literal["allow", "deny"]
+
+
+class CallerLine(msgspec.Struct, kw_only=True):
+    """`fixed`: by the node's configuration, changed there alone."""
+
+    caller: str
+    name: str | None
+    fixed: bool
+
+
+class CallerLists(msgspec.Struct, kw_only=True):
+    """Whom the owner lets in over HTTP (empty: everybody), and whom not, which comes first."""
+
+    allow: list[CallerLine]
+    deny: list[CallerLine]
+
+
+class StageAuditQuery(Taken):
+    """`below`: only findings with a lower number; `verify` checks every statement of theirs again."""
+
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    below: Annotated[int, Meta(ge=0)] | None = None
+    verify: bool = False
+
+
+class StageSaid(msgspec.Struct, kw_only=True):
+    """Who signed what: `role` is the stage itself (session), who ran it again, the third, or the stage before it."""
+
+    role: Literal["before", "session", "again", "third"]
+    peer_id: str
+    statements: int
+
+
+class StageFinding(msgspec.Struct, kw_only=True):
+    """Two runs of layers [first, end) that parted. `wrong`: who stood alone; null: nobody is blamed, and `why` says so. Of `rows` compared
+    `apart` differ, the `worst` by so much. `holds`: what was signed shows it, null where that wasn't asked; `fault` says why it doesn't."""
+
+    number: int
+    at: int
+    model_id: str
+    precision: str
+    first: int
+    end: int
+    parting: Literal["handover", "outputs", "tokens"]
+    why: str
+    wrong: str | None
+    rows: int
+    apart: int
+    worst: float
+    said: list[StageSaid]
+    holds: bool | None
+    fault: str | None
+
+
+class DamagedFinding(msgspec.Struct, kw_only=True):
+    """A row of the file that isn't as it was written; nothing of it is shown."""
+
+    number: int
+    fault: str
+
+
+class StageSessions(msgspec.Struct, kw_only=True):
+    run: int
+    drawn: int
+    done: int
+    dropped: int
+    convictions: int
+    unknown: int
+
+
+class StageSteps(msgspec.Struct, kw_only=True):
+    run: int
+    drawn: int
+    audited: int
+    dropped: int
+
+
+class StageAuditCounts(msgspec.Struct, kw_only=True):
+    """Since the node began. `outcomes` by word: agreed, wrong, undecided, silent; nobody, skipped, short, failed."""
+
+    sessions: StageSessions
+    steps: StageSteps
+    outcomes: dict[str, int]
+
+
+class StageAudits(msgspec.Struct, kw_only=True):
+    """`next`: what to give as `below` for more; null: that was all."""
+
+    findings: list[StageFinding]
+    damaged: list[DamagedFinding]
+    next: int | None
+    counts: StageAuditCounts
 
 
 class Registered(msgspec.Struct, kw_only=True):

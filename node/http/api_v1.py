@@ -12,6 +12,7 @@ from aiohttp import web
 from msgspec import UNSET
 
 from node.gateway import Finished, GenerationRequest, Planned
+from node.health import Verdict, gateway, worst
 from node.http import replies
 from node.http.bodies import model_name, read_json, read_query
 from node.http.context import GATEWAY, METRICS, SETTINGS, STARTED, STREAM, json_reply
@@ -149,24 +150,39 @@ async def system_health(request: web.Request) -> web.StreamResponse:
     read_query(request, NoQuery)
     health = await in_time(request, request.app[GATEWAY].health(), "the node")
     metrics = request.app[METRICS]
-    own = {"status": "healthy", "uptime_seconds": round(time.monotonic() - request.app[STARTED], 3), "requests_answered": metrics.answered}
-    return success({**health, "api_gateway": own})
+    answered, failed = metrics.lately()
+    verdict = gateway(answered, failed)
+    own = {
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "uptime_seconds": round(time.monotonic() - request.app[STARTED], 3),
+        "requests_answered": metrics.answered,
+        "requests_last_minute": answered,
+        "failed_last_minute": failed,
+    }
+    whole = worst((Verdict(str(health["status"]), health.get("reason")), verdict))
+    return success({**health, "status": whole.status, "reason": whole.reason, "api_gateway": own})
 
 
 async def system_swarm(request: web.Request) -> web.StreamResponse:
-    """Who is in the swarm, without anyone's addresses: those are the owner's to see."""
+    """Who is in the swarm and runs which version, who holds which model, and for each group of layers how many more losses it bears.
+
+    Without anyone's addresses: those are the owner's to see.
+    """
     read_query(request, NoQuery)
     status = await in_time(request, request.app[GATEWAY].status(), "the node")
-    peers = [{"peer_id": peer.get("peer_id"), "alive": bool(peer.get("alive"))} for peer in status.get("peers", [])]
+    told = ("peer_id", "version")
+    peers = [{name: peer.get(name) for name in told} | {"alive": bool(peer.get("alive"))} for peer in status.get("peers", [])]
     alive = sum(peer["alive"] for peer in peers)
     shown = {"peer_id": status.get("peer_id"), "version": status.get("version"), "peers": peers, "peers_alive": alive}
     return success({**shown, "models": status.get("models", [])})
 
 
 async def live(request: web.Request) -> web.StreamResponse:
-    """GET /health: that this process answers, and what its last end-to-end probe saw."""
+    """GET /health: that this process answers, how the node is and why, and what its last end-to-end probe saw."""
     health = await in_time(request, request.app[GATEWAY].health(), "the node")
-    return json_reply({"status": health.get("status"), "last_probe": health.get("last_probe")})
+    verdict = worst((Verdict(str(health["status"]), health.get("reason")), gateway(*request.app[METRICS].lately())))
+    return json_reply({"status": verdict.status, "reason": verdict.reason, "last_probe": health.get("last_probe")})
 
 
 ROUTES = [

@@ -22,6 +22,7 @@ from node.http.access import Access, access_of, client_address, with_home
 from node.http.api_v1 import success
 from node.http.bodies import read_json, read_query
 from node.http.context import SETTINGS
+from node.http.elsewhere import elsewhere
 from node.http.metering import caller
 from node.http.schemas import NoQuery
 from protocol import limits
@@ -87,12 +88,13 @@ def _logged_in(made: Tokens) -> schemas.LoggedIn:
 async def login(request: web.Request) -> web.StreamResponse:
     access = access_of(request)
     body = await read_json(request, schemas.LoginRequest, request.app[SETTINGS])
-    if access.accounts.users.named(body.username) is None:
-        _elsewhere(access, body.username)
+    name = body.username.removesuffix(f"@{access.accounts.home}")
+    if access.accounts.users.named(name) is None:
+        elsewhere(access, name, own_address(request))
     try:
-        made = await access.accounts.sessions.login(body.username, body.password, body.totp_code, own_address(request))
+        made = await access.accounts.sessions.login(name, body.password, body.totp_code, own_address(request))
     except Unauthorized as error:
-        await access.journal.add("login_failed", user=_named(access, body.username), code=error.code, address=own_address(request))
+        await access.journal.add("login_failed", user=_named(access, name), code=error.code, address=own_address(request))
         raise
     await access.journal.add("login", user=made.user.full_name, address=own_address(request))
     return success(_logged_in(made))
@@ -102,13 +104,6 @@ def _named(access: Access, name: str) -> str:
     """A user's name as the journal has it; what somebody else typed there may be a password."""
     user = access.accounts.users.named(name)
     return user.full_name if user else "unknown"
-
-
-def _elsewhere(access: Access, name: str) -> None:
-    """Says where an identity that this node has met is at home: passwords are good there alone."""
-    home = access.accounts.identities.home_of(name)
-    if home is not None:
-        raise Misdirected(f"{name[:64]} is at home at {home}", hint="log in there", details={"home": access.home_of(home)})
 
 
 async def refresh(request: web.Request) -> web.StreamResponse:
@@ -174,6 +169,7 @@ async def make_key(request: web.Request) -> web.StreamResponse:
     check_scopes(body.scopes, who.scopes)
     _check_models(who, body.models)
     expires = None if body.expires_in is None else time.time() + body.expires_in
+    _check_bounds(who, expires, body.audience)
     key, text = await access.accounts.keys.make(user, KeyRequest(body.name, body.scopes, body.models, body.audience, expires))
     await access.journal.add("key_made", user=user.full_name, key=key.label, scopes=sorted(key.scopes), audience=key.audience)
     swarm = access.accounts.keys.swarm_token(key, user, time.time()) if key.audience == EVERYWHERE else None
@@ -183,6 +179,13 @@ async def make_key(request: web.Request) -> web.StreamResponse:
 def _check_models(who: Caller, wanted: list[str] | None) -> None:
     if who.models is not None and (wanted is None or not set(wanted) <= who.models):
         raise Forbidden("the credential is limited to some models: so is what it makes", hint="give models, from its own list")
+
+
+def _check_bounds(who: Caller, expires: float | None, audience: str | None) -> None:
+    if who.until is not None and (expires is None or expires > who.until):
+        raise Forbidden("the credential ends before the key it asks for would", hint="give a shorter expires_in, or log in")
+    if who.audience is not None and audience != who.audience:
+        raise Forbidden(f"the credential is for {who.audience} alone: so is what it makes", hint="give that audience, or log in")
 
 
 async def revoke_key(request: web.Request) -> web.StreamResponse:

@@ -19,7 +19,8 @@ from node.http.errors import api_shape
 from node.http.idempotency import REPLIES
 from node.http.inference import Made, inference_of, metadata_of, whole_reply
 from node.http.jobs import JOBS
-from node.http.metering import METER, Meter, caller
+from node.http.metering import LOCAL, METER, Meter, caller
+from node.http.model_figures import FIGURES
 from node.http.model_replies import moment
 from node.http.publishing import PUBLISHING
 from node.http.schemas import NoQuery
@@ -61,11 +62,9 @@ async def batch(request: web.Request) -> web.StreamResponse:
 async def _batch(
     app: web.Application, name: str, ids: list[str], wanted: list[GenerationRequest], parameters: schemas.BatchParameters
 ) -> schemas.BatchReply:
-    meter = METER.get()
-    width = min(parameters.concurrency, len(ids), _room(meter))
-    turns, spent = asyncio.Semaphore(width), 0.0
+    meter, spent = METER.get() or Meter(LOCAL), 0.0
 
-    async def one(number: int) -> schemas.BatchOutcome:
+    async def one(number: int, turns: asyncio.Semaphore) -> schemas.BatchOutcome:
         nonlocal spent
         async with turns:
             began = time.monotonic()
@@ -79,7 +78,9 @@ async def _batch(
             return schemas.BatchOutcome(id=ids[number], status="success", result=inference)
 
     began = time.monotonic()
-    results = await _all([one(number) for number in range(len(ids))])
+    with meter.side_by_side(min(parameters.concurrency, len(ids))) as width:
+        turns = asyncio.Semaphore(width)
+        results = await _all([one(number, turns) for number in range(len(ids))])
     took = time.monotonic() - began
     good = sum(result.status == "success" for result in results)
     return schemas.BatchReply(
@@ -108,17 +109,10 @@ async def _all(works: list[Any]) -> list[schemas.BatchOutcome]:
     return [task.result() for task in tasks]
 
 
-def _room(meter: Meter | None) -> int:
-    """How many at once the caller's tier leaves: one place is the request's own."""
-    return meter.at_once() if meter is not None else 32
-
-
-async def _counted(app: web.Application, wanted: GenerationRequest, meter: Meter | None, first: bool) -> Made:
-    """Each item is a request of the allowance; the first was taken when the batch came in."""
-    if meter is None or first:
-        return await whole_reply(app, wanted)
-    with meter.another():
-        return await whole_reply(app, wanted)
+async def _counted(app: web.Application, wanted: GenerationRequest, meter: Meter, first: bool, anew: bool = False) -> Made:
+    """Each is a request of the allowance; the first was taken when they came in."""
+    meter.charge(0 if first else 1)
+    return await whole_reply(app, wanted, anew)
 
 
 def _told(error: MfError) -> dict[str, Any]:
@@ -132,17 +126,17 @@ async def compare(request: web.Request) -> web.StreamResponse:
     wanted = [wanted_of(name, body.input, timeout) for name in body.models]
 
     async def make() -> web.StreamResponse:
-        meter = METER.get()
+        meter = METER.get() or Meter(LOCAL)
         results = [await _compared(request.app, one, meter, number == 0) for number, one in enumerate(wanted)]
         return success(schemas.Comparison(comparison_id=f"cmp_{secrets.token_hex(12)}", results=results))
 
     return await request.app[REPLIES].answer(request, make)
 
 
-async def _compared(app: web.Application, wanted: GenerationRequest, meter: Meter | None, first: bool) -> schemas.Compared:
+async def _compared(app: web.Application, wanted: GenerationRequest, meter: Meter, first: bool) -> schemas.Compared:
     try:
         async with Consumption() as used:
-            made = await _counted(app, wanted, meter, first)
+            made = await _counted(app, wanted, meter, first, anew=True)
     except MfError as error:
         return schemas.Compared(model=wanted.model, status="error", error=_told(error))
     metadata = metadata_of(made)
@@ -151,13 +145,24 @@ async def _compared(app: web.Application, wanted: GenerationRequest, meter: Mete
         model=wanted.model,
         status="success",
         model_id=made.planned.model_id,
-        text=made.text,
+        text=made.text if made.labels is None else None,
+        labels=made.labels,
         tokens_generated=made.end.completion_tokens,
         tokens_per_second=metadata.tokens_per_second,
         execution_time_ms=metadata.execution_time_ms,
         first_token_ms=None if first_token is None else round(first_token * 1000, 3),
         cpu_seconds=used.cpu_seconds,
         peak_memory_bytes=used.peak_memory,
+        network_bytes=used.traffic.sent + used.traffic.received,
+        network_bytes_sent=used.traffic.sent,
+        network_bytes_received=used.traffic.received,
+        network_bytes_of_stages=[
+            schemas.StageBytes(peer=peer, first=first, end=end, sent=sent, received=received)
+            for (peer, first, end), (sent, received) in used.traffic.stages.items()
+        ]
+        or None,
+        measured_by=app[FIGURES].measurer,
+        compute_provider=metadata.compute_provider,
     )
 
 

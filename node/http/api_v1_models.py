@@ -86,7 +86,7 @@ async def one_model(request: web.Request) -> web.StreamResponse:
     info = await in_time(request, request.app[GATEWAY].model(model_name(request)), "the model")
     settings = request.app[SETTINGS]
     scheme = "https" if request.secure or settings.behind_proxy else "http"
-    examples = example_usage(f"{scheme}://{request.headers[hdrs.HOST]}", info.model_id, not settings.open)
+    examples = example_usage(f"{scheme}://{request.headers[hdrs.HOST]}", info.model_id, not settings.open, info.category)
     known, used = replies.fields_of(info, request.app[FIGURES]), await _statistics(request, info.model_id)
     return success(replies.ModelDetail(**known, usage_statistics=used, example_usage=examples))
 

@@ -97,7 +97,7 @@ async def _team_changed(request: web.Request, name: str, event: str, identity: b
 async def drop_team(request: web.Request) -> web.StreamResponse:
     sharing, name = publishing_of(request).sharing, request.match_info["team"]
     await sharing.teams.drop(caller().who, name)
-    await sharing.team_changed(name)
+    await sharing.team_dropped(name)
     await access_of(request).journal.add("team_dropped", user=caller().name, team=name)
     return success({"name": name, "status": "removed"})
 

@@ -6,17 +6,20 @@ import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from node.http import account_schemas as schemas
 from node.http.access import METER_KEY, access_of
 from node.http.api_v1 import success
 from node.http.api_v1_auth import own_address, own_user
+from node.http.belongings import belongings, forget
 from node.http.bodies import read_json, read_query
 from node.http.context import GATEWAY, SETTINGS
 from node.http.metering import caller
+from node.http.publishing import PUBLISHING
 from node.http.schemas import NoQuery
-from protocol.errors import BadInput, MfError
+from protocol.errors import BadInput, MfError, NotFound
 
 _PERIODS = {"day": 1, "week": 7, "month": 30, "year": 365}
 
@@ -40,12 +43,15 @@ async def me(request: web.Request) -> web.StreamResponse:
 
 
 async def leave(request: web.Request) -> web.StreamResponse:
-    """Deletes the account with its keys, logins and usage. Published models stay: they belong to who holds them."""
+    """Deletes the account, its keys, logins, usage, uploads, webhooks, teams. Published models stay: they belong to who holds them."""
     access = access_of(request)
     _, user = own_user(access)
     body = await read_json(request, schemas.ConfirmRequest, request.app[SETTINGS])
     await access.accounts.sessions.confirm(user, body.password, body.totp_code, own_address(request))
     await access.journal.add("account_deleted", user_id=user.id)
+    publishing = request.app.get(PUBLISHING)
+    if publishing is not None:
+        await forget(publishing, user)
     await access.accounts.delete(user)
     return success(schemas.Done(done="the account is gone"))
 
@@ -54,7 +60,9 @@ async def export(request: web.Request) -> web.StreamResponse:
     read_query(request, NoQuery)
     access = access_of(request)
     _, user = own_user(access)
-    reply = success(await access.accounts.export(user))
+    publishing = request.app.get(PUBLISHING)
+    more = {} if publishing is None else await belongings(publishing, user)
+    reply = success(await access.accounts.export(user) | more)
     reply.headers["Cache-Control"] = "no-store"
     return reply
 
@@ -126,10 +134,21 @@ async def audit(request: web.Request) -> web.StreamResponse:
     return success({"entries": entries, "verified": shown})
 
 
+async def stage_audits(request: web.Request) -> web.StreamResponse:
+    """What audits found of other nodes' stages, the newest first, and how much was looked at."""
+    query = read_query(request, schemas.StageAuditQuery)
+    report = access_of(request).stage_audits
+    if report is None:
+        raise NotFound("this node looks at nobody's stages")
+    page = await report.page(query.limit, query.below, verify=query.verify)
+    return success(msgspec.convert(page, schemas.StageAudits))
+
+
 ROUTES = [
     web.get("/api/v1/users/me", me),
     web.delete("/api/v1/users/me", leave),
     web.get("/api/v1/users/me/export", export),
     web.get("/api/v1/users/me/usage", usage),
     web.get("/api/v1/audit", audit),
+    web.get("/api/v1/audit/stages", stage_audits),
 ]

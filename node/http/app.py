@@ -17,6 +17,7 @@ from node.gateway import Gateway
 from node.http import (
     api_v1,
     api_v1_auth,
+    api_v1_callers,
     api_v1_jobs,
     api_v1_models,
     api_v1_owned,
@@ -31,7 +32,7 @@ from node.http import (
 )
 from node.http.access import ACCESS, Access, access_layer, rate_headers
 from node.http.context import ERROR_CODE, GATEWAY, METRICS, REQUEST_ID, SETTINGS, STARTED
-from node.http.doorman import DOORMAN, Doorman, GuardedRunner
+from node.http.doorman import DOORMAN, KEPT_OPEN, Doorman, GuardedRunner
 from node.http.errors import ClientLeft, Handler, error_layer
 from node.http.guard import allowed_origin, cors_headers, guard
 from node.http.idempotency import REPLIES, Idempotent
@@ -42,6 +43,7 @@ from node.http.metering import MeteredGateway
 from node.http.metrics import CONTENT_TYPE, Metrics
 from node.http.model_figures import FIGURES, Figures
 from node.http.publishing import PUBLISHING, Publishing
+from node.http.query_layer import query_layer
 from node.http.settings import HttpSettings
 from node.http.xml import xml_layer
 from node.private.gateway import PrivateGateway
@@ -52,6 +54,7 @@ log = logging.getLogger(__name__)
 _API_ROUTES = [
     *api_v1_auth.ROUTES,
     *api_v1_users.ROUTES,
+    *api_v1_callers.ROUTES,
     *api_v1_upload.ROUTES,
     *api_v1_webhooks.ROUTES,
     *api_v1_share.ROUTES,
@@ -123,6 +126,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             return web.Response(status=_LEFT)
         finally:
             _record(request, status, time.monotonic() - started)
+            request.app[DOORMAN].answered(request.protocol)
 
 
 def _finish_headers(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
@@ -155,7 +159,7 @@ def make_app(
 ) -> web.Application:
     """The application over `gateway`; `metrics` is given where the daemon adds gauges of its own, `access` where there are accounts,
     `publishing` where models are taken in."""
-    middlewares = [observe, xml_layer, error_layer, guard(settings), access_layer(access, settings)]
+    middlewares = [observe, xml_layer, error_layer, guard(settings), access_layer(access, settings), query_layer]
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body)
     app[FIGURES] = Figures(access.accounts.home if access else None)
     inner = gateway if publishing is None else PrivateGateway(gateway, publishing.private)
@@ -204,7 +208,8 @@ class HttpServer:
         app = make_app(self._gateway, self.settings, self.metrics, self._access, self._publishing)
         _wire_log.addFilter(_wire_filter)
         patience = self.settings.shutdown_timeout
-        runner = GuardedRunner(app, app[DOORMAN], handler_cancellation=True, shutdown_timeout=patience, access_log=None, logger=_wire_log)
+        options = {"handler_cancellation": True, "shutdown_timeout": patience, "access_log": None, "logger": _wire_log}
+        runner = GuardedRunner(app, app[DOORMAN], keepalive_timeout=KEPT_OPEN, **options)
         await runner.setup()
         try:
             await web.TCPSite(runner, self.settings.host, self.settings.port, ssl_context=tls).start()

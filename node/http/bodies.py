@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from node.http.settings import HttpSettings
 from protocol import limits
-from protocol.errors import BadInput, DeadlineExceeded
+from protocol.errors import BadInput, DeadlineExceeded, TooLarge
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -64,6 +65,8 @@ def _unknown_fields(names: list[str], unsupported: frozenset[str]) -> BadInput:
 
 
 async def read_json(request: web.Request, kind: type[T], settings: HttpSettings, *, unsupported: frozenset[str] = frozenset()) -> T:
+    if request.content_length is not None and request.content_length > settings.max_body:
+        raise TooLarge(f"the body is {request.content_length} bytes, this node takes {settings.max_body}")
     try:
         async with asyncio.timeout(settings.body_timeout):
             raw = await request.read()
@@ -72,14 +75,20 @@ async def read_json(request: web.Request, kind: type[T], settings: HttpSettings,
     return parse_json(raw, kind, unsupported=unsupported)
 
 
-def read_query(request: web.Request, kind: type[T]) -> T:
+def check_names(request: web.Request, known: Sequence[str]) -> None:
+    """`BadInput` names query fields that are none of these, or given more than once."""
     query = request.query
     twice = sorted({name for name in query if len(query.getall(name)) > 1})
     if twice:
         raise BadInput(f"given more than once: {', '.join(twice)[:200]}", details={"param": twice[0][:80]})
-    strange = [name for name in query if name not in kind.__struct_encode_fields__]
+    strange = [name for name in query if name not in known]
     if strange:
         raise _unknown_fields(strange, frozenset())
+
+
+def read_query(request: web.Request, kind: type[T]) -> T:
+    query = request.query
+    check_names(request, kind.__struct_encode_fields__)
     try:
         return msgspec.convert(dict(query), kind, strict=False)
     except msgspec.ValidationError as error:

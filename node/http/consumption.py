@@ -1,4 +1,4 @@
-"""What this node's processes use while something runs: seconds of processor, most memory at once."""
+"""What this node uses while something runs: seconds of processor and most memory of its processes, bytes over the network."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import contextlib
 
 import psutil  # type: ignore[import-untyped]
 
+from node.traffic import Traffic, counting
+
 EVERY = 0.1
 
 
 class Consumption:
-    """`async with Consumption() as used`: figures are there after the block. None where the system doesn't tell."""
+    """`async with Consumption() as used`: figures are there after the block, to be entered and left by one task. None where the system
+    doesn't tell. Processor and memory are the processes', other requests included; `traffic` is of what ran in the block alone.
+    """
 
     def __init__(self) -> None:
         self.cpu_seconds: float | None = None
         self.peak_memory: int | None = None
+        self.traffic = Traffic()
         self._began = 0.0
         self._watching: asyncio.Task[None] | None = None
+        self._counting = contextlib.ExitStack()
 
     async def __aenter__(self) -> Consumption:
         self._began = self._look()
         self._watching = asyncio.create_task(self._watch())
+        self.traffic = self._counting.enter_context(counting())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._watching is not None
+        self._counting.close()
         self._watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watching

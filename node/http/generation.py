@@ -18,12 +18,13 @@ from node.gateway import Event, Finished, Gateway, GenerationRequest, Piece, Pla
 from node.http.metrics import Metrics
 from node.http.settings import HttpSettings
 from protocol.errors import DeadlineExceeded, MfError, Unavailable
+from protocol.limits import MAX_TIMED_STAGES
 
 log = logging.getLogger(__name__)
 
 _ROUTE_LIMIT = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
-_TIMINGS = ("plan", "assemble", "load", "queue", "prefill", "decode", "first_token", "total")
+_TIMINGS = ("plan", "assemble", "load", "queue", "prefill", "decode", "network", "first_token", "total")
 _CLOSE_WITHIN = 5.0
 OnQueued = Callable[[int], Awaitable[None]]
 
@@ -125,7 +126,12 @@ def timings_ms(finished: Finished) -> dict[str, float]:
 
 
 def server_timing(finished: Finished) -> str:
-    return ", ".join(f"{name};dur={value:g}" for name, value in timings_ms(finished).items())
+    """The same as a header, and of each of the first 16 stages `sNp`, `sNd`, `sNw`: what it computed of prompt and tokens, its waits."""
+    parts = list(timings_ms(finished).items())
+    for number, stage in enumerate(finished.stages[:MAX_TIMED_STAGES]):
+        told = (("p", stage.prefill), ("d", stage.decode), ("w", stage.wait))
+        parts += [(f"s{number}{short}", round(seconds * 1000, 3)) for short, seconds in told if seconds is not None]
+    return ", ".join(f"{name};dur={value:g}" for name, value in parts)
 
 
 def headers_of(planned: Planned, finished: Finished) -> dict[str, str]:

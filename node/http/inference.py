@@ -13,6 +13,7 @@ from aiohttp import web
 
 from node.gateway import Finished, GenerationRequest, Planned
 from node.http import replies
+from node.http.classification import classified, gives_labels
 from node.http.context import GATEWAY, METRICS, SETTINGS
 from node.http.errors import timestamp
 from node.http.generation import generation
@@ -34,12 +35,13 @@ class Answer(msgspec.Struct, array_like=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """A reply, and whether the cache had it."""
+    """A reply, and whether the cache had it; `labels` in place of a text."""
 
     planned: Planned
     end: Finished
     text: str
     cached: bool = False
+    labels: list[replies.Label] | None = None
 
 
 def deterministic(wanted: GenerationRequest) -> bool:
@@ -52,12 +54,15 @@ def cache_name(wanted: GenerationRequest, model_id: str) -> bytes:
     return digest(b"cache" + pack(plain))
 
 
-async def whole_reply(app: web.Application, wanted: GenerationRequest) -> Made:
-    """The reply from the cache or the model; errors as `generation` raises them."""
+async def whole_reply(app: web.Application, wanted: GenerationRequest, anew: bool = False) -> Made:
+    """The reply from the cache, unless it is to be made `anew`, or the model; errors as `generation` raises them."""
+    if await gives_labels(app, wanted):
+        planned, end, labels = await classified(app, wanted)
+        return Made(planned, end, "", labels=labels)
     who, cache = caller().who, app[CACHE]
     async with generation(app[GATEWAY], wanted, app[METRICS], app[SETTINGS]) as reply:
         planned, name = reply.planned, cache_name(wanted, reply.planned.model_id)
-        kept = cache.get(who, name) if deterministic(wanted) and not planned.private else None
+        kept = cache.get(who, name) if deterministic(wanted) and not planned.private and not anew else None
         if kept is not None:
             found = msgspec.msgpack.decode(kept, type=Answer)
             end = Finished(found.reason, found.prompt_tokens, found.completion_tokens, planned.route, {"total": 0.0})
@@ -81,8 +86,14 @@ def inference_of(made: Made, inference_id: str, with_metadata: bool) -> replies.
     return replies.Inference(
         inference_id=inference_id,
         model_id=made.planned.model_id,
-        result=replies.Result(text=made.text, tokens_generated=made.end.completion_tokens, finish_reason=made.end.reason),
+        result=_result(made),
         usage=replies.usage_of(made.end),
         timestamp=timestamp(),
         metadata=metadata_of(made) if with_metadata else msgspec.UNSET,
     )
+
+
+def _result(made: Made) -> replies.Result:
+    if made.labels is not None:
+        return replies.Result(labels=made.labels)
+    return replies.Result(text=made.text, tokens_generated=made.end.completion_tokens, finish_reason=made.end.reason)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from node.http.replies import Inference
+from node.http.replies import Inference, Label, Provider
 from node.http.schemas import InferenceInput, Name
 
 
@@ -76,15 +76,30 @@ class BatchReply(msgspec.Struct, kw_only=True):
     parallel_efficiency: float | None
 
 
+class StageBytes(msgspec.Struct, kw_only=True):
+    """Of a stage at another node, by its own word, as told twice a second: of a short reply nothing may have been told."""
+
+    peer: str
+    first: int
+    end: int
+    sent: int
+    received: int
+
+
 class Compared(msgspec.Struct, kw_only=True):
-    """`cpu_seconds` and `peak_memory_bytes` of this node's processes while the model ran, one model after another, other requests
-    included; null where it can't be told. `network_bytes` is null: nobody counts them by request.
+    """Figures of the node `measured_by` (a PeerID) alone, one model after another, always run anew; null where it can't be told. Where
+    `compute_provider` names other nodes, they used processor and memory of theirs beside it, which nobody tells.
+
+    `cpu_seconds` and `peak_memory_bytes` of its processes while the model ran, other requests included. `network_bytes` sent and received
+    together, by this request alone: weights that had to be fetched for it, hidden states and tokens between stages;
+    `network_bytes_of_stages` the same of the other nodes' stages.
     """
 
     model: str
     status: Literal["success", "error"]
     model_id: str | None = None
     text: str | None = None
+    labels: list[Label] | None = None
     tokens_generated: int | None = None
     tokens_per_second: float | None = None
     execution_time_ms: float | None = None
@@ -92,6 +107,11 @@ class Compared(msgspec.Struct, kw_only=True):
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     network_bytes: int | None = None
+    network_bytes_sent: int | None = None
+    network_bytes_received: int | None = None
+    network_bytes_of_stages: list[StageBytes] | None = None
+    measured_by: str | None = None
+    compute_provider: Provider | None = None
     error: dict[str, Any] | None = None
 
 

@@ -15,17 +15,27 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-from node.accounts.allowance import Allowance, Standing
+from node.accounts.allowance import TIERS, Allowance, Standing
 from node.accounts.caller import UNLIMITED, Caller
 from node.accounts.usage import UsageBook
-from node.gateway import EmbeddingRequest, Embeddings, Event, Finished, Gateway, GenerationRequest, ModelInfo, Piece, Planned
+from node.gateway import (
+    ClassificationRequest,
+    Classifications,
+    EmbeddingRequest,
+    Embeddings,
+    Event,
+    Finished,
+    Gateway,
+    GenerationRequest,
+    ModelInfo,
+    Piece,
+    Planned,
+)
 from node.http.model_figures import Figures
 from node.model_index import ModelQuery
 from protocol.errors import Forbidden
 
 METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
-WEIGHTS = {"contributor": 2.0, "supporter": 4.0, "unlimited": 4.0}
-"""Shares of the engine beside those of everybody else, who has one."""
 LOCAL = Caller("open", frozenset({"inference", "models:read"}), "open", UNLIMITED)
 """Whoever runs programs on this machine, where the listener is for them."""
 
@@ -39,7 +49,6 @@ class Meter:
         self._allowance = allowance
         self._usage = usage
         self._running = 0
-        self._tokens = 0
         self._detached = False
 
     def begin(self) -> None:
@@ -67,31 +76,39 @@ class Meter:
     def end(self) -> None:
         while self._allowance is not None and self._running:
             self._running -= 1
-            self._allowance.end(self.caller.subject, self._tokens, time.time())
-            self._tokens = 0
+            self._allowance.end(self.caller.subject, time.time())
 
-    def at_once(self) -> int:
-        """How many of its requests may run side by side, itself included."""
-        return self._allowance.at_once(self.caller.tier) if self._allowance is not None else 32
+    def charge(self, count: int) -> None:
+        """So many more requests of the hour, all or none: parts of this one. `AllowanceSpent` where there aren't as many."""
+        if self._allowance is not None and count:
+            self.standing = self._allowance.charge(self.caller.subject, self.caller.tier, count, time.time())
 
     @contextmanager
-    def another(self) -> Iterator[None]:
-        """One more request of the allowance, for one more answer within this one."""
-        if self._allowance is None:
-            yield
-            return
-        self._allowance.begin(self.caller.subject, self.caller.tier, time.time())
+    def side_by_side(self, most: int) -> Iterator[int]:
+        """How many parts of this request may run at the same time: its own place, and others of the allowance that are free now."""
+        extra = 0
         try:
-            yield
+            while extra + 1 < most and self._enter():
+                extra += 1
+            yield extra + 1
         finally:
-            self._allowance.end(self.caller.subject, 0, time.time())
+            for _ in range(extra):
+                self._leave()
+
+    def _enter(self) -> bool:
+        return self._allowance is None or self._allowance.enter(self.caller.subject, self.caller.tier, time.time())
+
+    def _leave(self) -> None:
+        if self._allowance is not None:
+            self._allowance.end(self.caller.subject, time.time())
 
     def check_model(self, asked: str, model_id: str) -> None:
         if not self.caller.may_use(asked, model_id):
             raise Forbidden("the credential isn't for this model", hint="use a key without a list of models, or one that has it")
 
     def used(self, model_id: str, prompt: int, completion: int) -> None:
-        self._tokens += prompt + completion
+        if self._allowance is not None:
+            self._allowance.spend(self.caller.subject, prompt + completion, time.time())
         if self._usage is not None:
             self._usage.add(self.caller.who, self.caller.subject, model_id, prompt, completion)
 
@@ -133,7 +150,8 @@ class MeteredGateway:
             meter = Meter(LOCAL)
         planned: Planned | None = None
         completion, who = 0, meter.caller
-        request = replace(request, account=who.subject, reader=who.who, weight=WEIGHTS.get(who.tier, 1.0))
+        tier = TIERS.get(who.tier, TIERS["free"])
+        request = replace(request, account=who.subject, reader=who.who, weight=tier.weight, priority=tier.priority)
         try:
             async with aclosing(self._inner.generate(request)) as events:  # type: ignore[type-var]
                 async for event in events:
@@ -151,9 +169,22 @@ class MeteredGateway:
                 meter.used(planned.model_id, planned.prompt_tokens, completion)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        meter = METER.get() or Meter(LOCAL)
-        if meter.caller.models is not None:
-            meter.check_model(request.model, (await self._inner.model(request.model)).model_id)
+        meter = await self._allowed(request.model)
         made = await self._inner.embed(request)
         meter.used(made.model_id, made.tokens, 0)
         return made
+
+    async def category(self, name: str) -> str | None:
+        return await self._inner.category(name)
+
+    async def classify(self, request: ClassificationRequest) -> Classifications:
+        meter = await self._allowed(request.model)
+        made = await self._inner.classify(request)
+        meter.used(made.model_id, made.tokens, 0)
+        return made
+
+    async def _allowed(self, model: str) -> Meter:
+        meter = METER.get() or Meter(LOCAL)
+        if meter.caller.models is not None:
+            meter.check_model(model, (await self._inner.model(model)).model_id)
+        return meter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +13,8 @@ from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+LATELY, LATELY_MOST = 60.0, 4_096
+_STEP_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -57,13 +61,33 @@ class Metrics:
         self._first = Histogram("mf_time_to_first_token_seconds", "Seconds from request to first token", buckets=_SECONDS, registry=one)
         self._audits = Counter("mf_audits", "Audits of shards at others by verdict", ["verdict"], registry=one)
         self._stage_audits = Counter("mf_stage_audits", "Sessions run again at others by what came of it", ["verdict"], registry=one)
+        self._stage_sessions = Counter(
+            "mf_stage_audit_sessions",
+            "Sessions over others' stages: run, drawn for an audit, what became of it",
+            ["what"],
+            registry=one,
+        )
+        self._stage_steps = Counter("mf_stage_audit_steps", "Their steps: run, drawn, audited, dropped", ["what"], registry=one)
+        self._steps = Histogram(
+            "mf_step_seconds",
+            "Steps through stages: compute and wait of own ones, and of each on the way of replies asked here, there network too, a hop",
+            ["where", "part"],
+            buckets=_STEP_SECONDS,
+            registry=one,
+        )
         self.answered = 0
+        self._lately: deque[tuple[float, bool]] = deque(maxlen=LATELY_MOST)
+
+    def step(self, where: str, part: str, seconds: float) -> None:
+        """`where` own or route, `part` compute, wait or network."""
+        self._steps.labels(where, part).observe(seconds)
 
     def audit(self, verdict: str) -> None:
         self._audits.labels(verdict).inc()
 
-    def stage_audit(self, verdict: str) -> None:
-        self._stage_audits.labels(verdict).inc()
+    def stage_audit(self, what: str, name: str, number: int) -> None:
+        """As node/audit_tally.py counts: `what` is outcome, sessions or steps."""
+        {"outcome": self._stage_audits, "sessions": self._stage_sessions, "steps": self._stage_steps}[what].labels(name).inc(number)
 
     def register_collector(self, source: Callable[[], Iterable[Reading]]) -> None:
         """`source` is called, on the loop, at each reading of /metrics: it must be quick and raise nothing."""
@@ -72,8 +96,16 @@ class Metrics:
     def request(self, method: str, path: str, status: int, seconds: float) -> None:
         """`path` is the route's template, never what the client wrote: labels stay few."""
         self.answered += 1
+        self._lately.append((time.monotonic(), status == 500))
         self._requests.labels(method if method in _METHODS else "other", path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
+
+    def lately(self) -> tuple[int, int]:
+        """Answers of the last minute (the newest 4,096 of them), and at how many requests the node itself failed (status 500)."""
+        since = time.monotonic() - LATELY
+        while self._lately and self._lately[0][0] < since:
+            self._lately.popleft()
+        return len(self._lately), sum(failed for _at, failed in self._lately)
 
     def first_token(self, seconds: float) -> None:
         self._first.observe(seconds)

@@ -15,12 +15,16 @@ MOST = 4_096
 
 @dataclass
 class Seen:
-    """`milliseconds` from the plan to the last token, loading left out; `at` Unix seconds of the last reply."""
+    """`milliseconds` from the plan to the last token, loading left out; `at` Unix seconds of the last reply. `memory` bytes that the model
+    took here when that was measured last, at `memory_at`; None: it never was.
+    """
 
     samples: int = 0
     milliseconds: float = 0.0
     tokens: int = 0
     at: float = 0.0
+    memory: int | None = None
+    memory_at: float | None = None
 
 
 class Figures:
@@ -40,6 +44,8 @@ class Figures:
         seen.milliseconds += max(0.0, spent - sum(end.timings.get(part, 0.0) for part in ("plan", "assemble", "load"))) * 1000
         seen.tokens += end.completion_tokens
         seen.at = time.time()
+        if end.memory is not None:
+            seen.memory, seen.memory_at = end.memory, seen.at
         while len(self._seen) > MOST:
             self._seen.popitem(last=False)
 

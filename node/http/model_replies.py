@@ -26,11 +26,16 @@ class Capabilities(msgspec.Struct, kw_only=True):
 
 
 class Performance(msgspec.Struct, kw_only=True):
-    """As measured by `measured_by` (a PeerID; null: nobody has), over `samples` replies, the last one at `measured_at`."""
+    """As measured by `measured_by` (a PeerID; null: nobody has), over `samples` replies, the last one at `measured_at`.
+
+    `memory_usage_gb`: 10⁹ bytes by which the process that runs models grew for this one: weights, context and what a pass takes. Measured
+    at `memory_measured_at`, at the end of a reply made whole by that node while no other model was in use there; null until then.
+    """
 
     avg_inference_time_ms: float | None = None
     tokens_per_second: float | None = None
     memory_usage_gb: float | None = None
+    memory_measured_at: str | None = None
     measured_by: str | None = None
     measured_at: str | None = None
     samples: int = 0
@@ -86,6 +91,8 @@ def performance_of(figures: Figures, model_id: str) -> Performance:
     return Performance(
         avg_inference_time_ms=round(seen.milliseconds / seen.samples, 3),
         tokens_per_second=round(seen.tokens * 1000 / seen.milliseconds, 2) if seen.milliseconds else None,
+        memory_usage_gb=None if seen.memory is None else round(seen.memory / 1e9, 4),
+        memory_measured_at=moment(seen.memory_at),
         measured_by=figures.measurer,
         measured_at=moment(seen.at),
         samples=seen.samples,

@@ -94,9 +94,16 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def check_stream(stream: bool | None, options: schemas.StreamOptions | None) -> None:
-    if options is not None and not stream:
+def check_stream(stream: bool | None, options: schemas.StreamOptions | None, chunks: bool = True) -> None:
+    """`chunks`: whether the stream has any that could carry the usage so far."""
+    if options is None:
+        return
+    if not stream:
         raise BadInput("stream_options goes with stream: true alone", details={"param": "stream_options"})
+    if options.continuous_usage_stats and not (chunks and options.include_usage):
+        why = "goes with include_usage alone" if chunks else "isn't supported here: the last event has the usage"
+        param = "stream_options.continuous_usage_stats"
+        raise BadInput(f"{param} {why}", details={"param": param})
 
 
 def _check(body: schemas.ChatRequest) -> None:

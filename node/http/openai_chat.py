@@ -11,7 +11,7 @@ from node.http.bodies import read_json
 from node.http.context import GATEWAY, METRICS, SETTINGS, json_reply
 from node.http.generation import headers_of
 from node.http.openai_ask import ChatAsk, Reader, chat_ask
-from node.http.openai_common import Naming, call_id, naming, open_stream, usage_of
+from node.http.openai_common import Naming, StreamUsage, call_id, naming, open_stream, usage_of
 from node.http.openai_logprobs import chat_logprobs
 from node.http.openai_schemas import UNSUPPORTED_CHAT, ChatRequest
 from node.http.replies import trace_of
@@ -93,8 +93,8 @@ def delta_of(said: Said) -> replies.Delta:
 async def _stream(request: web.Request, body: ChatRequest, ask: ChatAsk, together: SideBySide, named: Naming) -> web.StreamResponse:
     stream = await open_stream(request, together.planned[0])
     together.on_queued = stream.queued
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    chunks = _Chunks(named, ask, bool(body.logprobs), with_usage)
+    usage = StreamUsage(body.stream_options, together, len(ask.requests))
+    chunks = _Chunks(named, ask, bool(body.logprobs), usage)
     for index in range(len(ask.requests)):
         await stream.send(chunks.chunk(index, replies.Delta(role="assistant", content="")))
     last: replies.ChatChunk | None = None
@@ -108,7 +108,7 @@ async def _stream(request: web.Request, body: ChatRequest, ask: ChatAsk, togethe
             else:
                 last = chunk
     assert last is not None
-    if with_usage:
+    if usage.asked:
         await stream.send(last)
         last = replies.ChatChunk(**named.fields(), choices=[], usage=usage_of(together.ends, len(together.ends)))
     last.mf = trace_of(together.planned[0], together.ends[0])
@@ -119,21 +119,22 @@ async def _stream(request: web.Request, body: ChatRequest, ask: ChatAsk, togethe
 class _Chunks:
     """The chunks of a streamed chat. Logarithms go with the first chunk that their piece, or a later one, gives rise to."""
 
-    def __init__(self, named: Naming, ask: ChatAsk, logprobs: bool, with_usage: bool) -> None:
+    def __init__(self, named: Naming, ask: ChatAsk, logprobs: bool, usage: StreamUsage) -> None:
         self._fields = named.fields()
         self._readers = [ask.reader() for _ in ask.requests]
         self._held: list[list[TextLogprob]] = [[] for _ in ask.requests]
         self._logprobs = logprobs
-        self._usage = None if with_usage else UNSET
+        self._usage = usage
 
     def chunk(self, index: int, delta: replies.Delta, reason: str | None = None) -> replies.ChatChunk:
         held, self._held[index] = self._held[index], []
         logprobs = chat_logprobs(held) if self._logprobs and held else None
         choice = replies.ChunkChoice(index=index, delta=delta, finish_reason=reason, logprobs=logprobs)
-        return replies.ChatChunk(**self._fields, choices=[choice], usage=self._usage)
+        return replies.ChatChunk(**self._fields, choices=[choice], usage=self._usage.now())
 
     def piece(self, index: int, piece: Piece) -> list[replies.ChatChunk]:
         self._held[index] += piece.logprobs
+        self._usage.note(index, piece.tokens)
         return [self.chunk(index, delta_of(said)) for said in self._readers[index].feed(piece.text)]
 
     def end(self, index: int, end: Finished) -> list[replies.ChatChunk]:

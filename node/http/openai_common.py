@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from node.gateway import Finished, Planned
 from node.http.context import SETTINGS, STREAM
 from node.http.generation import route_header
+from node.http.openai_schemas import StreamOptions
 from node.http.replies import Usage
+from node.http.side_by_side import SideBySide
 from node.http.stream import EventStream
 
 
@@ -48,6 +51,26 @@ def usage_of(ends: Sequence[Finished], choices: int = 1) -> Usage:
     prompt = sum(end.prompt_tokens for end in ends[::choices])
     made = sum(end.completion_tokens for end in ends)
     return Usage(prompt_tokens=prompt, completion_tokens=made, total_tokens=prompt + made)
+
+
+class StreamUsage:
+    """What the chunks of a stream say of usage, by what was asked: nothing, null until the last, or what was used so far."""
+
+    def __init__(self, options: StreamOptions | None, together: SideBySide, choices: int) -> None:
+        self.asked = options is not None and options.include_usage
+        self._running = options is not None and options.continuous_usage_stats
+        self._together = together
+        self._choices = choices
+        self._made = [0] * together.count
+
+    def note(self, index: int, tokens: int) -> None:
+        self._made[index] = max(self._made[index], tokens)
+
+    def now(self) -> Usage | UnsetType | None:
+        if not self.asked:
+            return UNSET
+        made, prompt = sum(self._made), self._together.prompt_tokens(self._choices)
+        return Usage(prompt_tokens=prompt, completion_tokens=made, total_tokens=prompt + made) if self._running else None
 
 
 def call_id() -> str:

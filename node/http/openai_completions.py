@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aiohttp import web
-from msgspec import UNSET
 
 from node.gateway import Finished, GenerationRequest, Piece, TextLogprob
 from node.http import openai_replies as replies
@@ -13,7 +12,7 @@ from node.http.bodies import read_json
 from node.http.context import GATEWAY, METRICS, SETTINGS, json_reply
 from node.http.generation import headers_of
 from node.http.openai_ask import check_stream, sampling_of, several, stops_of
-from node.http.openai_common import Naming, naming, open_stream, usage_of
+from node.http.openai_common import Naming, StreamUsage, naming, open_stream, usage_of
 from node.http.openai_logprobs import completion_logprobs
 from node.http.openai_schemas import UNSUPPORTED_COMPLETIONS, CompletionsRequest
 from node.http.replies import trace_of
@@ -114,22 +113,24 @@ async def _stream(
 ) -> web.StreamResponse:
     stream = await open_stream(request, together.planned[0])
     together.on_queued = stream.queued
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    usage = StreamUsage(body.stream_options, together, body.n or 1)
     last: replies.Completion | None = None
     async for index, event in together.events():
         choices[index].take(event)
+        if isinstance(event, Piece):
+            usage.note(index, event.tokens if body.max_tokens != 0 else 0)
         shown = choices[index].shown()
         if not (shown.text or shown.finish_reason or shown.logprobs):
             continue
         if last is not None:
             await stream.send(last)
-        last = replies.Completion(**named.fields(), choices=[shown], usage=None if with_usage else UNSET)
+        last = replies.Completion(**named.fields(), choices=[shown], usage=usage.now())
         if shown.finish_reason is None:
             await stream.send(last)
             last = None
     assert last is not None
     ends = [choice.ended for choice in choices if choice.ended]
-    if with_usage:
+    if usage.asked:
         await stream.send(last)
         last = replies.Completion(**named.fields(), choices=[], usage=usage_of(ends, body.n or 1))
     last.mf = trace_of(together.planned[0], together.ends[0])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from node.http import openai_replies as replies
 from node.http import openai_schemas as schemas
-from node.http.operation import ASK, ONE, Operation
+from node.http.operation import ASK, ONE, RAN, Operation
 from node.http.responses_schemas import ResponsesRequest
 
 OPERATIONS = [
-    Operation("get", "/v1/models", "Models, in OpenAI's shape", replies.OpenAIModels),
+    Operation("get", "/v1/models", "Models, in OpenAI's shape, the first 4,096 by name", replies.OpenAIModels),
     Operation("get", "/v1/models/{id}", "One model, in OpenAI's shape", replies.OpenAIModel, errors=ONE),
     Operation(
         "post",
@@ -24,6 +24,7 @@ OPERATIONS = [
         },
         events="ChatChunk in each `data:`, then `data: [DONE]`",
         errors=ASK,
+        headers=RAN,
     ),
     Operation(
         "post",
@@ -34,6 +35,7 @@ OPERATIONS = [
         example={"model": "", "prompt": "The capital of France is", "max_tokens": 32},
         events="Completion in each `data:`, then `data: [DONE]`",
         errors=ASK,
+        headers=RAN,
     ),
     Operation(
         "post",
@@ -44,6 +46,7 @@ OPERATIONS = [
         example={"model": "", "input": "What is the capital of France?", "max_output_tokens": 64},
         events="OpenAI's events `response.created` to `response.completed`, each with its sequence_number",
         errors=ASK,
+        headers=RAN,
     ),
     Operation(
         "post",

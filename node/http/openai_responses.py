@@ -30,7 +30,7 @@ from protocol.errors import BadInput, MfError
 async def responses(request: web.Request) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     body = await read_json(request, schemas.ResponsesRequest, settings, unsupported=schemas.UNSUPPORTED_RESPONSES)
-    check_stream(body.stream, body.stream_options)
+    check_stream(body.stream, body.stream_options, chunks=False)
     ask = chat_ask(as_chat(body), settings.generation_timeout)
     async with side_by_side(request.app[GATEWAY], ask.requests, request.app[METRICS], settings) as together:
         named = naming("resp", body.model, together.planned[0])

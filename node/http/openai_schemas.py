@@ -110,7 +110,10 @@ Tools = Annotated[list[Tool], Meta(max_length=128)]
 
 
 class StreamOptions(Body, frozen=True, kw_only=True):
+    """`continuous_usage_stats` (not OpenAI's, but widespread): the usage so far on every chunk, not null until the last."""
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class TextFormat(Body, frozen=True, kw_only=True, tag_field="type", tag="text"):

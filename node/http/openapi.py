@@ -21,17 +21,55 @@ from node.http import (
     replies,
     schemas,
 )
+from node.http.access import needed
 from node.http.context import SETTINGS, json_reply
+from node.http.idempotency import HEADER as IDEMPOTENCY_KEY
 from node.http.openai_replies import OpenAIFailure
-from node.http.operation import ASK, JSON, ONE, WHY, Operation
+from node.http.openapi_replies import failure_components, header_components, responses
+from node.http.operation import ASK, JSON, ONE, RAN, Operation
 from node.version import VERSION
+from protocol.tokens import PUBLIC_SCOPES
 
 _REF = "#/components/schemas/{name}"
 _ABOUT = (
     "Every node of the swarm answers all of this: its own API, and OpenAI's, so that programs made for that one work unchanged. "
     "A model is named `publisher/name@version`, by a bare name where it can mean one only, or by its id. "
-    "A credential, where this node wants one, goes into the header `Authorization: Bearer`."
+    "A credential, where this node wants one, goes into the header `Authorization`: a key or token as `Bearer`, or a request signed by a "
+    "key as `MF1`. `/api/v1` answers in XML who asks `Accept: application/xml`. Fields that aren't told here, in bodies and queries, are "
+    "refused."
 )
+FORM = "multipart/form-data"
+_BYTES = {"type": "string", "format": "binary"}
+_SCHEMES = {
+    "credential": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "an API key `mf_live_…` at its home, or a token `mf_tok_…` made for this node",
+    },
+    "signed": {
+        "type": "http",
+        "scheme": "MF1",
+        "description": "A request signed by an API key, which doesn't travel itself: base64url of a map of `key` (its Ed25519 public key), "
+        "`time` (Unix seconds, ± 300), `nonce` (16 random bytes, each good once), `signature` over this node's PeerID, the method, the "
+        "path with its query as sent, BLAKE3 of the body, time and nonce, and, away from the key's home, `links`. Byte by byte: "
+        "PROTOCOL.md, SignedRequest.",
+    },
+}
+_CREDENTIALS: list[dict[str, list[str]]] = [{name: []} for name in _SCHEMES]
+_IDEMPOTENCY = {
+    "name": IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "description": "The same request sent again under the same key within an hour is answered as before, not run again. Not with a stream",
+    "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
+}
+_CONTENT_RANGE = {
+    "name": "Content-Range",
+    "in": "header",
+    "required": False,
+    "description": "Which bytes of the file the body has: `bytes first-last/total`, total `*` where it isn't known. Without it: all",
+    "schema": {"type": "string", "pattern": "^bytes [0-9]{1,15}-[0-9]{1,15}/([0-9]{1,15}|\\*)$"},
+}
 _TAGS = (
     ("OpenAI's API", r"/v1/", "What OpenAI's clients ask, unchanged: set their base address to this node's `/v1`."),
     ("Models", r"/api/v1/(models|inference)", "Finding models, running them, and where they would run."),
@@ -45,7 +83,15 @@ _TAGS = (
 OPERATIONS = [
     Operation("get", "/health", "That the node answers, and what its last end-to-end probe saw"),
     *api_v1_operations.OPERATIONS,
-    Operation("get", "/api/v1/models", "Models the swarm knows", model_replies.ModelPage, query=api_v1_models.Query, wrapped=True),
+    Operation(
+        "get",
+        "/api/v1/models",
+        "Models the swarm knows",
+        model_replies.ModelPage,
+        query=api_v1_models.Query,
+        wrapped=True,
+        headers=("Link",),
+    ),
     Operation("get", "/api/v1/models/{id}", "One model", model_replies.ModelDetail, wrapped=True, errors=ONE),
     Operation(
         "get",
@@ -59,7 +105,7 @@ OPERATIONS = [
     Operation(
         "post",
         "/api/v1/models/{id}/inference",
-        "Run a model; with parameters.stream as the events start, queued, token and finish",
+        "Run a model: its text, or the labels of one for text-classification; with parameters.stream, of a text alone, as events",
         replies.Inference,
         schemas.InferenceRequest,
         example={"input": {"text": "The capital of France is", "max_tokens": 32}},
@@ -67,6 +113,8 @@ OPERATIONS = [
         later=job_schemas.Accepted,
         wrapped=True,
         errors=ASK,
+        idempotent=True,
+        headers=RAN,
     ),
     Operation("get", "/api/v1/system/health", "How each part of the node is", wrapped=True, reply=dict[str, Any]),
     Operation("get", "/api/v1/system/swarm", "Who is in the swarm", wrapped=True, reply=dict[str, Any]),
@@ -86,61 +134,58 @@ def _types(operations: Sequence[Operation]) -> list[Any]:
     return list(dict.fromkeys([*used, *_EVENT_TYPES, replies.Success, *failures, *queries]))
 
 
-def _schema_of(schemas_by_type: dict[Any, Any], operation: Operation, reply: Any) -> dict[str, Any]:
-    inner = schemas_by_type[reply] if reply is not None else {"type": "object"}
-    if not operation.wrapped:
-        return dict(inner)
-    properties = {"status": {"const": "success"}, "data": inner}
-    return {"type": "object", "properties": properties, "required": ["status", "data"]}
-
-
-def _replies(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {operation.media: {"schema": {"type": "string"}}}
-    if operation.media == JSON:
-        content = {JSON: {"schema": _schema_of(schemas_by_type, operation, operation.reply)}}
-    if operation.events:
-        content[operation.streams] = {"schema": {"description": operation.events}}
-    shape = operation.failure or (OpenAIFailure if operation.path.startswith("/v1/") else replies.Failure)
-    failed = {JSON: {"schema": schemas_by_type[shape]}}
-    failures = {str(status): {"description": WHY[status], "content": failed} for status in sorted(operation.errors)}
-    done = {str(operation.status): {"description": "Done", "content": content}}
-    if operation.later is not None:
-        accepted = {JSON: {"schema": _schema_of(schemas_by_type, operation, operation.later)}}
-        done["202"] = {"description": "Begun: where to ask for it", "content": accepted}
-    return done | failures
-
-
 def _parameters(components: dict[str, Any], operation: Operation) -> list[dict[str, Any]]:
     names = re.findall(r"\{(\w+)\}", operation.path)
-    named: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    if operation.query is None:
-        return named
-    fields = components[operation.query.__name__]["properties"]
-    return named + [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+    told: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    if operation.query is not None:
+        fields = components[operation.query.__name__]["properties"]
+        told += [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+    if operation.idempotent:
+        told.append(_IDEMPOTENCY)
+    if operation.ranged:
+        told.append(_CONTENT_RANGE)
+    return told
+
+
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    """Nothing is needed where this node's listener may let everybody in."""
+    scope = needed(operation.method.upper(), operation.path)
+    return _CREDENTIALS if scope is not None and scope not in PUBLIC_SCOPES else [{}, *_CREDENTIALS]
+
+
+def _body(schemas_by_type: dict[Any, Any], operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if operation.body is not None:
+        example = {"example": operation.example} if operation.example else {}
+        content[JSON] = {"schema": schemas_by_type[operation.body], **example}
+    if operation.body_media == FORM:
+        parts = {"metadata": schemas_by_type[operation.body], "file": {"type": "array", "items": _BYTES}}
+        content[FORM] = {"schema": {"type": "object", "properties": parts, "required": ["metadata"]}}
+    elif operation.body_media != JSON:
+        content[operation.body_media] = {"schema": _BYTES}
+    return {"requestBody": {"required": True, "content": content}} if content else {}
 
 
 def _operation(schemas_by_type: dict[Any, Any], components: dict[str, Any], operation: Operation) -> dict[str, Any]:
     tag = next(name for name, paths, _about in _TAGS if re.match(paths, operation.path))
-    shown: dict[str, Any] = {"tags": [tag], "summary": operation.summary, "responses": _replies(schemas_by_type, operation)}
     parameters = _parameters(components, operation)
-    if parameters:
-        shown["parameters"] = parameters
-    if operation.body is not None:
-        example = {"example": operation.example} if operation.example else {}
-        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas_by_type[operation.body], **example}}}
-    if operation.body_media != JSON:
-        bytes_of = {operation.body_media: {"schema": {"type": "string", "format": "binary"}}}
-        shown.setdefault("requestBody", {"required": True, "content": {}})["content"].update(bytes_of)
-    return shown
+    return {
+        "tags": [tag],
+        "summary": operation.summary,
+        "security": _security(operation),
+        **({"parameters": parameters} if parameters else {}),
+        **_body(schemas_by_type, operation),
+        "responses": responses(schemas_by_type, operation),
+    }
 
 
 @cache
 def document(with_ollama: bool = False) -> dict[str, Any]:
     """The whole document, as plain values; Ollama's paths only where they are answered."""
-    operations = [*OPERATIONS, *(ollama_operations.OPERATIONS if with_ollama else ())]
+    operations = list(operations_by_route(with_ollama).values())
     types = _types(operations)
-    found, components = msgspec.json.schema_components(types, ref_template=_REF)
-    schemas_by_type = dict(zip(types, found, strict=True))
+    listed, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schemas_by_type = dict(zip(types, listed, strict=True))
     paths: dict[str, Any] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(schemas_by_type, components, operation)
@@ -156,10 +201,22 @@ def document(with_ollama: bool = False) -> dict[str, Any]:
         "info": info,
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": about} for name, _paths, about in _TAGS if name in used],
-        "security": [{}, {"credential": []}],
+        "security": [{}, *_CREDENTIALS],
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"credential": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": components,
+            "responses": failure_components(schemas_by_type, operations),
+            "headers": header_components(),
+            "securitySchemes": _SCHEMES,
+        },
     }
+
+
+@cache
+def operations_by_route(with_ollama: bool = False) -> dict[tuple[str, str], Operation]:
+    """Operations by method (capitals) and path template."""
+    operations = [*OPERATIONS, *(ollama_operations.OPERATIONS if with_ollama else ())]
+    return {(operation.method.upper(), operation.path): operation for operation in operations}
 
 
 async def serve(request: web.Request) -> web.StreamResponse:

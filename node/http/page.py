@@ -15,6 +15,7 @@ _TYPES = {
     "style.css": "text/css",
     "chat.js": "text/javascript",
     "docs.js": "text/javascript",
+    "key.js": "text/javascript",
     "schema.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

@@ -17,10 +17,22 @@ class Usage(msgspec.Struct, kw_only=True):
     total_tokens: int
 
 
+class Label(msgspec.Struct, kw_only=True):
+    """`score` as the model's own config has it: of one label that holds, of each by itself, or a measure."""
+
+    label: str
+    score: float
+
+
 class Result(msgspec.Struct, kw_only=True):
-    text: str
-    tokens_generated: int
-    finish_reason: str
+    """`text`, `tokens_generated` and `finish_reason` of a model that writes; `labels` alone, the greatest score first, of one for
+    text-classification.
+    """
+
+    text: str | UnsetType = UNSET
+    tokens_generated: int | UnsetType = UNSET
+    finish_reason: str | UnsetType = UNSET
+    labels: list[Label] | UnsetType = UNSET
 
 
 class Provider(msgspec.Struct, kw_only=True):
@@ -31,12 +43,33 @@ class Provider(msgspec.Struct, kw_only=True):
     replaced: int
 
 
+class StageFigures(msgspec.Struct, kw_only=True):
+    """Milliseconds that the stage at `peer` computed of the prompt and of the tokens, and that steps waited there for their turn, as
+    `measured_by` says; null where it didn't tell.
+    """
+
+    peer: str
+    first: int
+    end: int
+    prefill_ms: float | None
+    decode_ms: float | None
+    wait_ms: float | None
+    measured_by: str | None
+
+
 class Metadata(msgspec.Struct, kw_only=True):
+    """`timings_ms` as this node measured them; `network` is what no stage accounts for between the first token and the last.
+    `reused_tokens` of the prompt were computed for an earlier reply of the same caller.
+    """
+
     execution_time_ms: float | None
     tokens_per_second: float | None
     compute_provider: Provider
     model_load_time_ms: float
     inference_time_ms: float | None
+    timings_ms: dict[str, float] = msgspec.field(default_factory=dict)
+    stages: list[StageFigures] = msgspec.field(default_factory=list)
+    reused_tokens: int = 0
     cache_hit: bool = False
 
 
@@ -50,12 +83,14 @@ class Inference(msgspec.Struct, kw_only=True):
 
 
 class Trace(msgspec.Struct, kw_only=True):
-    """`mf` in a stream's last event: the final route and the milliseconds of each part."""
+    """`mf` in a stream's last event: the final route, the milliseconds of each part, and what each stage told of its own."""
 
     kind: str
     route: list[dict[str, Any]]
     replaced: int
     timings_ms: dict[str, float]
+    stages: list[StageFigures] = msgspec.field(default_factory=list)
+    reused_tokens: int = 0
 
 
 class StreamStart(msgspec.Struct, kw_only=True):
@@ -104,7 +139,30 @@ def usage_of(finished: Finished) -> Usage:
 
 
 def trace_of(planned: Planned, finished: Finished) -> Trace:
-    return Trace(kind=planned.kind, route=finished.route, replaced=finished.replaced, timings_ms=timings_ms(finished))
+    ms, stages = timings_ms(finished), stage_figures(finished)
+    return Trace(
+        kind=planned.kind, route=finished.route, replaced=finished.replaced, timings_ms=ms, stages=stages, reused_tokens=finished.reused
+    )
+
+
+def stage_figures(finished: Finished) -> list[StageFigures]:
+    """Of each stage of the final route that is known of."""
+    return [
+        StageFigures(
+            peer=one.peer,
+            first=one.first,
+            end=one.end,
+            prefill_ms=_ms(one.prefill),
+            decode_ms=_ms(one.decode),
+            wait_ms=_ms(one.wait),
+            measured_by=None if one.decode is None else one.peer,
+        )
+        for one in finished.stages
+    ]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def metadata_of(planned: Planned, finished: Finished) -> Metadata:
@@ -115,8 +173,11 @@ def metadata_of(planned: Planned, finished: Finished) -> Metadata:
     running = None if total is None else round(max(0.0, total - loading - ms.get("plan", 0.0)), 3)
     return Metadata(
         execution_time_ms=total,
-        tokens_per_second=round(finished.completion_tokens * 1000 / running, 2) if running else None,
+        tokens_per_second=round(finished.completion_tokens * 1000 / running, 2) if running and finished.completion_tokens else None,
         compute_provider=Provider(kind=planned.kind, route=finished.route, replaced=finished.replaced),
         model_load_time_ms=loading,
         inference_time_ms=running,
+        timings_ms=ms,
+        stages=stage_figures(finished),
+        reused_tokens=finished.reused,
     )

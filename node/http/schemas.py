@@ -52,7 +52,9 @@ Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
 
 
 class InferenceInput(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Either `text` (the model goes on with it) or `messages` (a chat, through the model's template)."""
+    """Either `text` (the model goes on with it) or `messages` (a chat, through the model's template). Of a model for text-classification
+    `text` alone.
+    """
 
     text: Annotated[str, Meta(min_length=1)] | None = None
     messages: Messages | None = None

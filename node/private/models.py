@@ -71,7 +71,7 @@ class PrivateModels:
             storage=storage,
             category=category_of(said.summary),
             framework=framework_of(said.summary),
-            updated_at=float(said.created),
+            updated_at=float(said.updated or said.created),
             popularity=int(storage.get("holders") or 0),
             tags=tuple(tags_of(said.summary)),
             private=True,

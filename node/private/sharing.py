@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -105,7 +106,7 @@ class Sharing:
         """Description or license, by an editor."""
         self._need(caller, model, "editor")
         opened = self._owned(model)
-        new = msgspec.structs.replace(opened.said, **said)
+        new = msgspec.structs.replace(opened.said, updated=int(time.time()), **said)
         await self._keep(model, opened.secret, new)
         await self._issue(model, opened.secret, new)
         return new
@@ -125,6 +126,31 @@ class Sharing:
         """Told anew: all that is shared with it."""
         for model in [model for model, entries in self._entries.items() if f"{PREFIX}{name}" in entries]:
             await self._issue_again(model)
+
+    async def team_dropped(self, name: str) -> None:
+        """Nothing is shared with it any more: another team may have its name tomorrow."""
+        reader = f"{PREFIX}{name}"
+        for model in [model for model, entries in self._entries.items() if reader in entries]:
+            await self._set(model, reader, None)
+            await self._issue_again(model)
+
+    def shared_with(self, identity: bytes) -> dict[ModelId, str]:
+        """Roles that this identity itself was given, beside those by teams."""
+        reader = identity.hex()
+        return {model: entries[reader] for model, entries in self._entries.items() if reader in entries}
+
+    async def forget(self, who: str, identity: bytes) -> None:
+        """Nothing is shared with it any more, by itself or by teams, and its teams end. What it owns stays its own."""
+        own, others = list(await self.teams.mine(who)), await self.teams.of_member(identity)
+        await self.teams.forget(who, identity)
+        for team in own:
+            await self.team_dropped(team)
+        for team in set(others) - set(own):
+            await self.team_changed(team)
+        for model, role in self.shared_with(identity).items():
+            if role != "owner":
+                await self._set(model, identity.hex(), None)
+                await self._issue_again(model)
 
     async def reader_of(self, whom: str) -> str:
         """`team:NAME`, or an identity's hex, of what a caller may call one: a PeerID, an account's key, a name known here."""

@@ -64,6 +64,20 @@ class Teams:
         await self._own(who, name)
         await self._database.run(lambda db: db.execute("delete from teams where name = ?", (name,)))
 
+    async def of_member(self, identity: bytes) -> list[str]:
+        """Names of the teams that it is in."""
+        rows = await self._database.rows("select team from members where identity = ? order by team", identity)
+        return [row["team"] for row in rows]
+
+    async def forget(self, who: str, identity: bytes) -> None:
+        """Its own teams are no more, and it is in none."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("delete from teams where owner = ?", (who,))
+            db.execute("delete from members where identity = ?", (identity,))
+
+        await self._database.run(work)
+
     async def _own(self, who: str, name: str) -> None:
         rows = await self._database.rows("select owner from teams where name = ?", name)
         if not rows:

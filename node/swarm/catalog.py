@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import islice
 
 from node.swarm.book import Kept, Outcome, RecordBook
+from node.swarm.shares import Groups
+from protocol import limits
 from protocol.errors import NotFound
 from protocol.ids import ModelId, PeerId, fingerprint, model_from, public_from_peer
 from protocol.records import Card
 
-MAX_CARDS = 8_192
+MAX_CARDS = 131_072
+MAX_CARD_BYTES = 96 * limits.MIB
+"""Of all cards as they travel: some 700 each where all places are taken. In memory they take about three times that."""
 MAX_CARDS_PER_PUBLISHER = 256
+MAX_BYTES_PER_PUBLISHER = 512 * limits.KIB
 MAX_CANDIDATES = 5
-_COMPARED = 512
-"""Names compared by likeness: difflib takes about 50 µs a name and the loop must not be held."""
+_COMPARED, _LOOKED_THROUGH = 512, 16_384
+"""Names compared by likeness, and searched for the text: difflib takes about 50 µs a name, a search 0.1, and the loop must not be held."""
 _NAME = re.compile(
     r"(?:(?P<label>[A-Za-z0-9._-]+)(?:~(?P<print>[a-z2-7]+))?/)?(?P<name>[A-Za-z0-9._-]+)(?:@(?P<version>[A-Za-z0-9._-]+))?\Z"
 )
@@ -30,14 +38,35 @@ Trusted = Callable[[PeerId], bool]
 
 
 class Catalog:
-    def __init__(self, total: int = MAX_CARDS, per_publisher: int = MAX_CARDS_PER_PUBLISHER) -> None:
-        self._book: RecordBook[Key, Card] = RecordBook(total, per_publisher)
+    def __init__(
+        self,
+        total: int = MAX_CARDS,
+        per_publisher: int = MAX_CARDS_PER_PUBLISHER,
+        most_bytes: int = MAX_CARD_BYTES,
+        publisher_bytes: int = MAX_BYTES_PER_PUBLISHER,
+    ) -> None:
+        self._book: RecordBook[Key, Card] = RecordBook(total, per_publisher, most_bytes, publisher_bytes)
+        self._names = Groups[str, Key]()
+        self._models = Groups[bytes, Key]()
 
     def __len__(self) -> int:
         return len(self._book)
 
+    @property
+    def bytes(self) -> int:
+        return self._book.bytes
+
     def offer(self, kept: Kept[Card], pinned: bool = False) -> tuple[Outcome, list[Kept[Card]]]:
-        return self._book.offer((kept.signer, kept.record.name, kept.record.version), kept, pinned)
+        kept = _shared(kept)
+        key = (kept.signer, kept.record.name, kept.record.version)
+        outcome, gone = self._book.offer(key, kept, pinned)
+        for old in gone:
+            self._unindex(old)
+        if outcome is Outcome.NEW:
+            self._names.add(kept.record.name, key)
+            if not kept.record.withdrawn:
+                self._models.add(kept.record.model, key)
+        return outcome, gone
 
     def get(self, publisher: PeerId, name: str, version: str) -> Kept[Card] | None:
         return self._book.get((publisher, name, version))
@@ -50,8 +79,37 @@ class Catalog:
         """Those that still name a model."""
         return [kept for kept in self._book if not kept.record.withdrawn]
 
+    def of(self, publisher: PeerId) -> list[Kept[Card]]:
+        """One publisher's, the withdrawn ones too."""
+        return self._book.of(publisher)
+
+    def publishers(self) -> list[PeerId]:
+        return self._book.signers()
+
+    def naming(self, model: ModelId) -> list[Kept[Card]]:
+        """Those that name this model, by name and publisher."""
+        found = self._live(self._models.of(model))
+        return sorted(found, key=lambda kept: (kept.record.full_name(), kept.signer))
+
+    def models(self) -> int:
+        """How many models have a name."""
+        return len(self._models)
+
     def expire(self, now: float) -> list[Kept[Card]]:
-        return self._book.expire(now)
+        gone = self._book.expire(now)
+        for kept in gone:
+            self._unindex(kept)
+        return gone
+
+    def _live(self, keys: Iterable[Key]) -> list[Kept[Card]]:
+        found = [self._book.get(key) for key in keys]
+        return [kept for kept in found if kept is not None and not kept.record.withdrawn]
+
+    def _unindex(self, kept: Kept[Card]) -> None:
+        key = (kept.signer, kept.record.name, kept.record.version)
+        self._names.remove(kept.record.name, key)
+        if not kept.record.withdrawn:
+            self._models.remove(kept.record.model, key)
 
     def resolve(self, text: str, own: PeerId, trusted: Trusted) -> ModelId:
         """The model meant by `text`; `BadInput` for a broken model id, `NotFound` with candidates for the rest."""
@@ -60,7 +118,7 @@ class Catalog:
         match = _NAME.match(text)
         if match is None:
             raise self._unknown(text, trusted)
-        named = [kept for kept in self.live() if kept.record.name == match["name"] and match["version"] in (None, kept.record.version)]
+        named = [kept for kept in self._live(self._names.of(match["name"])) if match["version"] in (None, kept.record.version)]
         if match["label"]:
             named = [kept for kept in named if _published_by(kept, match["label"], match["print"])]
             circles = [[k for k in named if k.signer == own], [k for k in named if trusted(k.signer)], named]
@@ -95,22 +153,33 @@ class Catalog:
 
     def _near(self, text: str, trusted: Trusted) -> list[str]:
         """Names that hold the text or are like it; a stranger's card is named in full, trusted ones come first."""
-        cards = sorted(self.live(), key=lambda kept: (not trusted(kept.signer), kept.record.full_name()))
         wanted = _bare(text).lower()
-        shown: dict[str, str] = {}
-        for kept in cards:
-            shown.setdefault(self.shown_name(kept), kept.record.name.lower())
-        holding = [full for full, bare in shown.items() if wanted and (wanted in bare or bare in wanted)]
-        some = dict(list(shown.items())[:_COMPARED])
-        alike = set(difflib.get_close_matches(wanted, list(dict.fromkeys(some.values())), n=MAX_CANDIDATES, cutoff=0.5))
-        near = [full for full, bare in some.items() if bare in alike]
-        return list(dict.fromkeys(holding + near))[:MAX_CANDIDATES]
+        names = list(islice(self._names, _LOOKED_THROUGH))
+        holding = [name for name in names if wanted and (wanted in name.lower() or name.lower() in wanted)][:_COMPARED]
+        alike = difflib.get_close_matches(wanted, [name.lower() for name in names[:_COMPARED]], n=MAX_CANDIDATES, cutoff=0.5)
+        near = [name for name in names[:_COMPARED] if name.lower() in alike]
+        return list(dict.fromkeys([*self._shown(holding, trusted), *self._shown(near, trusted)]))[:MAX_CANDIDATES]
+
+    def _shown(self, names: Iterable[str], trusted: Trusted) -> list[str]:
+        cards = [kept for name in names for kept in self._live(self._names.of(name))][:_COMPARED]
+        cards.sort(key=lambda kept: (not trusted(kept.signer), kept.record.full_name()))
+        return list(dict.fromkeys(self.shown_name(kept) for kept in cards[: 4 * MAX_CANDIDATES]))
 
     def shown_name(self, kept: Kept[Card]) -> str:
         """`label/name@version`, with the key's fingerprint where another key has the same label."""
         card = kept.record
-        keys = {other.signer for other in self.live() if other.record.label == card.label and other.record.name == card.name}
+        keys = {other.signer for other in self._live(islice(self._names.of(card.name), _COMPARED)) if other.record.label == card.label}
         return exact_name(kept) if len(keys) > 1 else card.full_name()
+
+
+def _shared(kept: Kept[Card]) -> Kept[Card]:
+    """The same with those words that many cards have kept once for all."""
+    card, summary = kept.record, kept.record.summary
+    card.label, card.version = sys.intern(card.label), sys.intern(card.version)
+    card.license = sys.intern(card.license) if card.license is not None else None
+    summary.model_type = sys.intern(summary.model_type)
+    summary.architecture = sys.intern(summary.architecture) if summary.architecture is not None else None
+    return replace(kept, signer=PeerId(sys.intern(kept.signer)))
 
 
 def exact_name(kept: Kept[Card]) -> str:

@@ -35,13 +35,17 @@ _LONGEST_PAUSE = 60.0
 _MAX_PAUSES = 8_192
 
 
+_MANY, _TURNS = 1_024, 16
+"""Records of a first comparison after which it goes on, and for how many questions at most."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """`greet` and `sync` speak on a new link; `left(peer, was routable, reason)` is told of a connection lost and of one lost for good."""
 
     heard: Heard
     greet: Callable[[Link, float], Awaitable[None]]
-    sync: Callable[[Link], Awaitable[int]]
+    sync: Callable[[Link, int], Awaitable[int]]
     unwanted: Callable[[PeerId], bool]
     met: Callable[[PeerId], None]
     left: Callable[[PeerId, bool, str], None]
@@ -124,10 +128,13 @@ class Connections:
         return link
 
     async def _sync(self, link: Link) -> None:
+        """A peer is reached once its first records came; of a large swarm more follow."""
         try:
-            await self._hooks.sync(link)
+            taken = await self._hooks.sync(link, 1)
         finally:
             self._synced.setdefault(link.peer, asyncio.Event()).set()
+        if taken >= _MANY:
+            await self._hooks.sync(link, _TURNS)
 
     async def reach(self, peer: PeerId, addresses: list[str], timeout: float) -> bool:
         """Dials, greets and compares records with a peer; False (logged) when any of it fails within `timeout`."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from node.network.interface import Stream
-from node.swarm.archive import AnyKept, Archive, bucket_of, differing, split_marks, sums
+from node.swarm.archive import BUCKETS, AnyKept, Archive, differing, split_marks
 from node.swarm.book import MARK, Outcome, mark_of
 from node.swarm.budget import TokenBucket
 from node.swarm.link import Link
@@ -48,6 +50,10 @@ _PUSHED = (200.0, 4_096.0)
 _SAID = (1.0, 20.0)
 _PROBES = 4
 _SYNC = 5.0
+_TURNS = 16
+"""Questions of one comparison: each brings up to MAX_MARKS records, 16 all that any archive may hold."""
+_PUSHED_AT_ONCE = 1_024
+"""Records that a comparison sends: within what the other side takes. The rest it fetches when it asks itself."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +90,30 @@ class Exchange:
         """Says who we are and learns who they are; `PeerFault` when they don't keep to the protocol."""
         self._ours.greeted(link.peer, await link.ask("hello", self._ours.hello(link.peer), Hello, timeout))
 
-    async def sync(self, link: Link) -> int:
-        """Brings both archives together; returns the records taken."""
-        marks = self._archive.marks(self.shown)
-        theirs = await link.ask("summary", Summary(sums=sums(marks)), Marks, _SYNC)
-        listed = split_marks(theirs.marks)
-        taken = await self._fetch(link, listed)
-        known, buckets = set(listed), set(theirs.buckets or ())
-        self.push(link, [mark for mark in marks if bucket_of(mark) in buckets and mark not in known])
+    async def sync(self, link: Link, turns: int = _TURNS) -> int:
+        """Brings both archives together, in as many turns as that takes and is let; returns the records taken."""
+        taken = 0
+        for _ in range(turns):
+            theirs, new = await self._turn(link)
+            taken += new
+            if not theirs.more or not new:
+                break
         return taken
 
+    async def _turn(self, link: Link) -> tuple[Marks, int]:
+        theirs = await link.ask("summary", Summary(sums=self._archive.sums(self.shown)), Marks, _SYNC)
+        listed = split_marks(theirs.marks)
+        taken = await self._fetch(link, listed)
+        known, buckets = set(listed), [bucket for bucket in theirs.buckets or () if 0 <= bucket < BUCKETS]
+        marks, _ = self._archive.listed(buckets, self.shown, MAX_MARKS)
+        self.push(link, [mark for mark in marks if mark not in known][:_PUSHED_AT_ONCE])
+        return theirs, taken
+
     async def _fetch(self, link: Link, listed: list[bytes]) -> int:
-        mine = self._archive.all_marks()
-        wanted = dict.fromkeys(mark for mark in listed if mark not in mine)
+        wanted = dict.fromkeys(mark for mark in listed if self._archive.lacks(mark))
         taken = 0
         while wanted:
-            batch = await link.ask("fetch", Marks(marks=b"".join(list(wanted)[:MAX_BATCH])), Batch, _SYNC)
+            batch = await link.ask("fetch", Marks(marks=b"".join(islice(wanted, MAX_BATCH))), Batch, _SYNC)
             fresh = [envelope for envelope in batch.records if mark_of(envelope) in wanted]
             if not fresh:
                 break
@@ -173,6 +187,7 @@ class _Answers:
         self._probes = 0
         self._greeted = False
         self._questions = TokenBucket(*_QUESTIONS, ours.monotonic())
+        self._lot = random.Random(stream.peer)
 
     async def run(self) -> None:
         while True:
@@ -213,11 +228,11 @@ class _Answers:
         await self._exchange.take(self._peer, fresh)
 
     def _summary(self, asked: Summary) -> Marks:
-        marks = self._archive.marks(self._exchange.shown)
-        buckets = differing(sums(marks), asked.sums)
-        wanted = set(buckets)
-        listed = [mark for mark in marks if bucket_of(mark) in wanted][:MAX_MARKS]
-        return Marks(marks=b"".join(listed), buckets=buckets)
+        """Which buckets come where not all do is drawn: turn by turn all have theirs."""
+        buckets = differing(self._archive.sums(self._exchange.shown), asked.sums)
+        self._lot.shuffle(buckets)
+        listed, whole = self._archive.listed(buckets, self._exchange.shown, MAX_MARKS)
+        return Marks(marks=b"".join(listed), buckets=whole, more=len(whole) < len(buckets) or None)
 
     def _fetched(self, asked: Marks) -> Batch:
         return Batch(records=self._archive.envelopes(split_marks(asked.marks)[:MAX_BATCH], BATCH_BYTES))

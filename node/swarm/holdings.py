@@ -53,6 +53,10 @@ class HoldingBook:
     def all(self) -> list[Kept[Holding]]:
         return list(self._book)
 
+    def of(self, peer: PeerId) -> list[Kept[Holding]]:
+        """One peer's, the withdrawn ones too."""
+        return self._book.of(peer)
+
     def of_model(self, model: ModelId) -> list[Kept[Holding]]:
         """Holdings that hold something; a withdrawn one is kept for its sequence number but not shown."""
         return [kept for peer in sorted(self._models.get(model, ())) if (kept := self._book.get((peer, model)))]

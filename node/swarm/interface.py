@@ -97,7 +97,24 @@ class Swarm(Protocol):
     def vouch(self, held: HeldShard) -> None:
         """This node has just put the shard there, and it was acknowledged as durable: it counts at once."""
 
-    def cards(self) -> list[CardView]: ...
+    def cards(self) -> list[CardView]:
+        """All of them: a hundred thousand, where the swarm is large."""
+
+    def cards_of(self, publisher: PeerId) -> list[CardView]: ...
+
+    def cards_naming(self, model: ModelId) -> list[CardView]:
+        """Cards of this model, by name and publisher."""
+
+    def card(self, publisher: PeerId, name: str, version: str) -> CardView | None: ...
+
+    def models_known(self) -> int:
+        """How many models have a card."""
+
+    def publishers(self) -> list[PeerId]:
+        """Whoever has a card, or had one that he took back."""
+
+    def models_of(self, peer: PeerId) -> list[ModelId]:
+        """Models of which this peer says that it holds something, or no more does."""
 
     def resolve(self, name: str) -> ModelId:
         """A model id, `name`, `name@version`, `label/name`, `label/name@version`, `label~fingerprint/…`.

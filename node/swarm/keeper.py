@@ -83,7 +83,8 @@ class Keeper:
         met.sort(key=lambda kept: (not self._trust.member(kept.signer), -kept.record.sequence))
         if met:
             state.peers = [TicketPeer(peer=kept.signer, addresses=list(kept.record.addresses)) for kept in met[:MAX_SAVED_PEERS]]
-        cards = [kept for kept in self._archive.catalog.all() if self._trust.believed(kept.signer)]
+        catalog = self._archive.catalog
+        cards = [kept for signer in catalog.publishers() if self._trust.believed(signer) for kept in catalog.of(signer)]
         cards.sort(key=lambda kept: (kept.signer != self._own, -kept.record.sequence))
         state.cards = [kept.envelope for kept in cards[:MAX_SAVED_CARDS]]
         state.began, state.known = self._history.began, self._history.entries()

@@ -13,12 +13,16 @@ TCP (a frozen process acknowledges for hours).
 from __future__ import annotations
 
 import enum
+import statistics
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.ids import PeerId
 
 MAX_PULSES = 4_096
+SAMPLES = 5
+"""Of the last answers one is believed for how far a peer is, the one in the middle."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Verdict(enum.Enum):
 
 @dataclass
 class Pulse:
-    """One peer. Times by the monotonic clock."""
+    """One peer. Times by the monotonic clock. `rtt` is the median of the last ones: a late answer of a busy peer is no long way."""
 
     connected: bool = False
     routable: bool = False
@@ -58,7 +62,11 @@ class Pulse:
     spared: bool = False
     last_answer: float | None = None
     next_ping: float = 0.0
-    rtt: float | None = None
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+
+    @property
+    def rtt(self) -> float | None:
+        return statistics.median(self.samples) if self.samples else None
 
 
 class Liveness:
@@ -100,8 +108,7 @@ class Liveness:
             return False
         if pulse.suspected_at is not None and asked < pulse.suspected_at:
             return False
-        sample = now - asked
-        pulse.rtt = sample if pulse.rtt is None else 0.8 * pulse.rtt + 0.2 * sample
+        pulse.samples.append(now - asked)
         pulse.last_answer, pulse.misses, pulse.spared, pulse.suspected_at = now, 0, False, None
         pulse.next_ping = now + self.deadlines.interval(self._count())
         was, pulse.routable = pulse.routable, True

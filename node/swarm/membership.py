@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from erasure.audit import AuditBook, HeldShard
 from node.network.interface import Network
 from node.swarm.announce import Announcer
-from node.swarm.archive import AnyKept, Archive
+from node.swarm.archive import AnyKept, Archive, kind_of
 from node.swarm.book import Outcome
 from node.swarm.connections import Connections, Hooks
 from node.swarm.door import Door
@@ -223,6 +223,25 @@ class Membership:
     def cards(self) -> list[CardView]:
         return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.live()]
 
+    def cards_of(self, publisher: PeerId) -> list[CardView]:
+        return [CardView(publisher, kept.record) for kept in self._archive.catalog.of(publisher) if not kept.record.withdrawn]
+
+    def cards_naming(self, model: ModelId) -> list[CardView]:
+        return [CardView(kept.signer, kept.record) for kept in self._archive.catalog.naming(model)]
+
+    def card(self, publisher: PeerId, name: str, version: str) -> CardView | None:
+        kept = self._archive.catalog.get(publisher, name, version)
+        return None if kept is None or kept.record.withdrawn else CardView(publisher, kept.record)
+
+    def models_known(self) -> int:
+        return self._archive.catalog.models()
+
+    def publishers(self) -> list[PeerId]:
+        return self._archive.catalog.publishers()
+
+    def models_of(self, peer: PeerId) -> list[ModelId]:
+        return [ModelId(kept.record.model) for kept in self._archive.holdings.of(peer)]
+
     def resolve(self, name: str) -> ModelId:
         return self._archive.catalog.resolve(name, self._own.peer, self._trust.believed)
 
@@ -359,7 +378,8 @@ class Membership:
         """Each second: dial, renew, forget what has expired, save."""
         while True:
             await asyncio.sleep(_ROUND)
-            self._archive.expire(self._now())
+            for kind, signer in {(kind_of(kept), kept.signer) for kept in self._archive.expire(self._now())}:
+                self._tell(kind, signer)
             self._measures.look()
             for envelope in self._own.renewals(self._archive):
                 await self._publish(envelope)

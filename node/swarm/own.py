@@ -155,12 +155,12 @@ class OwnRecords:
         said = archive.revocations.get(self.peer)
         if said is not None and said.record.expires - now < limits.REVOCATIONS_LIFETIME * 2 / 3:
             made.append(self.revocations(archive, [entry for entry in said.record.revoked if entry.until > now], said.record.before))
-        for holding in archive.holdings.all():
+        for holding in archive.holdings.of(self.peer):
             held = holding.record
-            if holding.signer == self.peer and says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
+            if says_something(held) and held.expires - now < limits.HOLDING_LIFETIME * 2 / 3:
                 made.append(self.holding(archive, ModelId(held.model), held.held, held.full, held.repairs or (), held.serves or ()))
-        for card in archive.catalog.all():
-            if card.signer == self.peer and not card.record.withdrawn and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
+        for card in archive.catalog.of(self.peer):
+            if not card.record.withdrawn and card.record.expires - now < limits.CARD_LIFETIME * 2 / 3:
                 made.append(self.card(archive, card.record))
         for shared in archive.readers.all():
             said_of = shared.record

@@ -73,10 +73,11 @@ class Summary(Record):
 
 
 class Marks(Record):
-    """16 bytes each, joined; `buckets` are those that differ."""
+    """16 bytes each, joined; `buckets`: those that differ and of which all marks are there; `more`: others differ too, ask again."""
 
     marks: bytes
     buckets: list[int] | None = None
+    more: bool | None = None
 
 
 def encode(number: int, kind: str, body: Record | dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ One thread, one window at a time: there is nothing here that could wait.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import signal
 import socket
@@ -116,6 +117,7 @@ async def serve(sock: socket.socket) -> None:
 
 
 def main() -> None:
+    faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     os.nice(NICE)

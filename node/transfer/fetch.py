@@ -326,6 +326,7 @@ class GroupFetch:
             seconds=seconds,
             asked=sorted({peer for peer, _ in self._tries}),
             speeds={peer: size / max(spent[peer], size / (2 * limits.GIB)) for peer, size in moved.items() if size},
+            moved=dict(moved),
         )
 
 

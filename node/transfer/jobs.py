@@ -164,12 +164,13 @@ class DecodingRef(Record):
 
 
 class Fetched(Record):
-    """`bytes` moved over the network (evidence of speed per peer in `speeds`, bytes/s), `asked` the peers read from."""
+    """`bytes` moved (`moved` per peer; evidence of speed in `speeds`, bytes/s), `asked` the peers read from."""
 
     bytes: int
     seconds: float
     asked: list[str]
     speeds: dict[str, float]
+    moved: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class PushShard(Record):

@@ -7,6 +7,7 @@ node is killed, the channel's end (and the parent's death signal, should the loo
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ async def serve(sock: socket.socket, log_form: str) -> None:
 
 
 def main() -> None:
+    faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     os.nice(NICE)

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from node.gateway import Finished, GenerationRequest
+from node.gather import Groups
 from node.generate import Generator
 from node.locate import Located, Locator
 from node.owned_models import OwnedModels
 from node.private.sharing import Sharing
 from node.publish import PrivatePublish, Publisher, PublishRequest
-from node.stage_room import Groups, StageRoom
+from node.stage_room import StageRoom
 from node.unfinished import Unfinished
 from node.uploads.upload import Check, Upload
 from protocol import limits

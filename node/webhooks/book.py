@@ -69,6 +69,10 @@ class WebhookBook:
         if not await self._database.run(lambda db: db.execute(query, (who, webhook)).rowcount):
             raise NotFound("there is no such webhook of yours")
 
+    async def forget(self, who: str) -> None:
+        """All of `who`'s, with what is still to deliver."""
+        await self._database.run(lambda db: db.execute("delete from webhooks where who = ?", (who,)))
+
     async def enter(self, who: str, event: str, body: bytes) -> int:
         """To deliver to each of `who`'s webhooks that wants such events; to how many."""
         wanted = [webhook for webhook in await self.of(who) if event in webhook.events]

@@ -30,7 +30,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(slots=True)
 class Part:
-    """What one sequence brings to a pass: `place` in the context, tokens or hidden rows [count, hidden]; logits of the last `logits`."""
+    """What one sequence brings to a pass: `place` in the context, tokens or hidden rows [count, hidden]; logits of the last `logits`,
+    which go into `into` [logits, words] where it is given."""
 
     place: int
     position: int
@@ -38,6 +39,7 @@ class Part:
     tokens: list[int] | None
     hidden: torch.Tensor | None
     logits: int
+    into: torch.Tensor | None = None
 
 
 class Context:
@@ -63,9 +65,13 @@ class Context:
         if not last:
             params.cb_eval = ctypes.cast(self._watch, ctypes.c_void_p).value
         library.said.clear()
+        library.sizes.clear()
         self._context = library.init_from_model(model, params)
         if not self._context:
             raise Unavailable(f"llama.cpp made no room for {places} sequences of {positions} positions: {library.why()}")
+        self.kv_bytes = sum(size for name, size in library.sizes if name == "KV")
+        """As llama.cpp tells it."""
+        self.other_bytes = sum(size for name, size in library.sizes if name != "KV")
         self._memory = library.get_memory(self._context)
         self._arrays = _Arrays(width)
 
@@ -117,9 +123,10 @@ class Context:
             tokens = None if part.tokens is None else part.tokens[at : at + count]
             hidden = None if part.hidden is None else part.hidden[at : at + count]
             asked = min(max(0, at + count - quiet), count)
-            made += self._decode([Part(part.place, part.position + at, count, tokens, hidden, asked)])
+            into = None if part.into is None else part.into[max(0, at - quiet) :][:asked]
+            made += self._decode([Part(part.place, part.position + at, count, tokens, hidden, asked, into)])
             at += count
-        return torch.cat(made)
+        return torch.cat(made) if part.into is None else part.into
 
     def _decode(self, parts: list[Part]) -> list[torch.Tensor]:
         total = self._arrays.fill(parts, everything=not self._last)
@@ -156,18 +163,21 @@ class Context:
         made, at = [], 0
         for part in parts:
             at += part.count
-            rows = [self._row(row) for row in range(at - part.logits, at)]
-            made.append(rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows) if rows else torch.empty(0, self.words))
+            into = torch.empty(part.logits, self.words) if part.into is None else part.into
+            for number, row in enumerate(range(at - part.logits, at)):
+                into[number] = self._row(row)
+            made.append(into)
         return made
 
     words = 0
     """Width of the logits, set by whoever knows the vocabulary."""
 
     def _row(self, row: int) -> torch.Tensor:
+        """As llama.cpp has it until the next pass."""
         place = self._library.get_logits_ith(self._context, row)
         if not place:
             raise Unavailable(f"llama.cpp has no logits for row {row}: {self._library.why()}")
-        return torch.from_numpy(np.ctypeslib.as_array(place, (self.words,)).copy())
+        return torch.from_numpy(np.ctypeslib.as_array(place, (self.words,)))
 
     def _evaluated(self, tensor: int, asking: bool, _data: object) -> bool:
         """Called for every node of the graph, in order, and for the wanted one again once it is computed.

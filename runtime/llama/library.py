@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import re
 from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_size_t, c_ubyte, c_uint32, c_void_p
 from functools import lru_cache
@@ -33,11 +34,15 @@ EVALUATED = ctypes.CFUNCTYPE(c_bool, c_void_p, c_bool, c_void_p)
 
 
 _said: deque[str] = deque(maxlen=4)
+_sizes: list[tuple[str, int]] = []
+_SIZE = re.compile(rb"(KV|output|compute) buffer size = +([0-9]+\.[0-9]+) MiB")
 
 
 def _note(level: int, text: bytes | None, _data: object) -> None:
     if level == _ERROR_LEVEL and text:
         _said.append(text.decode(errors="replace").strip()[:200])
+    if text and (found := _SIZE.search(text)) is not None:
+        _sizes.append((found[1].decode(), int(float(found[2]) * 2**20)))
 
 
 _hear = _LOG(_note)
@@ -155,10 +160,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions, typed; `said` the last things llama.cpp complained of."""
+    """The functions, typed; `said` the last things llama.cpp complained of, `sizes` (what for, bytes) of the buffers that it says it took,
+    which nothing else tells: whoever makes something clears them first."""
 
     def __init__(self, path: Path) -> None:
-        self.said = _said
+        self.said, self.sizes = _said, _sizes
         self._library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._library, name)

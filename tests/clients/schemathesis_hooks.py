@@ -1,4 +1,5 @@
-"""What schemathesis can't know of itself: a model that is there (`MODEL`), and that replies needn't be long."""
+"""What schemathesis can't know of itself: models that are there (`MODEL`, and one whose vectors a node of little memory can make,
+`EMBEDDER`), and that replies needn't be long."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import schemathesis
 
-MODEL = os.environ["MODEL"]
+MODEL, EMBEDDER = os.environ["MODEL"], os.environ["EMBEDDER"]
 MOST = 3
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
 ENDLESS = {
@@ -23,7 +24,7 @@ ENDLESS = {
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    known = _known(body)
+    known = _known(body, EMBEDDER if context.operation.path == "/v1/embeddings" else MODEL)
     place = ENDLESS.get(context.operation.path)
     if place is None or not isinstance(known, dict):
         return known
@@ -33,16 +34,16 @@ def map_body(context: Any, body: Any) -> Any:
     return known
 
 
-def _known(value: Any) -> Any:
+def _known(value: Any, model: str) -> Any:
     if isinstance(value, list):
-        return [_known(one) for one in value]
+        return [_known(one, model) for one in value]
     if not isinstance(value, dict):
         return value
-    known = {name: _known(one) for name, one in value.items()}
+    known = {name: _known(one, model) for name, one in value.items()}
     if isinstance(known.get("model"), str) and known["model"]:
-        known["model"] = MODEL
+        known["model"] = model
     if isinstance(known.get("models"), list):
-        known["models"] = [MODEL if isinstance(one, str) else one for one in known["models"]]
+        known["models"] = [model if isinstance(one, str) else one for one in known["models"]]
     for name in LENGTHS:
         if isinstance(known.get(name), int) and known[name] > MOST:
             known[name] = MOST

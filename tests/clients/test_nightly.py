@@ -21,6 +21,7 @@ from tests.clients.environments import (
     run_node,
     run_python,
 )
+from tests.support.mini_lm import mini_lm
 
 pytestmark = [pytest.mark.swarm, pytest.mark.nightly]
 HERE = Path(__file__).parent
@@ -51,7 +52,9 @@ def test_every_operation_answers_as_its_document_says(served: Served, tmp_path: 
     (tmp_path / "schemathesis.toml").write_text(f'[parameters]\n"path.id" = ["{served.model}", "nobody/nothing@1"]\n')
     line = [str(program(SCHEMATHESIS, "schemathesis")), "run", f"{served.url}/openapi.json", "--checks", ",".join(CHECKS)]
     line += ["--phases", "examples,coverage,fuzzing", "-n", "12", "--seed", "7", "--continue-on-failure", "--warnings", "off"]
-    env = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE), "MODEL": served.model}
+    embedder = served.node.cli("publish", str(mini_lm()), "--name", "minilm", timeout=240.0)["name"]
+    assert served.node.http("POST", "/v1/embeddings", {"model": embedder, "input": "Hi"}, timeout=240.0)[0] == 200
+    env = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE), "MODEL": served.model, "EMBEDDER": embedder}
     run(line, timeout=1500.0, cwd=tmp_path, **env)
 
 

@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.audit_tally import AuditTally
+from node.evidence_store import EvidenceStore
+from node.heard import Listening
 from node.network.memory import MemoryHub, MemoryNetwork
-from node.pipeline import Pipeline, PipelineRequest
+from node.pipeline import Pipeline, PipelineRequest, StageLost
 from node.stage_audit import Ended, StageAuditor
 from protocol.errors import MfError
 from protocol.ids import ModelId, PeerId
@@ -110,7 +113,9 @@ class OneOf:
 
 
 class World:
-    """`nodes[0]` is the entry. `experts`: the model has some."""
+    """`nodes[0]` is the entry. `experts`: the model has some. `pause`: seconds before a stage is replaced."""
+
+    pause = 0.0
 
     def __init__(self, nodes: list[Member], experts: bool = False) -> None:
         self.nodes = nodes
@@ -119,13 +124,15 @@ class World:
         manifest = SimpleNamespace(tensors=[SimpleNamespace(name=name) for name in names])
         self.located: Any = SimpleNamespace(model=MODEL, manifest=manifest)
         self.told: list[str] = []
+        self.store: EvidenceStore | None = None
         self.allow([node.peer for node in nodes])
 
     def allow(self, peers: list[PeerId], part: float = 1.0, stages: int = LAYERS) -> None:
         entry = self.nodes[0]
         swarm: Any = SimpleNamespace(blame=lambda peer, layers, why: self.blames.append((peer, layers, why)))
         router: Any = OneOf(entry.peer, peers, stages)
-        self.auditor = StageAuditor(entry.network, swarm, router, entry.steps, entry.server, self.told.append, Random(3), part)
+        self.tally = AuditTally(lambda what, name, number: self.told.append(name) if what == "outcome" else None)
+        self.auditor = StageAuditor(entry.network, swarm, router, entry.steps, entry.server, self.tally, self.store, Random(3), part)
 
     def worker(self, at: int) -> RowWorker:
         worker: Any = self.nodes[at].worker
@@ -134,17 +141,50 @@ class World:
 
     async def session(self, stages: list[StageSpec], new: int = 30, prompt: list[int] = PROMPT, sampling: Sampling = GREEDY) -> Ended:
         """One reply over `stages`, with what the stages said of it."""
-        entry, heard = self.nodes[0], self.auditor.listen(stages)
+        listening, tokens = await self.reply([stages], new, prompt, sampling)
+        return Ended(self.located, "bf16", tokens, len(prompt), sampling, listening.heard)
+
+    async def reply(
+        self,
+        routes: list[list[StageSpec]],
+        new: int = 30,
+        prompt: list[int] = PROMPT,
+        sampling: Sampling = GREEDY,
+        stop_after: int | None = None,
+        change_after: int = 10,
+        over: bool | None = None,
+    ) -> tuple[Listening, list[int]]:
+        """One reply over the first of `routes`, after each `change_after` tokens over the next; the caller leaves after `stop_after`.
+        The auditor is told that it is `over`, whole or not; None: it isn't."""
+        entry, listening, later = self.nodes[0], self.auditor.listen(routes[0], len(prompt)), routes[1:]
         request = PipelineRequest(
-            model=MODEL, stages=stages, tokens=prompt, new_max=new, stop_tokens=[], sampling=sampling, precision="bf16",
-            prints=heard.key, heard=heard,
+            model=MODEL, stages=routes[0], tokens=prompt, new_max=new, stop_tokens=[], sampling=sampling, precision="bf16",
+            prints=listening.key, heard=listening, prompt=len(prompt),
         )  # fmt: skip
         tokens = list(prompt)
         async with Pipeline(entry.network, entry.steps, entry.server, request) as pipeline:
-            async for sampled in pipeline.run():
-                tokens.append(sampled.token)
-            await heard.until(len(tokens) - 1, 2.0)
-        return Ended(self.located, "bf16", tokens, len(prompt), sampling, heard)
+            ended, leaving = False, False
+            while not ended:
+                try:
+                    async for sampled in pipeline.run():
+                        tokens.append(sampled.token)
+                        made = len(tokens) - len(prompt)
+                        ended = sampled.finish is not None or made == stop_after
+                        if ended or (later and not leaving and made % change_after == 0):
+                            break
+                except StageLost:
+                    leaving = False
+                    await pipeline.reroute(later.pop(0))
+                    continue
+                if not ended:
+                    leaving = True
+                    await asyncio.sleep(self.pause)
+                    pipeline._lose(StageLost(PeerId(routes[0][0].peer), "it is to be replaced"))
+            if over is None:
+                await listening.heard.until(len(tokens) - 1, 2.0)
+            else:
+                await self.auditor.over(listening, self.located, "bf16", sampling, tokens, whole=over)
+        return listening, tokens
 
 
 async def world(hub: MemoryHub, count: int, experts: bool = False) -> World:

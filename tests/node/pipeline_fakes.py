@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.serve_stage import StageServer
-from node.stage_room import LoadedStage
+from node.stage_room import LoadedStage, StageHold
 from node.steps import Steps
+from node.waiting_line import IMPATIENT, Asker, NoRoomNow, WaitingLine
 from protocol.errors import BadInput, Conflict, MfError
 from protocol.ids import PeerId
 from protocol.messages import SESSION_PROTOCOL, STEP_PROTOCOL, StageSpec, TokenLogprob
-from runtime.interface import UNCHECKED, OpenSequence, Step, Stepped
+from runtime.interface import UNCHECKED, Left, OpenSequence, Step, Stepped
 
 LAYERS = 6
 MODULUS = 97 * 300
@@ -35,6 +36,8 @@ class Toy:
     def __init__(self, first: int, end: int) -> None:
         self.first, self.end = first, end
         self.epoch = 0
+        self.stepped = False
+        self.logprobs: int | None = None
         self.after: list[list[int]] = []
 
     def row(self, position: int, value: int) -> int:
@@ -82,6 +85,8 @@ class SumWorker:
             if self.recurrent and step.position < len(toy.after):
                 raise Conflict("this model's memory can't go back")
             toy.epoch, toy.after = step.epoch, toy.after[: step.position]
+        if not toy.stepped:
+            toy.stepped, toy.after = True, toy.after[: step.position]
         if step.epoch < toy.epoch or step.position > len(toy.after):
             raise Conflict(f"the session stands at {len(toy.after)}, the step begins at {step.position}")
         raw, rows = step.hidden or b"", step.tokens or []
@@ -104,7 +109,10 @@ class SumWorker:
         assert len(guesses) == step.guessed
         right = next((at for at, guess in enumerate(guesses) if guess != tokens[at]), len(guesses))
         del toy.after[step.position + step.count - step.guessed + right :]
-        return Stepped(token=tokens[0], more=tokens[1 : right + 1] or None)
+        done = Stepped(token=tokens[0], more=tokens[1 : right + 1] or None)
+        if toy.logprobs is not None:
+            done.logprobs = [TokenLogprob(tokens[0], -0.5), *(TokenLogprob(one, -1.0 - one) for one in range(toy.logprobs))]
+        return done
 
 
 def score(value: int, token: int) -> TokenLogprob:
@@ -113,13 +121,22 @@ def score(value: int, token: int) -> TokenLogprob:
 
 
 class SumRoom:
-    """Loads nothing; `fault` is raised when a sequence is opened."""
+    """Loads nothing; `fault` is raised when a sequence is opened. `places`: so many sequences at once, the others wait in line."""
 
     def __init__(self, worker: SumWorker) -> None:
         self.worker = worker
         self.fault: Exception | None = None
         self.open = self.asked = 0
+        self.places = 1_000
+        self.line = WaitingLine(lambda: asyncio.get_running_loop().time())
+        self.order: list[str] = []
+        """Entries, as they were let in."""
+        self.openings: list[OpenSequence] = []
         self.goes_back = False
+        self.left: dict[Left, list[list[int]]] = {}
+        """What sessions left, by its name."""
+        self.boast = 0
+        """Positions that it says to have and hasn't."""
         self.prepared: list[tuple[int, int]] = []
 
     async def prepare(self, located: Any, first: int, end: int, precision: str) -> dict[str, float]:
@@ -129,16 +146,33 @@ class SumRoom:
         return {}
 
     @asynccontextmanager
-    async def sequence(self, located: Any, first: int, end: int, precision: str, opening: OpenSequence) -> AsyncIterator[LoadedStage]:
+    async def sequence(
+        self, located: Any, first: int, end: int, precision: str, opening: OpenSequence, asker: Asker = IMPATIENT
+    ) -> AsyncIterator[StageHold]:
         self.asked += 1
-        if self.fault is not None:
-            raise self.fault
-        self.worker.toys[opening.session] = Toy(first, end)
-        self.open += 1
+
+        async def attempt() -> None:
+            if self.fault is not None:
+                raise self.fault
+            if self.open >= self.places:
+                raise NoRoomNow
+            self.open += 1
+
+        await self.line.enter(asker, attempt)
+        self.order.append(asker.account)
+        self.worker.toys[opening.session] = toy = Toy(first, end)
+        toy.logprobs = opening.sampling.logprobs
+        self.openings.append(opening)
+        if opening.after is not None and opening.after in self.left:
+            toy.after = self.left.pop(opening.after)[: opening.positions]
+        hold = StageHold(LoadedStage("stage", 0, self.goes_back, timings={"load": 0.01}), reused=len(toy.after) + self.boast)
         try:
-            yield LoadedStage("stage", 0, self.goes_back, timings={"load": 0.01})
+            yield hold
         finally:
+            if hold.left is not None and self.goes_back:
+                self.left[hold.left] = toy.after
             self.open -= 1
+            self.line.freed()
 
 
 @dataclass

@@ -41,8 +41,22 @@ async def stored(tmp_path: Path) -> AsyncIterator[tuple[VerbSwarm, VerbNode, Mod
 Stored = tuple[VerbSwarm, VerbNode, ModelId]
 
 
+BEFORE: set[str] = set()
+"""Descriptors of groups that other tests left to this process."""
+
+
+@pytest.fixture(autouse=True)
+def before() -> None:
+    BEFORE.clear()
+    BEFORE.update(_groups())
+
+
 def descriptors() -> int:
-    return sum(1 for name in os.listdir("/proc/self/fd") if "memfd:group" in _target(name) or "assemble-" in _target(name))
+    return len(_groups() - BEFORE)
+
+
+def _groups() -> set[str]:
+    return {name for name in os.listdir("/proc/self/fd") if "memfd:group" in _target(name) or "assemble-" in _target(name)}
 
 
 def _target(name: str) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from node.channel import Channel, ChannelClosed
+from node.turn import Turn
 from protocol.errors import DeadlineExceeded, MfError, NotFound
+from protocol.framing import pack, unpack_plain
 from tests.support.wait import until
 
 
@@ -176,3 +178,61 @@ async def test_a_closed_channel_leaves_no_watch_on_its_descriptor(ends: Ends) ->
     await second.close()
     for sock in socks:
         sock.close()
+
+
+async def test_what_is_asked_in_one_turn_goes_as_one_message_and_is_answered_once_each() -> None:
+    ours, theirs = socket.socketpair()
+    turn, got = Turn(), list[Any]()
+    near = Channel(ours, {}, "far end", turn)
+    near.start()
+    theirs.setblocking(True)
+    try:
+        with turn:
+            for number in range(3):
+                near.ask("step", {"at": number}, dict[str, int], lambda result, error: got.append((result, error)))
+        assert near.waiting == 3
+        asked = whole_message(theirs)
+        assert [one["params"] for one in asked["several"]] == [{"at": 0}, {"at": 1}, {"at": 2}]
+        ids = [one["id"] for one in asked["several"]]
+        answers = [
+            {"id": ids[1], "result": {"at": 1}},
+            {"id": ids[0], "error": NotFound("gone").to_wire()},
+            {"id": ids[2], "result": {"at": 2}},
+        ]
+        theirs.sendall(framed({"several": answers}))
+        await until(lambda: len(got) == 3, 2.0, "all answers")
+        assert [result for result, _error in got] == [{"at": 1}, None, {"at": 2}]
+        assert isinstance(got[1][1], NotFound)
+    finally:
+        await near.close()
+        theirs.close()
+
+
+async def test_calls_of_one_turn_of_the_loop_go_together_and_in_order(ends: Ends) -> None:
+    near, _far_end, _far = ends
+    called = [near.call("echo", number, int, together=True, timeout=2.0) for number in range(300)]
+    assert await asyncio.gather(*called) == list(range(300))
+    first, second = near.call("echo", 1, int, together=True, timeout=2.0), near.call("echo", 2, int, timeout=2.0)
+    assert await asyncio.gather(first, second) == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"several": [{"several": [{"id": 1}]}]}, {"several": [{"id": 0}] * 257}, {"several": [3]}])
+async def test_several_within_several_or_too_many_end_the_channel(wrong: dict[str, Any]) -> None:
+    ours, theirs = socket.socketpair()
+    near = Channel(ours, {}, "far end")
+    near.start()
+    theirs.sendall(framed(wrong))
+    await asyncio.wait_for(near.closed.wait(), 2.0)
+    await near.close()
+    theirs.close()
+
+
+def framed(message: dict[str, Any]) -> bytes:
+    payload = pack(message)
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def whole_message(sock: socket.socket) -> dict[str, Any]:
+    size = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "big")
+    found: dict[str, Any] = unpack_plain(sock.recv(size, socket.MSG_WAITALL), "message")
+    return found

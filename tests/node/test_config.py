@@ -68,7 +68,7 @@ def test_unknown_keys_are_refused_by_name(tmp_path: Path, source: str, named: st
 
 @pytest.mark.parametrize(
     "line",
-    ['lend = "all"', "http = 80", 'http = "x"', 'listen = ["/ip4/0.0.0.0/udp/1"]', 
+    ['lend = "all"', 'device = "gpu"', 'device = "cuda:x"', "device = 1", "http = 80", 'http = "x"', 'listen = ["/ip4/0.0.0.0/udp/1"]', 
      'label = "a/b"', "json = 3", 'join = ["abc"]', "storage = -1", "lend", 'data_dir = "/x"'],
 )  # fmt: skip
 def test_wrong_values_are_refused_naming_the_file(tmp_path: Path, line: str) -> None:

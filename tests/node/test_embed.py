@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.embed import BATCH, Embedder
+from node.embed import Embedder
+from node.encode_texts import BATCH, TextEncoder
 from node.gateway import EmbeddingRequest
 from node.stage_room import StageRoom
 from node.worker import Worker
@@ -36,7 +37,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
         await swarm.tell()
         room = StageRoom(worker, node.assembler, 500_000_000)
         try:
-            yield Setting(Embedder(node.swarm, node.locator, room, worker), done["model_id"])
+            yield Setting(Embedder(TextEncoder(node.swarm, node.locator, room, worker)), done["model_id"])
         finally:
             await worker.stop()
 
@@ -50,7 +51,7 @@ async def test_a_published_mini_lm_embeds_exactly(setting: Setting) -> None:
     for bad, said in (([7] * 513, "input 1 has 513 tokens, the model takes 512"), ([], "input 1 is empty"), ([99_999], r"0\.\.30521")):
         with pytest.raises(BadInput, match=said):
             await setting.rows("fine", bad)
-    with pytest.raises(DeadlineExceeded, match="weren't made within"):
+    with pytest.raises(DeadlineExceeded, match="didn't embed within"):
         await setting.rows("fine", timeout=0.001)
     setting.model = "nobody/nothing"
     with pytest.raises(NotFound):

@@ -64,24 +64,28 @@ async def test_what_is_not_there_or_in_the_way(published: Published, tmp_path: P
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["layer.1"]
 
 
-async def test_stopped_while_the_target_is_made_nothing_stays(
-    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["open", "finish"])
+async def test_stopped_while_a_thread_is_at_the_target_nothing_stays(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
+    """Neither where the target was being made, nor where its files just got their names."""
     reader, _, done = published
-    begun, go_on, opened = threading.Event(), threading.Event(), FileWriter.open
+    begun, go_on, really = threading.Event(), threading.Event(), getattr(FileWriter, moment)
 
-    def slowly(writer: FileWriter) -> None:
-        opened(writer)
+    def slowly(writer: FileWriter) -> object:
+        told = really(writer)
         begun.set()
         assert go_on.wait(10)
+        return told
 
-    monkeypatch.setattr(FileWriter, "open", slowly)
-    fetching = asyncio.create_task(reader.fetcher.fetch(done["model_id"], tmp_path / "out", quiet))
+    monkeypatch.setattr(FileWriter, moment, slowly)
+    fetching = asyncio.create_task(reader.fetcher.fetch(done["model_id"], tmp_path / "made" / "out", quiet))
     assert await asyncio.to_thread(begun.wait, 10)
-    assert (tmp_path / "out").exists()
-    fetching.cancel()
-    await asyncio.sleep(0)
+    assert (tmp_path / "made" / "out").exists()
+    for _ in range(3):  # by a word, by the end of its line, by the node's own end
+        fetching.cancel()
+        await asyncio.sleep(0)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await fetching
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "made").exists()

@@ -13,12 +13,15 @@ import pytest
 
 from node.gateway import Event, Finished, GenerationRequest, Piece, Planned
 from node.generate import REPLACEMENTS, Generator
+from node.heard import Listening
+from node.kept_prefixes import KeptPrefixes
 from node.network.memory import MemoryHub
+from node.reply_routes import ReplyRoutes
 from protocol import limits
 from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, TooLarge, Unavailable
 from protocol.ids import ModelId, PeerId, model_text
 from protocol.messages import Sampling, StageSpec, TokenLogprob
-from runtime.interface import SpelledToken, TextLoaded
+from runtime.interface import SpelledToken, Step, Stepped, TextLoaded
 from runtime.interface import Text as WorkerText
 from runtime.routing import Plan
 from tests.node.pipeline_fakes import Member, expected, members, route
@@ -64,21 +67,44 @@ class Routes:
     def __init__(self, routes: list[list[StageSpec]]) -> None:
         self.routes = routes
         self.asked: list[tuple[int, set[PeerId]]] = []
+        self.forced: list[bool] = []
+        self.allowed = True
 
-    def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
+    def plan(
+        self,
+        located: Any,
+        tokens_max: int,
+        precision: str,
+        avoid: Iterable[PeerId] = (),
+        running: Iterable[StageSpec] = (),
+        *,
+        force: bool = False,
+    ) -> Plan:
         self.asked.append((tokens_max, set(avoid)))
+        self.forced.append(force)
         for stages in self.routes:
             if not {stage.peer for stage in stages} & set(avoid):
                 return Plan("pipeline" if len(stages) > 1 else "peer", stages, "chosen by the test")
         raise Unavailable("no route: nobody is left")
 
     def replace(
-        self, located: Any, plan: Plan, gone: set[PeerId], tokens_max: int, precision: str, avoid: set[PeerId], *known: Iterable[Any]
+        self,
+        located: Any,
+        plan: Plan,
+        gone: set[PeerId],
+        tokens_max: int,
+        precision: str,
+        avoid: set[PeerId],
+        *known: Iterable[Any],
+        force: bool = False,
     ) -> Plan:
-        return self.plan(located, tokens_max, precision, avoid)
+        return self.plan(located, tokens_max, precision, avoid, force=force)
 
     def may_come_back(self) -> bool:
         return False
+
+    def again(self, located: Any, stages: list[StageSpec], tokens_max: int, precision: str, *, force: bool = False) -> Plan | None:
+        return Plan("pipeline" if len(stages) > 1 else "peer", stages, "again") if self.allowed else None
 
 
 class Setting:
@@ -90,7 +116,9 @@ class Setting:
         entry = nodes[0]
 
         async def locate(model: ModelId) -> Any:
-            return SimpleNamespace(model=model, manifest=SimpleNamespace(summary=SimpleNamespace(context=None, vocabulary=97)))
+            return SimpleNamespace(
+                model=model, manifest=SimpleNamespace(summary=SimpleNamespace(architecture=None, context=None, vocabulary=97))
+            )
 
         async def text(located: Any) -> TextLoaded:
             return TextLoaded(eos=list(eos), context=context, has_template=True)
@@ -151,8 +179,23 @@ def test_planned_pieces_finished() -> None:
         assert said(events) == shown(expected(PROMPT, 8))
         assert isinstance(last, Finished)
         assert (last.reason, last.prompt_tokens, last.completion_tokens, last.replaced) == ("length", 4, 8, 0)
-        assert {"plan", "first_token", "total", "load"} <= last.timings.keys()
+        assert {"plan", "first_token", "total", "load", "queue", "prefill", "decode", "network"} <= last.timings.keys()
+        assert [(stage.peer, stage.first, stage.end) for stage in last.stages] == [(nodes[0].peer, 0, 3), (nodes[1].peer, 3, 6)]
+        assert all(stage.wait is not None for stage in last.stages)
         assert not setting.text.open
+
+    virtually(test)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_reply_that_a_stop_string_ends_tells_its_times_too(at: int) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(*(node.peer for node in nodes[1 : at + 1])))
+        *_others, last = await setting.events(stop=(shown(expected(PROMPT, 3)[2:]),))
+        assert isinstance(last, Finished)
+        assert (last.reason, last.completion_tokens) == ("stop", 3)
+        assert {"queue", "prefill", "decode", "network"} <= last.timings.keys()
+        assert [stage.peer for stage in last.stages] == [node.peer for node in nodes[1 : at + 1]]
 
     virtually(test)
 
@@ -258,6 +301,16 @@ def test_a_lost_stage_is_replaced_and_the_reply_is_the_same(harm: str) -> None:
     virtually(test)
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_what_was_forced_stays_forced_when_a_stage_is_lost(force: bool) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer), route(nodes[3].peer))
+        await setting.events(lambda: hub.kill(nodes[1].peer), max_tokens=60, force=force)
+        assert setting.routes.forced == [force, force]
+
+    virtually(test)
+
+
 def test_a_busy_peer_is_passed_over_without_suspicion() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         nodes[1].room.fault = Busy("full")
@@ -283,12 +336,22 @@ def test_a_stages_bad_input_is_the_askers_and_not_tried_again() -> None:
 def test_it_gives_up_after_so_many_losses_with_the_last_reason() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         class Stubborn(Routes):
-            def plan(self, located: Any, tokens_max: int, precision: str, avoid: Iterable[PeerId] = (), *, force: bool = False) -> Plan:
+            def plan(
+                self,
+                located: Any,
+                tokens_max: int,
+                precision: str,
+                avoid: Iterable[PeerId] = (),
+                running: Iterable[StageSpec] = (),
+                *,
+                force: bool = False,
+            ) -> Plan:
                 return super().plan(located, tokens_max, precision)
 
         nodes[1].room.fault = MfError("broken for ever")
         setting = Setting(nodes, route(nodes[1].peer))
-        setting.generator._router = stubborn = Stubborn(setting.routes.routes)  # type: ignore[assignment]
+        stubborn = Stubborn(setting.routes.routes)
+        setting.generator._routes = ReplyRoutes(stubborn)  # type: ignore[arg-type]
         with pytest.raises(MfError, match="broken for ever"):
             await setting.events()
         assert len(stubborn.asked) == 1 + REPLACEMENTS
@@ -378,5 +441,125 @@ def test_a_stage_that_opens_late_in_a_failed_pipeline_is_let_go() -> None:
         assert said(await setting.events()) == shown(expected(PROMPT, 8))
         await asyncio.sleep(3.0)
         assert nodes[2].room.open == 0
+
+    virtually(test)
+
+
+async def second_turn(
+    nodes: list[Member], first: dict[str, Any], second: dict[str, Any], *, allowed: bool = True
+) -> tuple[Finished, list[int]]:
+    """The end of a second turn, planned over other nodes, and the first position that each node computed of it."""
+    setting = Setting(nodes, route(nodes[1].peer, nodes[2].peer))
+    setting.generator.prefixes = KeptPrefixes(bytes(32))
+    for node in nodes:
+        node.room.goes_back = True
+    history = [(31 * at) % 97 for at in range(300)]
+    await setting.events(text=" ".join(map(str, history)), **first)
+    prompt = [*history, *expected(history, 8), 5, 6, 7]
+    for node in nodes:
+        node.worker.steps.clear()
+    setting.routes.routes, setting.routes.allowed = [route(nodes[3].peer, nodes[0].peer)], allowed
+    events = await setting.events(text=" ".join(map(str, prompt)), **second)
+    assert said(events) == shown(expected(prompt, 8))
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last, [min(node.worker.steps)[0] if node.worker.steps else -1 for node in nodes]
+
+
+def test_a_second_turn_goes_where_the_first_one_was_computed() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        last, begun = await second_turn(nodes, {"reader": "me"}, {"reader": "me"})
+        assert last.reused == 307
+        assert begun == [-1, 307, 307, -1]
+        assert [stage["peer"] for stage in last.route] == [nodes[1].peer, nodes[2].peer]
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "allowed"),
+    [
+        ({"reader": "me"}, {"reader": "you"}, True),
+        ({"reader": "me"}, {"reader": ""}, True),
+        ({"precision": "int8"}, {"precision": "bf16"}, True),
+        ({}, {}, False),
+        ({"echo": True, "sampling": Sampling(logprobs=0)}, {}, True),
+    ],
+)
+def test_other_readers_precisions_and_routes_that_are_gone_begin_anew(first: dict[str, Any], second: dict[str, Any], allowed: bool) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        last, begun = await second_turn(nodes, first, second, allowed=allowed)
+        assert last.reused == 0
+        assert begun == [0, -1, -1, 0]
+
+    virtually(test)
+
+
+def test_switched_off_a_turn_neither_asks_nor_leaves() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        setting = Setting(nodes, route(nodes[1].peer))
+        nodes[1].room.goes_back = True
+        await setting.events(text=" ".join(["3"] * 100))
+        await until(lambda: not nodes[1].room.open, 3.0, "room given back")
+        assert nodes[1].room.left == {}
+
+    virtually(test)
+
+
+class Ear:
+    """Stands in for the auditor: hears what a session was, and how it ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[list[list[StageSpec]], list[int], bool]] = []
+
+    def listen(self, stages: list[StageSpec], tokens: int) -> Listening:
+        assert tokens == len(PROMPT)
+        return Listening(stages, bytes(16), True, tokens)
+
+    async def over(self, listening: Listening, *facts: Any, whole: bool, behind: int) -> None:
+        assert behind == 0
+        tokens = facts[-1]
+        self.ended.append(([part.heard.stages for part in listening.parts(tokens)], tokens, whole))
+
+
+def broken_from(position: int) -> Callable[[Step, Stepped], Stepped]:
+    def spoil(step: Step, done: Stepped) -> Stepped:
+        if step.position >= position:
+            raise MfError("broken for good")
+        return done
+
+    return spoil
+
+
+@pytest.mark.parametrize("how", ["length", "stop string", "left", "deadline", "replaced", "failed"])
+def test_an_auditor_hears_of_every_end(how: str) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        first, second = route(nodes[1].peer, nodes[2].peer), route(nodes[3].peer, nodes[2].peer)
+        setting, ear = Setting(nodes, first, *([second] if how == "replaced" else [])), Ear()
+        setting.generator.auditor = ear  # type: ignore[assignment]
+        right = expected(PROMPT, 8)
+        if how == "replaced":
+            nodes[1].worker.break_at = len(PROMPT) + 3
+        if how == "failed":
+            nodes[1].worker.spoil = broken_from(len(PROMPT) + 3)
+        if how == "left":
+            async with aclosing(setting.generator.generate(ask())) as events:
+                async for event in events:
+                    if isinstance(event, Piece):
+                        break
+        elif how == "deadline":
+            nodes[2].worker.stuck = True
+            with pytest.raises(DeadlineExceeded):
+                await setting.events(timeout=2.0)
+        elif how == "failed":
+            with pytest.raises(MfError):
+                await setting.events()
+        else:
+            await setting.events(stop=[f"<{right[3]}>"] if how == "stop string" else [])
+        [(routes, tokens, whole)] = ear.ended
+        made = {"length": 8, "stop string": 4, "left": 1, "deadline": 0, "replaced": 8, "failed": 4}[how]
+        assert tokens == PROMPT + right[:made]
+        assert routes == {"replaced": [first, second], "deadline": []}.get(how, [first])
+        assert whole == (how in ("length", "stop string", "replaced"))
 
     virtually(test)

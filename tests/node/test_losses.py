@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.losses import FULL, GONE, Losses
+from node.losses import FULL, GONE, OWN, Losses
 from node.stage_link import StageLost
 from protocol.errors import BadInput, Busy, Conflict, MfError, Unavailable
 from protocol.ids import PeerId
@@ -50,3 +50,28 @@ def test_nobody_turns_a_reply_away_from_its_own_node() -> None:
     assert losses.note(StageLost(ME, "nonsense", accuser=B), 0.0) == B
     assert losses.note(StageLost(ME, "the worker ended", MfError("ended")), 0.0) == ME
     assert losses.avoided(0.0) == {B}
+
+
+def test_this_node_is_left_alone_while_its_worker_starts_and_never_avoided_for_it() -> None:
+    losses = Losses(ME)
+    assert losses.starting(5.0) == set()
+    losses.note(StageLost(ME, "the worker ended", MfError("ended")), 5.0)
+    assert losses.starting(5.0 + OWN - 0.1) == {ME}
+    assert losses.avoided(5.0) == losses.starting(5.0 + OWN) == set()
+
+
+def test_a_second_conflict_counts_unless_another_stage_was_lost_between() -> None:
+    losses, conflict = Losses(ME), StageLost(A, "conflict", Conflict("always"))
+    assert losses.note(conflict, 0.0) is None
+    assert losses.note(StageLost(B, "silent"), 0.0) == B
+    assert losses.note(conflict, 0.0) is None
+    assert losses.note(conflict, 0.0) == A
+    assert losses.avoided(0.0) == {A, B}
+
+
+def test_what_this_node_finds_itself_is_never_held_against_it() -> None:
+    losses = Losses(ME)
+    for peer in (A, B, PeerId("c")):
+        assert losses.note(StageLost(peer, "nonsense", accuser=ME), 0.0) == peer
+    assert losses.note(StageLost(ME, "nonsense of its own worker", accuser=ME), 0.0) == ME
+    assert losses.avoided(0.0) == {A, B, PeerId("c")}

@@ -17,6 +17,8 @@ from protocol.manifest import Summary
 def entry(number: int, **fields: object) -> Entry:
     given = {
         "key": f"peer m{number} 1",
+        "publisher": "peer",
+        "sequence": 1,
         "model": f"mfm1{number}",
         "name": f"ann/m{number:06d}@1",
         "words": f"ann/m{number:06d}@1 a model of kind{number % 7} llama",

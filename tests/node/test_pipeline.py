@@ -6,13 +6,15 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import pytest
 
 from node.network.memory import MemoryHub
 from node.pipeline import Pipeline, PipelineRequest, Sampled, StageLost
-from protocol.errors import BadInput, Busy, MfError
+from node.traffic import counting, note_stage
+from protocol.errors import BadInput, Busy, MfError, PeerFault
 from protocol.framing import pack, unpack
 from protocol.ids import ModelId
 from protocol.messages import SESSION_PROTOCOL, OpenSession, Sampling, SessionEvent, StageSpec, StepHead, TokenLogprob
@@ -143,6 +145,28 @@ async def test_stages_tell_the_entry_their_pace(swarm: tuple[MemoryHub, list[Mem
         assert [link.pace for link in pipeline.links] == [pytest.approx((0.01, 0.02 / len(PROMPT)))] * 3
 
 
+@pytest.mark.parametrize("places", [[1, 2, 3], [0, 1, 2]])
+async def test_what_a_reply_moves_is_counted_here_and_told_by_the_others(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
+    _hub, nodes = swarm
+    for node in nodes:
+        node.worker.spoil = lambda step, done: msgspec.structs.replace(done, seconds=0.01)
+    stages = route(*(nodes[place].peer for place in places))
+    others = {(stage.peer, stage.first, stage.end) for stage in stages if stage.peer != nodes[0].peer}
+    with counting() as traffic:
+        async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(stages, 5_000)) as pipeline:
+            async for _sampled in pipeline.run():
+                if traffic.stages.keys() == others and all(min(told) > 0 for told in traffic.stages.values()):
+                    break
+    assert min(traffic.sent, traffic.received) > 0
+    assert not nodes[0].steps._traffic, "nothing is counted for a session that is over"
+
+
+@pytest.mark.parametrize("moved", [[], [1], [1, 2, 3], [-1, 0], [0, 1 << 63]])
+def test_bytes_moved_that_cant_be_are_the_stages_fault(moved: list[int]) -> None:
+    with pytest.raises(PeerFault, match="bytes moved"):
+        note_stage(("a", 0, 1), moved)
+
+
 async def test_a_stop_token_ends_the_reply(swarm: tuple[MemoryHub, list[Member]]) -> None:
     _hub, nodes = swarm
     stop = expected(PROMPT, 3)[2]
@@ -261,3 +285,30 @@ async def test_a_session_that_makes_no_sense_is_refused(swarm: tuple[MemoryHub, 
         kinds.append(event.kind)
     assert "ready" not in kinds
     assert nodes[1].room.open == 0
+
+
+@pytest.mark.parametrize("places", [[1], [0, 1, 2], [1, 2, 3], [0, 1, 0]])
+async def test_every_stage_tells_its_own_time(swarm: tuple[MemoryHub, list[Member]], places: list[int]) -> None:
+    """A prompt of three cuts; each place computes a different time for each step."""
+    _hub, nodes = swarm
+    seen: list[str] = []
+    for place, node in enumerate(nodes):
+        node.worker.spoil = partial(_took, 0.0001 * (place + 1))
+    nodes[0].server.figures.observe = lambda where, part, seconds: seen.append(f"{where} {part}")
+    wanted = replace(request(route(*(nodes[place].peer for place in places))), tokens=[7] * 600, drafts=False)
+    async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+        assert len([sampled async for sampled in pipeline.run()]) == 8
+    assert pipeline.times.timings().keys() == {"queue", "prefill", "decode", "network"}
+    for place, spec, told in zip(places, wanted.stages, pipeline.times.stages(wanted.stages), strict=True):
+        assert (told.peer, told.first, told.end) == (nodes[place].peer, spec.first, spec.end)
+        assert (told.prefill, told.decode) == pytest.approx((0.0003 * (place + 1), 0.0007 * (place + 1)))
+        assert told.wait is not None
+    own = 10 * places.count(0)
+    assert (seen.count("own compute"), seen.count("own wait")) == (own, own)
+    assert seen.count("route compute") == 10 * len(places)
+    assert seen.count("route network") == 7
+
+
+def _took(seconds: float, step: Step, done: Stepped) -> Stepped:
+    done.seconds = seconds
+    return done

@@ -296,6 +296,17 @@ async def test_what_a_holder_dropped_is_no_longer_announced(six: VerbSwarm, mode
     assert changed
 
 
+async def test_published_again_under_its_name_it_keeps_its_first_day(six: VerbSwarm, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await six.nodes[0].publish(model, name="named", version="2")
+    await six.nodes[0].publish(model, name="named", version="3")
+    first, other = (view.card for view in six.board.cards)
+    assert (first.updated, other.updated) == (None, None)
+    monkeypatch.setattr("node.publish.time.time", lambda: first.created + 500.0)
+    await six.nodes[0].publish(model, name="named", version="2", description="once more")
+    again = six.board.cards[-1].card
+    assert (again.created, again.updated, again.description) == (first.created, first.created + 500, "once more")
+
+
 async def test_the_card_says_what_was_published(six: VerbSwarm, model: Path) -> None:
     done = await six.nodes[0].publish(model, name="named", version="2")
     (view,) = six.board.cards

@@ -71,13 +71,48 @@ def test_a_new_worker_takes_it_up(away: int) -> None:
     run_virtual(main())
 
 
+def test_a_reply_goes_on_without_its_text_while_the_worker_starts() -> None:
+    async def main() -> None:
+        speller, text = made()
+        said = await text.feed([1])
+        speller.die(4)
+        before = asyncio.get_running_loop().time()
+        assert await text.feed([2]) == await text.feed([3]) == ""
+        assert asyncio.get_running_loop().time() == before
+        await asyncio.sleep(5)
+        assert await text.feed([4]) == "<2><3><4>"
+        speller.die(4)
+        said += "<2><3><4>" + await text.feed([5], wait=True)
+        assert said == "<1><2><3><4><5>"
+        await text.feed([6])
+        speller.die(2)
+        assert await text.feed([7]) == ""
+        await asyncio.sleep(5)
+        speller.die(2)  # a second time, before anything was read from the new one
+        assert await text.feed([8]) + await text.feed([9], last=True) == "<7><8><9>"
+
+    run_virtual(main())
+
+
+def test_a_reply_that_is_left_meanwhile_leaves_nothing_running() -> None:
+    async def main() -> None:
+        speller, text = made()
+        await text.feed([1])
+        speller.die(10**9)
+        assert await text.feed([2]) == ""
+        await text.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
 def test_what_a_new_worker_holds_back_isnt_said_twice() -> None:
     async def main() -> None:
         speller, text = made()
         speller.halves = {3}
         said = await text.feed([1]) + await text.feed([2])
         speller.die(1)
-        said += await text.feed([3])
+        said += await text.feed([3], wait=True)
         assert said == "<1><2>"
         said += await text.feed([4]) + await text.feed([5], last=True)
         assert said == "<1><2><3><4><5>"
@@ -91,8 +126,9 @@ def test_a_worker_that_stays_away_is_said_so_in_time() -> None:
         await text.feed([0])
         speller.die(10**9)
         began = asyncio.get_running_loop().time()
+        assert await text.feed([1]) == ""
         with pytest.raises(Unavailable, match="SIGKILL"):
-            await text.feed([1])
+            await text.feed([2], last=True)
         assert asyncio.get_running_loop().time() - began <= PATIENCE + 1
 
     run_virtual(main())

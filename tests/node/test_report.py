@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from erasure.durability import apart
 from node.node_gateway import NodeGateway
 from node.probe import Outcome, Probe
 from node.tally import Tally
+from node.waiting_line import WaitingLine
 from protocol.errors import NotFound
 from protocol.ids import ModelId, PeerId, model_from
 from tests.node.verb_fakes import VerbNode, VerbSwarm, small_model, verb_swarm
@@ -50,6 +52,7 @@ async def test_status_is_as_documented(stored: Stored) -> None:
     assert sorted(peer["alive"] for peer in status["peers"]) == [False, True, True, True, True]
     (line,) = status["models"]
     assert (line["name"], line["survives_losses"], line["holders"]) == ("alice/little@1", 3, 5)
+    assert (len(line["held_by"]), set(line["coverage"].values())) == (5, {3}), "each group of layers, and who holds them"
     (holding,) = status["holdings"]
     assert holding["groups"] == holding["shards"]
     assert (await node.reporter.holdings())[0]["owners"] == [node.peer]
@@ -171,20 +174,36 @@ async def test_health_asks_nobody_and_needs_a_fresh_probe(stored: Stored) -> Non
     for other in swarm.nodes[1:]:
         swarm.leave(other)
     nothing: Any = None
-    worker: Any = type("Idle", (), {"running": False})()
-    room: Any = type("Room", (), {"loaded": lambda self: [], "memory": 7})()
+    worker: Any = SimpleNamespace(running=False, failures=0, held_back=0.0, ended="it isn't running")
+    room: Any = SimpleNamespace(loaded=list, memory=7, line=WaitingLine(time.monotonic))
     transfer: Any = node.transfer
     probe = Probe(node.swarm, transfer, worker, room, lambda: "https://127.0.0.1:1", bytes(32))
-    gateway = NodeGateway(node.reporter, nothing, nothing, nothing, probe, nothing)
+    unreadable = [0]
+    gateway = NodeGateway(
+        node.reporter, nothing, nothing, nothing, nothing, nothing, nothing, probe, nothing, unreadable=lambda: unreadable[0]
+    )
+    well = {"status": "healthy", "reason": None}
     health = await gateway.health()
-    assert (health["status"], health["last_probe"], health["model_registry"]) == ("degraded", None, {"models": 1})
-    assert health["compute_network"] == {"worker": "not started", "stages_loaded": 0, "stages": [], "sessions": 0, "memory": 7}
+    assert (health["status"], health["last_probe"]) == ("degraded", None)
+    assert health["model_registry"] == well | {"models": 1, "unreadable_groups": 0}
+    idle = {"worker": "not started", "stages_loaded": 0, "stages": [], "sessions": 0, "memory": 7, "waiting": 0}
+    assert health["compute_network"] == well | idle
     assert health["storage_network"]["peers_alive"] == 0
     outcome = await probe.once()
     assert not outcome.passed
     assert "data plane" in str(outcome.fault)
+    health = await gateway.health()
+    assert (health["status"], "data plane" in health["reason"], health["storage_network"]["status"]) == ("unhealthy", True, "unhealthy")
     probe.last = Outcome(time.time(), True, 0.01)
+    assert (await gateway.health())["reason"] == "none of the 5 peers known answers"
+    swarm.board.away.clear()
     assert (await gateway.health())["status"] == "healthy"
+    unreadable[0] = 2
+    assert (await gateway.health())["model_registry"]["status"] == (await gateway.health())["status"] == "degraded"
+    unreadable[0] = 0
+    worker.failures, worker.held_back, worker.ended = 3, 9.0, "the worker ended (signal 9, SIGKILL)"
+    assert "SIGKILL" in (await gateway.health())["reason"]
+    worker.failures, worker.held_back = 0, 0.0
     probe.last = Outcome(0.0, True, 0.01)
     assert (await gateway.health())["status"] == "degraded"
 

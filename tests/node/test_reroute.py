@@ -14,7 +14,7 @@ from node.stage_link import SILENCE
 from node.step_log import CUT, LogRoom, StepLog
 from protocol.errors import Conflict
 from protocol.ids import ModelId, PeerId
-from protocol.messages import Sampling, StageSpec
+from protocol.messages import Sampling, StageSpec, StepHead, TokenLogprob
 from runtime.interface import Step, Stepped
 from tests.node.pipeline_fakes import LAYERS, Member, expected, members, route
 from tests.support.virtual_time import run_virtual
@@ -216,6 +216,68 @@ def test_a_token_that_isnt_one_is_named_and_replaced(token: int) -> None:
 
         assert await tokens(nodes[0], request(stages, SHORT, 30), change, 10, do) == expected(SHORT, 30)
         assert losses == [nodes[3].peer]
+
+    virtually(test)
+
+
+ROW = [TokenLogprob(0, -1.0), TokenLogprob(5, -0.5), TokenLogprob(6, -1.5)]
+CANT_BE: dict[str, Callable[[StepHead], None]] = {
+    "an end that is none": lambda head: setattr(head, "finish", "stop"),
+    "a word that is none": lambda head: setattr(head, "finish", "x" * 99),
+    "none": lambda head: setattr(head, "logprobs", None),
+    "too few": lambda head: head.logprobs.pop(),  # type: ignore[union-attr]
+    "too many": lambda head: head.logprobs.append(TokenLogprob(7, -2.0)),  # type: ignore[union-attr]
+    "another token": lambda head: head.logprobs.__setitem__(0, TokenLogprob(96, -1.0)),  # type: ignore[union-attr]
+    "no token": lambda head: head.logprobs.__setitem__(2, TokenLogprob(97, -1.5)),  # type: ignore[union-attr]
+    "twice": lambda head: head.logprobs.__setitem__(2, TokenLogprob(5, -0.5)),  # type: ignore[union-attr]
+    "NaN": lambda head: head.logprobs.__setitem__(1, TokenLogprob(5, float("nan"))),  # type: ignore[union-attr]
+    "infinity": lambda head: head.logprobs.__setitem__(2, TokenLogprob(6, float("-inf"))),  # type: ignore[union-attr]
+    "above certainty": lambda head: head.logprobs.__setitem__(1, TokenLogprob(5, 0.5)),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("what", CANT_BE)
+def test_a_finish_or_logprobs_that_cant_be_is_named(what: str) -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        stages, losses, spoil = route(*(node.peer for node in nodes[1:4])), [], [False]
+        for node in nodes:
+            node.worker.spoil = lambda step, done: (
+                Stepped(token=done.token, logprobs=[TokenLogprob(done.token, -1.0), *ROW[1:]]) if done.token is not None else done
+            )
+        ordinary = nodes[3].steps.post
+
+        def post(peer: PeerId, head: StepHead, raw: bytes, failed: object) -> None:
+            if spoil[0] and head.kind == "token" and peer == nodes[0].peer:
+                CANT_BE[what](head)
+            ordinary(peer, head, raw, failed)  # type: ignore[arg-type]
+
+        nodes[3].steps.post = post  # type: ignore[method-assign,assignment]
+
+        def change(loss: StageLost) -> list[StageSpec]:
+            losses.append((loss.peer, loss.accuser))
+            return swapped(stages, nodes[3].peer, nodes[4].peer)
+
+        wanted = replace(request(stages, SHORT, 30), sampling=Sampling(logprobs=2))
+        assert await tokens(nodes[0], wanted, change, 10, lambda: spoil.__setitem__(0, True)) == expected(SHORT, 30)
+        assert losses == [(nodes[3].peer, nodes[0].peer)]
+
+    virtually(test)
+
+
+def test_an_end_that_isnt_told_is_named() -> None:
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        stages, ordinary = route(nodes[1].peer, nodes[2].peer), nodes[2].steps.post
+
+        def post(peer: PeerId, head: StepHead, raw: bytes, failed: object) -> None:
+            head.finish = None
+            ordinary(peer, head, raw, failed)  # type: ignore[arg-type]
+
+        nodes[2].steps.post = post  # type: ignore[method-assign,assignment]
+        wanted = replace(request(stages, SHORT, 30), stop_tokens=[expected(SHORT, 5)[4]])
+        async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, wanted) as pipeline:
+            with pytest.raises(StageLost, match="ends by") as caught:
+                _ = [sampled async for sampled in pipeline.run()]
+        assert (caught.value.peer, caught.value.accuser) == (nodes[2].peer, nodes[0].peer)
 
     virtually(test)
 

@@ -19,8 +19,10 @@ from node.swarm.interface import HoldingView
 from protocol.errors import BadInput, Unavailable
 from protocol.ids import PeerId
 from protocol.manifest import model_id
-from protocol.records import Held
-from runtime.routing import Offer, Shape, plan_route
+from protocol.messages import StageSpec
+from protocol.records import Held, Serving
+from runtime.expectation import OverBudget
+from runtime.routing import Offer, Plan, Shape, plan_route
 from tests.node.verb_fakes import Board, FakeSwarm, node_record, small_model
 
 ME, FRIEND, STRANGER = PeerId("me"), PeerId("friend"), PeerId("stranger")
@@ -136,3 +138,115 @@ def test_a_model_that_cant_be_cut_runs_whole_or_not_at_all(located: Located) -> 
     swarm.board.records[FRIEND] = node_record(memory=cost - 1)
     with pytest.raises(Unavailable, match=r"zaya models can't be cut \(a layer hands the next what it added\)"):
         narrow.plan(located, 64, "bf16")
+
+
+def loads(swarm: FakeSwarm, located: Located, peer: PeerId, first: int, end: int, layer_us: int = 1_000) -> None:
+    swarm.board.holdings[peer, located.model] = HoldingView(peer, located.model, [], [], (), (Serving(first, end, "bf16", True, layer_us),))
+
+
+def test_one_peer_runs_whole_what_cant_be_cut_though_others_have_loaded_parts(located: Located) -> None:
+    located.manifest.summary.model_type = "zaya"
+    router, swarm = setting("swarm", memory=10)
+    loads(swarm, located, FRIEND, 0, 3)
+    loads(swarm, located, STRANGER, 3, 6)
+    swarm.board.records[STRANGER] = node_record(memory=StageCost(located.manifest, "bf16").total(3, 6, 64))
+    plan = router.plan(located, 64, "bf16")
+    assert (plan.kind, plan.stages) == ("peer", [StageSpec(FRIEND, 0, 6)])
+    loads(swarm, located, FRIEND, 0, 6)
+    assert "has it loaded" in router.plan(located, 64, "bf16").why
+
+
+def test_one_peer_that_has_it_loaded_comes_before_any_chain(located: Located) -> None:
+    other = PeerId("other")
+    router, swarm = setting("swarm", memory=10)
+    swarm.board.records[other] = node_record()
+    loads(swarm, located, FRIEND, 0, 3, 1)
+    loads(swarm, located, STRANGER, 3, 6, 1)
+    loads(swarm, located, other, 0, 6, 50_000)
+    plan = router.plan(located, 64, "bf16")
+    assert (plan.kind, plan.stages) == ("peer", [StageSpec(other, 0, 6)])
+
+
+def test_a_reply_goes_over_stages_that_run_others_of_this_node(located: Located) -> None:
+    other = PeerId("other")
+    cost = StageCost(located.manifest, "bf16")
+    router, swarm = setting("swarm", memory=max(cost.total(0, 4, 64), cost.total(2, 6, 64)))
+    for peer in (FRIEND, STRANGER, other):
+        swarm.board.records[peer] = node_record(memory=router._room.memory + 1_000)
+    running = [StageSpec(ME, 0, 3), StageSpec(STRANGER, 3, 6)]
+    assert router.plan(located, 64, "bf16").stages != running
+    assert router.plan(located, 64, "bf16", (), running).stages == running
+    assert router.plan(located, 64, "bf16", {STRANGER}, running).stages[-1].peer != STRANGER
+    assert router.plan(located, 64, "bf16", (), running[:1]).stages == router.plan(located, 64, "bf16").stages, "no chain"
+    swarm.board.records[other] = node_record()
+    loads(swarm, located, other, 0, 6)
+    assert router.plan(located, 64, "bf16", (), running).stages == [StageSpec(other, 0, 6)], "one hop is less than two"
+
+
+def over_budget(located: Located) -> tuple[Router, FakeSwarm]:
+    """A node for which every pipeline is over the budget."""
+    router, swarm = setting("swarm", StageCost(located.manifest, "bf16").total(0, 6, 64) - 1)
+    for peer in (FRIEND, STRANGER):
+        swarm.board.records[peer] = node_record(memory=router._room.memory)
+    router.budget = 0.0001
+    return router, swarm
+
+
+def test_a_far_peer_is_left_out_where_the_near_ones_have_the_memory(located: Located) -> None:
+    roomy = PeerId("roomy")
+    router, swarm = setting("swarm", StageCost(located.manifest, "bf16").total(0, 6, 64) - 2)
+    router.budget = 0.4
+    for peer, more in ((FRIEND, 0), (STRANGER, 0), (roomy, 1)):
+        swarm.board.records[peer] = node_record(memory=router._room.memory + more)
+    assert roomy in {stage.peer for stage in router.plan(located, 64, "bf16").stages}
+    swarm.rtts[roomy] = 1.5
+    assert [stage.peer for stage in router.plan(located, 64, "bf16").stages] == [ME, FRIEND]
+    assert roomy in {stage.peer for stage in router.plan(located, 64, "bf16", force=True).stages}
+    swarm.rtts = dict.fromkeys((FRIEND, STRANGER, roomy), 1.5)
+    with pytest.raises(OverBudget, match="1500 ms"):
+        router.plan(located, 64, "bf16")
+
+
+def test_a_forced_reply_is_replaced_over_budget(located: Located) -> None:
+    router, _swarm = over_budget(located)
+    running = Plan("peer", [StageSpec(FRIEND, 0, 6)], "it has begun")  # where nobody else has room for the stage
+    with pytest.raises(OverBudget):
+        router.replace(located, running, {FRIEND}, 64, "bf16", {FRIEND})
+    plan = router.replace(located, running, {FRIEND}, 64, "bf16", {FRIEND}, force=True)
+    assert [stage.peer for stage in plan.stages] == [ME, STRANGER]
+
+
+def test_a_reply_that_has_begun_goes_over_what_is_loaded_though_loading_would_pay(located: Located) -> None:
+    far, near = PeerId("far"), PeerId("near")
+    router, swarm = setting("swarm", memory=10)
+    for peer in (far, near):
+        swarm.board.records[peer] = node_record()
+    swarm.rtts = {far: 0.3, near: 0.3, FRIEND: 0.001, STRANGER: 0.001}
+    loads(swarm, located, far, 0, 3)
+    loads(swarm, located, near, 3, 6)
+    assert router.plan(located, 1_000, "bf16", {ME}).stages == [StageSpec(FRIEND, 0, 6)]
+    chain = router.plan(located, 1_000, "bf16", {ME}, begun=True)
+    assert [stage.peer for stage in chain.stages] == [far, near]
+
+
+def test_an_earlier_route_is_taken_again_while_it_may_be(located: Located) -> None:
+    router, swarm = setting("trusted")
+    stages = [StageSpec(FRIEND, 0, 3), StageSpec(ME, 3, 6)]
+    again = router.again(located, stages, 16, "bf16")
+    assert again is not None
+    assert (again.kind, again.stages) == ("pipeline", stages)
+    one = router.again(located, [StageSpec(FRIEND, 0, 6)], 16, "bf16")
+    assert one is not None
+    assert one.kind == "peer"
+    assert router.again(located, [StageSpec(STRANGER, 0, 3), StageSpec(ME, 3, 6)], 16, "bf16") is None  # isn't trusted
+    assert router.again(located, [StageSpec(FRIEND, 0, 3)], 16, "bf16") is None  # not all layers
+    assert router.again(located, stages, 1 << 30, "bf16") is None  # no memory for so many positions
+    swarm.bans.add(FRIEND)
+    assert router.again(located, stages, 16, "bf16") is None
+
+
+def test_an_earlier_route_beyond_the_budget_is_left(located: Located) -> None:
+    router, _swarm = over_budget(located)
+    stages = [StageSpec(FRIEND, 0, 3), StageSpec(STRANGER, 3, 6)]
+    assert router.again(located, stages, 16, "bf16") is None
+    assert router.again(located, stages, 16, "bf16", force=True) is not None

@@ -172,7 +172,7 @@ async def test_newcomers_get_their_share_and_then_no_more(tmp_path: Path) -> Non
 
 async def test_a_newcomer_without_more_room_gets_nothing_and_a_refusal_moves_nothing(tmp_path: Path) -> None:
     async with verb_swarm(3, tmp_path) as swarm:
-        await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=6), k=1, n=3)
+        await swarm.nodes[0].publish(small_model(tmp_path / "m", layers=24), k=1, n=3)
         newcomer = await swarm.add(tmp_path)
         await swarm.tell()
         node = swarm.nodes[0]

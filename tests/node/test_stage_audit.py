@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from node.network.memory import MemoryHub
-from node.stage_audit import Ended, checkable, seeded
+from node.stage_audit import WAITING, Ended, checkable, seeded
 from protocol.framing import pack, unpack
 from protocol.ids import PeerId
 from protocol.messages import SESSION_PROTOCOL, STEP_PROTOCOL, Grammar, LogitBias, OpenSession, Sampling, StageSpec, parse_step
+from protocol.prints import open_prints
 from runtime.trial import Parting
 from tests.node.audit_of_stages_world import PROMPT, World, world
 from tests.node.pipeline_fakes import LAYERS, route
@@ -42,7 +43,7 @@ def over(made: World, *numbers: int) -> list[StageSpec]:
 
 async def run_audit(made: World, session: Ended) -> Any:
     verdict = await made.auditor.audit(session)
-    made.auditor._note(session, verdict)
+    await made.auditor.note(session, verdict)
     return verdict
 
 
@@ -52,7 +53,7 @@ def test_honest_stages_agree() -> None:
         verdict = await run_audit(made, session)
         assert (verdict.difference, verdict.wrong, made.blames, made.told) == (None, None, [], ["agreed"])
         assert verdict.why == "the two agree"
-        assert not made.auditor.evidence
+        assert verdict.audited == len(session.tokens) - 1
 
     virtually(test)
 
@@ -68,8 +69,11 @@ def test_a_layer_skipped_is_found_at_its_stage(cheat: int) -> None:
         [(peer, layers, _why)] = made.blames
         assert peer == verdict.wrong
         assert f"layers {2 * cheat}..{2 * cheat + 2} " in layers
-        assert [len(signed) > 0 for signed in verdict.evidence] == [True] * 3
-        assert list(made.auditor.evidence) == [verdict]
+        assert [(role, len(signed) > 0) for role, (_, signed) in verdict.sides.items()] == [
+            ("session", True),
+            ("again", True),
+            ("third", True),
+        ]
 
     virtually(test)
 
@@ -154,7 +158,7 @@ def test_nor_for_a_model_with_experts() -> None:
 
 def test_tokens_that_the_last_stage_slips_to_the_first_are_nobodys_proof() -> None:
     async def test(made: World) -> None:
-        session = await made.session(over(made, 1, 2))
+        session = await made.session(over(made, 1, 2), new=60)
         row = len(PROMPT) + 3
         session.heard.rows[0].inputs[row] = bytes(32)
         verdict = await run_audit(made, session)
@@ -203,13 +207,25 @@ def test_one_in_so_many_sessions_is_run_again_in_the_background() -> None:
     async def test(made: World) -> None:
         peers = [node.peer for node in made.nodes]
         made.allow(peers, part=0.0)
-        await made.auditor.ended(await made.session(over(made, 1, 2)))
-        assert made.told == []
+        await made.reply([over(made, 1, 2)], over=True)
+        assert made.tally.told()["steps"] == {"run": 59, "drawn": 0, "audited": 0, "dropped": 0}
         made.allow(peers, part=1.0)
-        await made.auditor.ended(await made.session(over(made, 1, 2)))
+        await made.reply([over(made, 1, 2)], over=True)
         await asyncio.sleep(5)
         assert made.told == ["agreed"]
-        assert not made.auditor.listen(over(made, 0)).chosen, "what ran here alone needs no witness"
+        await made.reply([over(made, 0)], over=True)
+        assert made.tally.told()["steps"] == {"run": 59, "drawn": 59, "audited": 59, "dropped": 0}, "own stages need no witness"
+
+    virtually(test)
+
+
+def test_drawn_sessions_wait_for_the_audit_before_them_within_bounds() -> None:
+    async def test(made: World) -> None:
+        session = await made.session(over(made, 1, 2))
+        for _ in range(WAITING + 2):
+            made.auditor.take(session)
+        await asyncio.sleep(50)
+        assert sorted(made.told) == ["agreed"] * WAITING + ["skipped"] * 2
 
     virtually(test)
 
@@ -217,7 +233,7 @@ def test_one_in_so_many_sessions_is_run_again_in_the_background() -> None:
 def test_drawn_about_as_often_as_said() -> None:
     async def test(made: World) -> None:
         made.allow([], part=0.015)
-        drawn = sum(made.auditor.listen(over(made, 1)).chosen for _ in range(4_000))
+        drawn = sum(made.auditor.listen(over(made, 1), 1).chosen for _ in range(4_000))
         assert 30 <= drawn <= 95
 
     virtually(test, 2)
@@ -226,11 +242,24 @@ def test_drawn_about_as_often_as_said() -> None:
 def test_a_statement_of_another_stage_or_session_is_left_out() -> None:
     async def test(made: World) -> None:
         session = await made.session(over(made, 1, 2))
-        fresh = made.auditor.listen(over(made, 1, 2))
+        fresh, [one, two] = made.auditor.listen(over(made, 1, 2), 1).heard, session.heard.stages
         [first, second] = [envelopes[0] for envelopes in session.heard.envelopes]
-        fresh.take(0, bytes(16), [first])
-        fresh.take(1, bytes(16), [first, second])
+        fresh.take(one, bytes(16), [first])
+        fresh.take(two, bytes(16), [first, second])
+        fresh.take(StageSpec(one.peer, 1, 2), open_prints(first)[1].session, [first])
         assert [len(rows.inputs) for rows in fresh.rows] == [0, 0]
+
+    virtually(test)
+
+
+def test_what_a_stage_says_again_and_again_isnt_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(made: World) -> None:
+        session = await made.session(over(made, 1, 2))
+        heard, envelope = session.heard, session.heard.envelopes[0][0]
+        _signer, prints = open_prints(envelope)
+        monkeypatch.setattr("node.heard.MAX_SAID", 20_000)
+        heard.take(heard.stages[0], prints.session, [envelope] * 100)
+        assert 0 < sum(map(len, heard.envelopes[0])) <= 20_000
 
     virtually(test)
 

@@ -12,16 +12,18 @@ import pytest
 
 from node.assemble import GroupBytes
 from node.engines import Engines
+from node.gather import tensor_places
 from node.locate import Located
 from node.model_cost import StageCost
 from node.model_folder import scan
 from node.model_manifest import build_manifest
-from node.stage_room import StageRoom, tensor_places
-from protocol.errors import BadInput, MfError, Unavailable
+from node.stage_room import UNUSED, StageRoom, stage_key
+from node.waiting_line import IMPATIENT, PATIENT, Asker
+from protocol.errors import BadInput, Busy, MfError, Unavailable
 from protocol.ids import ModelId
 from protocol.manifest import model_id
 from protocol.messages import Sampling
-from runtime.interface import LoadStage, LoadText, OpenSequence, StageLoaded, TextLoaded
+from runtime.interface import DeviceTold, Left, LoadStage, LoadText, Opened, OpenSequence, StageLoaded, TextLoaded
 from tests.node.verb_fakes import VerbNode, small_model, verb_swarm
 from tests.support.wait import until
 
@@ -35,12 +37,16 @@ class FakeWorker:
         self.unloads: list[str] = []
         self.texts: list[LoadText] = []
         self.open: set[str] = set()
+        self.left: list[Left] = []
         self.fault: Exception | None = None
         self.open_fault: Exception | None = None
         self.cost: Any = None
         self.killed = self.crashed = False
         self.ended = "the worker ended (signal 11, SIGSEGV)"
         self.dies_of = ""
+        self.used = 1_000
+        self.device: DeviceTold | None = None
+        self.grows = 0
 
     @property
     def running(self) -> bool:
@@ -50,6 +56,9 @@ class FakeWorker:
 
     async def start(self) -> None:
         self.generation = self.generation or self.life
+
+    def memory(self) -> int | None:
+        return self.used if self.running else None
 
     async def load_text(self, params: LoadText) -> TextLoaded:
         self.texts.append(params)
@@ -61,6 +70,7 @@ class FakeWorker:
             raise self.fault
         assert len(fds) == len(params.lengths)
         self.loads.append(params)
+        self.used += self.grows
         if params.engine == self.dies_of:
             self.generation, self.killed, self.life = 0, True, self.generation + 1
             raise Unavailable(self.ended)
@@ -72,13 +82,16 @@ class FakeWorker:
     async def unload(self, stage: str) -> None:
         self.unloads.append(stage)
 
-    async def open_sequence(self, params: OpenSequence) -> None:
+    async def open_sequence(self, params: OpenSequence) -> Opened:
         if self.open_fault:
             raise self.open_fault
         self.open.add(params.session)
+        return Opened(params.positions)
 
-    async def close_sequence(self, session: str) -> None:
+    async def close_sequence(self, session: str, left: Left | None = None) -> None:
         self.open.discard(session)
+        if left is not None:
+            self.left.append(left)
 
 
 class Setting:
@@ -103,9 +116,9 @@ class Setting:
     def kv(self, first: int, end: int, tokens: int = 16) -> int:
         return self.cost.total(first, end, tokens) - self.weights(first, end)
 
-    def session(self, first: int, end: int, name: str = "s", tokens: int = 16) -> Any:
+    def session(self, first: int, end: int, name: str = "s", tokens: int = 16, asker: Asker = IMPATIENT) -> Any:
         opening = OpenSequence(stage="", session=name, tokens_max=tokens, sampling=Sampling())
-        return self.room.sequence(self.located, first, end, "bf16", opening)
+        return self.room.sequence(self.located, first, end, "bf16", opening, asker)
 
 
 @pytest.fixture
@@ -120,7 +133,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
 async def test_sessions_at_once_share_one_stage(setting: Setting) -> None:
     async with AsyncExitStack() as stack:
         enter = [stack.enter_async_context(setting.session(0, 3, f"s{number}")) for number in range(4)]
-        stages = await asyncio.gather(*enter)
+        stages = [hold.stage for hold in await asyncio.gather(*enter)]
         assert len({id(stage) for stage in stages}) == 1
         assert (stages[0].users, len(setting.worker.loads), len(setting.worker.texts)) == (4, 1, 1)
         assert len(setting.worker.open) == 4
@@ -131,10 +144,10 @@ async def test_sessions_at_once_share_one_stage(setting: Setting) -> None:
 
 
 async def test_the_first_session_tells_how_long_loading_took_the_next_doesnt(setting: Setting) -> None:
-    async with setting.session(0, 3) as stage:
-        assert stage.timings.keys() == {"assemble", "load"}
-    async with setting.session(0, 3) as stage:
-        assert stage.timings == {}
+    async with setting.session(0, 3) as hold:
+        assert hold.stage.timings.keys() == {"assemble", "load"}
+    async with setting.session(0, 3) as hold:
+        assert hold.stage.timings == {}
 
 
 async def test_the_longest_unused_stage_goes_first(setting: Setting) -> None:
@@ -167,9 +180,10 @@ async def test_a_stage_in_use_is_never_unloaded_and_the_refusal_has_numbers(sett
 async def test_kv_room_counts_for_a_loaded_stage_too(setting: Setting) -> None:
     setting.with_memory(setting.weights(0, 3) + setting.kv(0, 3) + setting.kv(0, 3) // 2)
     async with setting.session(0, 3, "one"):
-        with pytest.raises(Unavailable, match="stage takes"):
+        with pytest.raises(Busy, match=f"stage takes {setting.kv(0, 3)} bytes.*no room just now") as caught:
             async with setting.session(0, 3, "two"):
                 pass
+        assert caught.value.details.keys() == {"needed", "free", "position", "retry_after"}
         async with setting.session(0, 3, "small", tokens=4):
             pass
     async with setting.session(0, 3, "two"):
@@ -189,10 +203,30 @@ async def test_in_a_new_life_of_the_worker_nothing_is_loaded(setting: Setting) -
 async def test_a_session_of_a_dead_worker_ends_without_harm(setting: Setting) -> None:
     async with setting.session(0, 3, "old"):
         setting.worker.generation += 1
-        async with setting.session(0, 3, "new") as stage:
-            assert stage.users == 1
+        async with setting.session(0, 3, "new") as hold:
+            assert hold.stage.users == 1
     assert setting.room.free() == setting.room.memory
     assert [stage.users for stage in setting.room.loaded()] == [0]
+
+
+async def test_a_stage_is_got_ready_in_the_room_of_those_that_nobody_uses_any_more(setting: Setting) -> None:
+    setting.with_memory(setting.weights(0, 3))
+    async with setting.session(1, 2):
+        with pytest.raises(Busy, match="may never be used"):
+            await setting.room.prepare(setting.located, 0, 3, "bf16")
+    with pytest.raises(Busy):  # it was in use a moment ago
+        await setting.room.prepare(setting.located, 0, 3, "bf16")
+    (unused,) = setting.room.loaded()
+    unused.used_at -= UNUSED
+    setting.room.lasting = stage_key(setting.located, 1, 2, "bf16")
+    with pytest.raises(Busy):  # others are told that it is here
+        await setting.room.prepare(setting.located, 0, 3, "bf16")
+    setting.room.lasting = None
+    assert (await setting.room.prepare(setting.located, 0, 3, "bf16")).keys() == {"assemble", "load"}
+    assert await setting.room.prepare(setting.located, 0, 3, "bf16") == {}
+    assert [(stage.first, stage.end) for stage in setting.room.loaded()] == [(0, 3)]
+    async with setting.session(1, 2):  # a session has more of a right to the room
+        assert [(stage.first, stage.end) for stage in setting.room.loaded()] == [(1, 2)]
 
 
 @pytest.mark.parametrize("where", ["fault", "open_fault"])
@@ -203,8 +237,8 @@ async def test_what_fails_gives_its_room_back(setting: Setting, where: str) -> N
             pass
     assert setting.room.free() == setting.room.memory
     setattr(setting.worker, where, None)
-    async with setting.session(0, 3) as stage:
-        assert stage.users == 1
+    async with setting.session(0, 3) as hold:
+        assert hold.stage.users == 1
 
 
 async def test_a_fault_inside_a_session_gives_its_room_back(setting: Setting) -> None:
@@ -279,7 +313,7 @@ async def test_an_encoder_in_use_isnt_let_go(setting: Setting) -> None:
     layers = len(setting.cost._layers)
     setting.with_memory(setting.weights(0, layers))
     async with setting.room.encoder(setting.located, "embed", "bf16"):
-        with pytest.raises(Unavailable, match="this stage takes"):
+        with pytest.raises(Busy, match="this stage takes"):
             async with setting.session(0, 1):
                 pass
     async with setting.session(0, 1):
@@ -288,7 +322,7 @@ async def test_an_encoder_in_use_isnt_let_go(setting: Setting) -> None:
 
 async def crowd(stack: AsyncExitStack, setting: Setting, count: int) -> list[str]:
     """The engines that so many sessions at once run on, in the order they came."""
-    return [(await stack.enter_async_context(setting.session(0, 3, f"s{number}"))).engine for number in range(count)]
+    return [(await stack.enter_async_context(setting.session(0, 3, f"s{number}"))).stage.engine for number in range(count)]
 
 
 async def test_a_crowd_goes_beside_the_first_few_through_torch(setting: Setting) -> None:
@@ -322,8 +356,8 @@ async def test_a_load_that_kills_the_worker_is_done_again_by_torch_and_remembere
     engines = Engines("llama", tmp_path)
     setting.with_memory(1 << 40, engines)
     setting.worker.dies_of = "llama"
-    async with setting.session(0, 3) as stage:
-        assert stage.engine == "torch"
+    async with setting.session(0, 3) as hold:
+        assert hold.stage.engine == "torch"
     assert [load.engine for load in setting.worker.loads] == ["llama", "torch"]
     setting.with_memory(1 << 40, Engines("llama", tmp_path))
     async with setting.session(0, 3):
@@ -348,5 +382,165 @@ async def test_a_crash_in_the_middle_is_laid_to_what_llama_ran(crashed: bool, en
     setting.with_memory(1 << 40, engines)
     async with setting.session(0, 3):
         setting.worker.generation, setting.worker.crashed = 2, crashed
-    async with setting.session(0, 3) as stage:
-        assert stage.engine == engine
+    async with setting.session(0, 3) as hold:
+        assert hold.stage.engine == engine
+
+
+async def entered(opened: Any, order: list[str], name: str) -> None:
+    async with opened:
+        order.append(name)
+
+
+async def test_sessions_and_whole_replies_stand_in_one_line_and_hear_their_place(setting: Setting) -> None:
+    layers = len(setting.cost._layers)
+    setting.with_memory(setting.weights(0, layers) + setting.kv(0, layers))
+    order: list[str] = []
+    heard: dict[str, list[int]] = {name: [] for name in ("stage", "reply", "begun", "claimed")}
+
+    def asker(name: str, **more: Any) -> Asker:
+        return Asker(name, heard[name].append, **more)
+
+    async with setting.session(0, layers, "running"):
+        opened = {
+            "stage": setting.session(0, layers, "stage", asker=asker("stage")),
+            "reply": setting.room.reply(setting.located, "bf16", "reply", 16, asker("reply")),
+            "claimed": setting.session(0, layers, "claimed", asker=asker("claimed", begun=True, believed=False)),
+            "begun": setting.session(0, layers, "begun", asker=asker("begun", begun=True)),
+        }
+        waiting = []
+        for name, one in opened.items():
+            waiting.append(asyncio.create_task(entered(one, order, name)))
+            await until(lambda name=name: bool(heard[name]), 2.0, "it waits")  # type: ignore[misc]
+        with pytest.raises(Busy, match="just now"):
+            async with setting.session(0, layers, "impatient"):
+                pass
+        assert not order
+    await asyncio.gather(*waiting)
+    assert order == ["begun", "stage", "reply", "claimed"]
+    assert heard["begun"] == [1]
+    assert heard["stage"][0] == 1
+    assert 2 in heard["stage"], "the one that has begun came before it"
+    assert setting.room.free() == setting.room.memory
+    assert not setting.worker.open
+
+
+async def test_an_encoder_that_ends_lets_the_next_in_at_once(setting: Setting) -> None:
+    layers, order = len(setting.cost._layers), []
+    setting.with_memory(setting.weights(0, layers) + setting.kv(0, layers))
+    async with setting.room.encoder(setting.located, "embed", "bf16"):
+        waiting = asyncio.create_task(entered(setting.session(0, layers, asker=PATIENT), order, "in"))
+        await until(lambda: len(setting.room.line) == 1 and setting.room.line._stuck, 2.0, "it waits")
+    began = asyncio.get_running_loop().time()
+    await waiting
+    assert asyncio.get_running_loop().time() - began < 3.0, "not when the line looks again by itself"
+
+
+async def test_what_the_worker_has_no_room_for_waits_too(setting: Setting) -> None:
+    order: list[str] = []
+    async with setting.session(0, 3, "running"):
+        setting.worker.open_fault = Busy("no slots")
+        waiting = asyncio.create_task(entered(setting.session(0, 3, "waits", asker=PATIENT), order, "in"))
+        await until(lambda: len(setting.room.line) == 1 and setting.room.line._stuck, 2.0, "it waits")
+        setting.worker.open_fault = None
+    await waiting
+    assert order == ["in"]
+    setting.worker.open_fault = Busy("no slots")
+    with pytest.raises(Busy, match=r"^no slots"):
+        async with setting.session(0, 3, asker=PATIENT):
+            pass
+    assert setting.room.free() == setting.room.memory
+
+
+async def test_a_session_that_is_given_up_in_line_leaves_nothing(setting: Setting) -> None:
+    setting.with_memory(setting.weights(0, 3) + setting.kv(0, 3))
+    async with setting.session(0, 3, "running"):
+        waiting = asyncio.create_task(entered(setting.session(0, 3, "waits", asker=PATIENT), [], "in"))
+        await until(lambda: len(setting.room.line) == 1, 2.0, "it waits")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert len(setting.room.line) == 0
+        with pytest.raises(Unavailable, match="stage takes"):  # it wouldn't fit alone either
+            async with setting.session(0, 3, "never", tokens=1 << 20, asker=PATIENT):
+                pass
+    assert setting.room.free() == setting.room.memory
+
+
+async def test_sessions_that_come_while_a_stage_loads_arent_refused(setting: Setting) -> None:
+    order: list[str] = []
+    ordinary, loading = setting.worker.load_stage, asyncio.Event()
+
+    async def slow(params: LoadStage, fds: list[int]) -> StageLoaded:
+        await loading.wait()
+        return await ordinary(params, fds)
+
+    setting.worker.load_stage = slow  # type: ignore[method-assign]
+    came = [asyncio.create_task(entered(setting.session(0, 3, f"s{number}"), order, f"s{number}")) for number in range(4)]
+    await until(lambda: len(setting.room.line) == 4, 2.0, "they came")
+    loading.set()
+    await asyncio.gather(*came)
+    assert order == ["s0", "s1", "s2", "s3"]
+
+
+async def test_what_the_worker_has_no_room_to_load_takes_an_idle_stages_or_waits(setting: Setting) -> None:
+    """It counts more than the formula here does: what other stages compute in, llama.cpp's contexts."""
+    ordinary, order = setting.worker.load_stage, []
+
+    async def one_at_a_time(params: LoadStage, fds: list[int]) -> StageLoaded:
+        if len(setting.worker.loads) > len(setting.worker.unloads):
+            raise Busy("no room for these layers")
+        return await ordinary(params, fds)
+
+    setting.worker.load_stage = one_at_a_time  # type: ignore[method-assign]
+    async with setting.session(0, 1):
+        pass
+    async with setting.session(1, 2):
+        assert [load.first for load in setting.worker.loads] == [0, 1]
+        assert len(setting.worker.unloads) == 1, "the idle one went"
+        with pytest.raises(Busy, match="no room for these layers; no room just now"):
+            async with setting.session(2, 3):
+                pass
+        waiting = asyncio.create_task(entered(setting.session(2, 3, "waits", asker=PATIENT), order, "in"))
+        await until(lambda: len(setting.room.line) == 1 and setting.room.line._stuck, 2.0, "it waits")
+        assert not order
+    await waiting
+    assert order == ["in"]
+    assert setting.room.free() == setting.room.memory
+
+
+async def test_a_session_may_leave_what_it_computed_to_the_one_that_names_it(setting: Setting) -> None:
+    left = Left(owner="entry a", name="first")
+    async with setting.session(0, 3) as hold:
+        assert hold.reused == 0
+        hold.left = left
+    assert setting.worker.left == [left]
+    async with setting.session(0, 3, "second"):
+        pass
+    assert setting.worker.left == [left]
+    opening = OpenSequence(stage="", session="third", tokens_max=16, sampling=Sampling(), after=left, positions=7)
+    async with setting.room.sequence(setting.located, 0, 3, "bf16", opening) as hold:
+        assert hold.reused == 7
+
+
+async def test_what_a_model_takes_is_measured_while_nothing_else_changes(setting: Setting) -> None:
+    setting.worker.grows = 5_000
+    async with setting.session(0, 3, "a") as mine:
+        stage = mine.stage
+        assert setting.room.measured(stage) == 5_000
+        setting.worker.used += 700  # contexts, and what passes take
+        assert setting.room.measured(stage) == 5_700
+    async with setting.session(1, 2, "b") as theirs:
+        other = theirs.stage
+        assert setting.room.measured(stage) is None  # it grew for both
+        assert setting.room.measured(other) == 5_000
+        async with setting.session(0, 3, "a"):
+            assert setting.room.measured(other) is None
+    setting.worker.generation = 0
+    assert setting.room.measured(other) is None
+
+
+async def test_a_device_with_less_memory_bounds_what_is_lent(setting: Setting) -> None:
+    lent = setting.room.memory
+    setting.worker.device = DeviceTold(name="cuda:0", memory=lent // 2)
+    assert setting.room.memory == setting.room.free() == lent // 2
+    setting.worker.device = DeviceTold(name="cpu", memory=2 * lent)
+    assert setting.room.memory == lent

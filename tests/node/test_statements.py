@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.heard import MAX_ROWS
 from node.statements import Statements
+from node.step_log import LogRoom
 from protocol import limits
 from protocol.errors import BadInput
 from protocol.messages import Checked, OpenSession, Sampling, StageSpec
@@ -18,6 +20,7 @@ from protocol.prints import PRINT_BYTES, Prints, open_prints, seal_prints, token
 from runtime.fingerprint import Printer, compare
 from runtime.interface import UNCHECKED, Step, Stepped
 from runtime.memory import TRAVELS
+from runtime.trial import StageRows
 from tests.protocol import vector_cases as cases
 
 KEY = bytes(range(16))
@@ -76,7 +79,7 @@ def test_rows_are_printed_as_they_travel(precision: str, travels: str) -> None:
 @given(st.lists(st.one_of(st.just(1), st.integers(1, 3 * limits.MAX_PRINT_ROWS)), max_size=40))
 def test_every_row_is_told_once_in_order(counts: list[int]) -> None:
     made = statements(opening())
-    total = feed(made, counts)
+    total = min(feed(made, counts), MAX_ROWS)
     found = said(made)
     assert [prints.position for prints in found] == [sum(prints.count for prints in found[:at]) for at in range(len(found))]
     assert sum(prints.count for prints in found) == total
@@ -134,3 +137,58 @@ def test_what_was_given_after_each_row() -> None:
 def test_one_past(changes: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="session"):
         statements(opening(2, **changes))
+
+
+def test_rows_beyond_the_bound_are_left_out_and_the_others_still_true() -> None:
+    row = 2 * 4 * HIDDEN
+    room = LogRoom(10 * row)
+    made, other = (Statements(opening(), opening().stages[1], lambda prints: seal_prints(cases.KEY, prints), room) for _ in range(2))
+    feed(made, [8, 8, 1])
+    feed(other, [2])
+    assert [(prints.position, prints.count) for prints in said(made)] == [(0, 8), (16, 1)]
+    assert said(other) == []
+    feed(other, [9])
+    other.drop()
+    assert room.take(10 * row)
+
+
+def test_rows_that_no_entry_looks_at_arent_kept() -> None:
+    made = statements(opening())
+    feed(made, [MAX_ROWS - 1, 5, 7])
+    assert sum(prints.count for prints in said(made)) == MAX_ROWS
+
+
+@given(st.lists(st.integers(1, 3 * limits.MAX_PRINT_ROWS), max_size=20), st.integers(0, 4_000))
+def test_of_rows_beyond_where_a_session_goes_on_nothing_more_is_told(counts: list[int], position: int) -> None:
+    room = LogRoom(1 << 30)
+    made = Statements(opening(), opening().stages[1], lambda prints: seal_prints(cases.KEY, prints), room)
+    rows = min(feed(made, counts), MAX_ROWS)
+    made.truncate(position)
+    told = [row for prints in said(made) for row in range(prints.position, prints.position + prints.count)]
+    assert told == list(range(min(rows, position)))
+    assert room.take(1 << 30), "what was given up takes no room"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_a_last_stage_signs_the_token_after_each_row_whatever_was_guessed(rights: list[int]) -> None:
+    """Each step has the newest token and five guesses, of which so many are right: rows beyond are said again."""
+    made, tokens, position = statements(opening(2)), list(range(100, 400)), 0
+    for right in rights:
+        step = Step(session="s", epoch=0, position=position, hidden=raw(position, 6), count=6, guessed=5)
+        made.add(step, Stepped(token=tokens[position + 1], more=tokens[position + 2 : position + 2 + right] or None))
+        position += 1 + right
+    rows = StageRows()
+    for prints in said(made):
+        rows.take(prints)
+    assert rows.given == {row: token_print(KEY, row + 1, tokens[row + 1]) for row in range(position)}
+
+
+def test_in_an_audit_it_signs_those_it_was_given_to_check() -> None:
+    made = statements(opening(2, check=Checked(4, [7, 8, 9])))
+    step = Step(session="s", epoch=0, position=0, hidden=raw(0, 8), count=8, sample=True)
+    step.check = made.given(0, 8)
+    made.add(step, Stepped(token=55, gaps=[-1.0, -1.0, -1.0, 0.5, 2.0, 3.0, -1.0, -1.0]))
+    [prints] = said(made)
+    assert prints.given == b"".join(
+        [bytes(32) * 3, *(token_print(KEY, position, token) for position, token in ((4, 7), (5, 8), (6, 9))), bytes(32) * 2]
+    )

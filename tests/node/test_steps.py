@@ -9,10 +9,12 @@ import pytest
 
 from node.network.interface import Stream, StreamClosed
 from node.network.memory import MemoryHub
-from node.steps import Steps
+from node.steps import Steps, bundles
+from protocol import limits
+from protocol.bundles import bundle, unbundle
 from protocol.errors import MfError, PeerFault
 from protocol.ids import PeerId
-from protocol.messages import STEP_PROTOCOL, StepHead
+from protocol.messages import STEP_PROTOCOL, StepHead, step_frame
 from tests.node.pipeline_fakes import Member, members
 from tests.support.virtual_time import run_virtual
 from tests.support.wait import until
@@ -174,3 +176,79 @@ def test_a_peer_that_cant_be_reached_is_an_error_at_once() -> None:
             await Steps(mine.network).send(other.peer, head(0))
 
     run_virtual(main())
+
+
+class Takes:
+    """In a connection's place: keeps what is written."""
+
+    closed = False
+
+    def __init__(self, bundle: int) -> None:
+        self.bundle, self.written = bundle, list[bytes]()
+        self.broken = False
+
+    def write(self, frame: bytes) -> None:
+        if self.broken:
+            raise StreamClosed("it has ended")
+        self.written.append(frame)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(256, [5]), (2, [2, 2, 1]), (0, [1] * 5)])
+def test_what_a_turn_gives_for_a_peer_goes_as_it_takes_it(most: int, sizes: list[int]) -> None:
+    async def main() -> None:
+        _hub, mine, other, inbox = await two()
+        link: Any = Takes(most)
+        mine.steps._links[other.peer] = link
+        with mine.steps._turn:
+            for position in range(5):
+                mine.steps.post(other.peer, head(position), position.to_bytes(4, "little"), lambda error: None)
+            assert link.written == []
+        assert [len(unbundle(frame)) for frame in link.written] == sizes
+        for frame in link.written:
+            other.steps.take(mine.peer, frame)
+        assert inbox.got == [(mine.peer, position, position.to_bytes(4, "little")) for position in range(5)]
+
+    run_virtual(main())
+
+
+def test_a_bundle_that_cant_be_sent_is_told_to_each_session() -> None:
+    async def main() -> None:
+        _hub, mine, other, _inbox = await two()
+        link: Any = Takes(256)
+        link.broken = True
+        mine.steps._links[other.peer] = link
+        told = list[int]()
+        with mine.steps._turn:
+            for number in range(3):
+                mine.steps.post(other.peer, head(number), bytes(4), lambda error, number=number: told.append(number))  # type: ignore[misc]
+        assert told == [0, 1, 2]
+
+    run_virtual(main())
+
+
+def test_one_sessions_refusal_leaves_the_others_of_its_bundle() -> None:
+    async def main() -> None:
+        _hub, mine, other, inbox = await two()
+
+        def refuse(sender: PeerId, head: StepHead, raw: memoryview) -> None:
+            raise PeerFault("not this one")
+
+        other.steps.listen(OTHER, refuse)
+        other.steps.take(mine.peer, bundle([step_frame(head(at, OTHER if at == 1 else ONE), bytes(4)) for at in range(3)]))
+        assert [position for _peer, position, _raw in inbox.got] == [0, 2]
+        with pytest.raises(MfError):
+            other.steps.take(mine.peer, bundle([step_frame(head(3), bytes(4)), b"\xff\xffnonsense"]))
+
+    run_virtual(main())
+
+
+def test_bundles_keep_order_count_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ACTIVATION_FRAME", 100)
+
+    def failed(error: MfError) -> None: ...
+
+    frames = [(bytes([number]) * size, failed) for number, size in enumerate((40, 40, 90, 120, 1, 1, 1, 1))]
+    found = [[frame for frame, _failed in some] for some in bundles(frames, 3)]
+    assert [frame for some in found for frame in some] == [frame for frame, _failed in frames]
+    assert [len(some) for some in found] == [2, 1, 1, 3, 1]
+    assert all(len(some) == 1 or len(bundle(some)) <= 100 for some in found)

@@ -20,7 +20,7 @@ from runtime import interface as api
 from tests.runtime.support import config_bytes, lay_out, load_message, model_files, stored_tensors, tiny_config, tiny_model
 from tests.support.wait import until, wait_until
 
-MEMORY = 4_000_000
+MEMORY = 5_000_000
 
 
 @pytest.fixture
@@ -129,6 +129,8 @@ async def test_a_killed_worker_fails_clearly_comes_back_and_is_held_back_if_it_d
     await until(lambda: not worker.running, 5, "the end of the worker")
     with pytest.raises(Unavailable, match=r"signal 9.*starts again in"):
         await worker.ping()
+    await until(lambda: worker.running, 60, "it to start again by itself")
+    assert worker.generation == 3
 
 
 async def test_a_load_beyond_the_budget_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -247,3 +249,22 @@ def test_it_dies_with_its_node(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z" in Path(f"/proc/{pid}/stat").read_text(), 5, "the worker gone")
+
+
+async def test_a_device_that_isnt_here_is_said_at_once(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, threads=1, memory=500_000_000, device="cuda:9")
+    try:
+        with pytest.raises(BadInput, match=r"device 'cuda:9' isn't here; this machine has .*cpu"):
+            await worker.start()
+        assert not worker.running
+    finally:
+        await worker.stop()
+
+
+async def test_what_it_computes_on_is_told(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, threads=1, memory=500_000_000)
+    try:
+        await worker.start()
+        assert worker.device == api.DeviceTold(name="cpu", memory=500_000_000)
+    finally:
+        await worker.stop()

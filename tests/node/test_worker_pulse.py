@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from node.worker_pulse import STILL, WorkerPulse, processor_ticks
+from node.worker_pulse import STILL, STOPPED, WorkerPulse, processor_time
 from tests.support.wait import wait_until
 
 BUSY = "while True: pass"
@@ -29,7 +28,11 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return processor_time(pid)[0]
+
+
+def processor_ticks(pid: int) -> int:
+    return processor_time(pid)[1]
 
 
 def pulse(pid: int | None, waiting: int) -> WorkerPulse:
@@ -41,10 +44,23 @@ def test_a_stopped_worker_that_owes_an_answer_is_ended(process: subprocess.Popen
     os.kill(process.pid, signal.SIGSTOP)
     wait_until(lambda: state(process.pid) == "T", 5.0, "the stop")
     looks = pulse(process.pid, 1)
-    for _ in range(STILL + 1):
+    for _ in range(STOPPED):
         assert process.poll() is None
         looks.look()
     assert process.wait(5.0) == -signal.SIGKILL
+
+
+def test_a_frozen_worker_that_the_system_calls_asleep_is_ended_later() -> None:
+    asleep = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    assert asleep.stdout is not None
+    asleep.stdout.readline()
+    wait_until(lambda: state(asleep.pid) == "S", 5.0, "its sleep")
+    looks = pulse(asleep.pid, 1)
+    for _ in range(STILL + 1):
+        assert asleep.poll() is None
+        looks.look()
+    assert asleep.wait(5.0) == -signal.SIGKILL
+    asleep.stdout.close()
 
 
 def test_a_stopped_worker_that_owes_nothing_is_left_alone(process: subprocess.Popen[bytes]) -> None:

@@ -326,6 +326,7 @@ class FakeSwarm:
         self.blames: list[dict[str, Any]] = []
         self.suspects: list[PeerId] = []
         self.looked_up: list[ModelId] = []
+        self.rtts: dict[PeerId, float] = {}
         self.audits = AuditBook()
         self.clock, self.rng = time.monotonic, Random(1)
 
@@ -337,7 +338,9 @@ class FakeSwarm:
 
     def view(self, peer: PeerId) -> PeerView:
         routable = peer not in self.board.away
-        return PeerView(peer, self.board.records.get(peer), ["/ip4/127.0.0.1/tcp/1"], routable, False, 0.01, time.time())
+        return PeerView(
+            peer, self.board.records.get(peer), ["/ip4/127.0.0.1/tcp/1"], routable, False, self.rtts.get(peer, 0.01), time.time()
+        )
 
     def peer(self, peer: PeerId) -> PeerView | None:
         return self.view(peer) if peer in self.board.records else None
@@ -375,6 +378,24 @@ class FakeSwarm:
 
     def cards(self) -> list[CardView]:
         return list(self.board.cards)
+
+    def cards_of(self, publisher: PeerId) -> list[CardView]:
+        return [view for view in self.cards() if view.publisher == publisher]
+
+    def cards_naming(self, model: ModelId) -> list[CardView]:
+        return [view for view in self.cards() if view.card.model == model]
+
+    def card(self, publisher: PeerId, name: str, version: str) -> CardView | None:
+        return next((view for view in self.cards_of(publisher) if (view.card.name, view.card.version) == (name, version)), None)
+
+    def models_known(self) -> int:
+        return len({view.card.model for view in self.board.cards})
+
+    def publishers(self) -> list[PeerId]:
+        return list(dict.fromkeys(view.publisher for view in self.board.cards))
+
+    def models_of(self, peer: PeerId) -> list[ModelId]:
+        return [model for holder, model in self.board.holdings if holder == peer]
 
     def resolve(self, name: str) -> ModelId:
         if name.startswith("mfm1"):

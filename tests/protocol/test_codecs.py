@@ -337,6 +337,18 @@ def test_steps_with_wrong_shapes_are_refused() -> None:
             parsed(raw, **scores | changes)
 
 
+def test_times_of_too_many_stages_are_refused() -> None:
+    def parsed(spent: list[int]) -> list[int] | None:
+        head = messages.StepHead(session=bytes(16), epoch=0, position=5, kind="cut", spent=spent)
+        return messages.parse_step(messages.step_frame(head, b""))[0].spent
+
+    for right in ([], [0, -1], [(1 << 31) - 1] * 2 * limits.MAX_TIMED_STAGES):
+        assert parsed(right) == right
+    for wrong in ([1], [0, -2], [1 << 31, 0], [0] * 2 * (limits.MAX_TIMED_STAGES + 1)):
+        with pytest.raises(BadInput, match="times of stages"):
+            parsed(wrong)
+
+
 def test_refusals_arrive_as_their_own_class() -> None:
     with pytest.raises(NotFound, match="no such") as caught:
         messages.parse_reply(messages.refusal_frame(NotFound("no such", details={"candidates": ["a"]})), messages.BlobHead, "x")
@@ -344,3 +356,19 @@ def test_refusals_arrive_as_their_own_class() -> None:
     assert isinstance(error_from_wire(Conflict("x").to_wire()), Conflict)
     assert type(error_from_wire({"code": "from the future"})) is MfError
     assert messages.parse_reply(messages.reply_frame(cases.MESSAGES["BlobHead"]), messages.BlobHead, "x") == cases.MESSAGES["BlobHead"]
+
+
+@pytest.mark.parametrize(
+    ("field", "most"), [("size", (1 << 63) - 1), ("parameters", (1 << 63) - 1), ("created", limits.LATEST), ("updated", limits.LATEST)]
+)
+def test_a_cards_figures_fit_calendars_and_indexes(field: str, most: int) -> None:
+    """A size that no database takes, or a time that no calendar has, would break the list of everybody's models."""
+
+    def back(value: int) -> object:
+        data = records.seal_record(cases.KEY, msgspec.structs.replace(cases.CARD, **{field: value}))
+        return getattr(records.open_record(data, records.Card, cases.NOW)[1], field)
+
+    assert back(most) == most
+    for wrong in (most + 1, -1):
+        with pytest.raises(BadInput, match="out of range"):
+            back(wrong)

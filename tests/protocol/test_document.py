@@ -11,6 +11,8 @@ import msgspec
 import pytest
 
 from protocol import audits, dtypes, encoding, grants, limits, manifest, messages, records, signing, ticket, tokens, windows
+from protocol.prints import PRINTS_DOMAIN
+from protocol.stage_evidence import EVIDENCE_DOMAIN, StageEvidence
 from tests.protocol.vector_cases import VECTORS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -33,6 +35,7 @@ def test_limits_table_is_the_code() -> None:
         encoding.Encoding,
         audits.AuditTags,
         audits.AuditLeaves,
+        StageEvidence,
         records.Revocations,
         records.Readers,
         tokens.Link,
@@ -71,6 +74,8 @@ def test_domains_protocols_and_envelope_stand_there() -> None:
         windows.DOMAIN,
         audits.TAGS_DOMAIN,
         audits.LEAVES_DOMAIN,
+        PRINTS_DOMAIN,
+        EVIDENCE_DOMAIN,
         records.REVOCATIONS_DOMAIN,
         records.READERS_DOMAIN,
         tokens.TOKEN_DOMAIN,

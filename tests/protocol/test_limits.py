@@ -18,6 +18,7 @@ from protocol.manifest_check import check_file_name
 TESTS = Path(__file__).parents[1]
 
 ELSEWHERE = {
+    "LATEST": "protocol/test_codecs.py",
     "MAX_GROUP": "protocol/test_codecs.py",
     "MAX_GROUPS": "protocol/test_manifest_check.py",
     "MAX_SHARDS": "protocol/test_codecs.py",
@@ -59,6 +60,7 @@ ELSEWHERE = {
     "MAX_AUDIT_SHOWN": "protocol/test_audits.py",
     "MAX_PRINT_ROWS": "protocol/test_prints.py",
     "MAX_PRINTS": "protocol/test_prints.py",
+    "MAX_EVIDENCE": "protocol/test_stage_evidence.py",
     "MAX_CHECKED": "node/test_statements.py",
     "NODE_RECORD_LIFETIME": "protocol/test_codecs.py",
     "HOLDING_LIFETIME": "protocol/test_codecs.py",
@@ -86,6 +88,8 @@ ELSEWHERE = {
     "MAX_LOGIT_BIAS": "protocol/test_sampling_check.py",
     "MAX_GRAMMAR": "protocol/test_sampling_check.py",
     "MAX_DRAFTED": "protocol/test_codecs.py",
+    "MAX_BUNDLE": "protocol/test_bundles.py",
+    "MAX_TIMED_STAGES": "protocol/test_codecs.py",
 }
 NO_BOUNDS = {"KIB", "MIB", "GIB", "LEAF", "WINDOW_LEAVES"}
 """Units, and the sizes in which bytes are hashed and signed."""

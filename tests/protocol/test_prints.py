@@ -23,7 +23,7 @@ def test_read_back_with_its_signer() -> None:
 
 def test_the_largest_statement_fits_its_bound() -> None:
     rows = limits.MAX_PRINT_ROWS
-    most = msgspec.structs.replace(PRINTS, count=rows, inputs=SIDE * rows, outputs=SIDE * rows, gaps=[0.1] * rows)
+    most = msgspec.structs.replace(PRINTS, count=rows, inputs=SIDE * rows, outputs=SIDE * rows, gaps=[0.1] * rows, given=SIDE * rows)
     assert open_prints(seal_prints(cases.KEY, most))[1] == most
 
 
@@ -43,6 +43,8 @@ def test_the_largest_statement_fits_its_bound() -> None:
         {"inputs": SIDE},
         {"outputs": SIDE * 3},
         {"gaps": [0.0]},
+        {"given": SIDE},
+        {"given": SIDE * 3},
     ],
     ids=str,
 )

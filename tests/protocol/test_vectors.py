@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from protocol import encoding, grants, messages, prints, records, ticket
+from protocol import encoding, grants, messages, prints, records, stage_evidence, ticket
 from protocol.framing import pack, unpack
 from protocol.manifest import manifest_bytes, model_id, parse_manifest
 from tests.protocol import vector_cases as cases
@@ -34,6 +34,8 @@ def test_pinned_records_are_read_back() -> None:
     assert grants.open_grant(_pinned("records.json", "Grant"), cases.PEER, cases.NOW) == cases.GRANT
     assert encoding.parse_encoding(_pinned("records.json", "Encoding")) == (cases.PEER, cases.ENCODING)
     assert prints.open_prints(_pinned("records.json", "Prints")) == (cases.PEER, cases.PRINTS)
+    assert prints.open_prints(_pinned("records.json", "Prints with tokens given")) == (cases.PEER, cases.PRINTS_GIVEN)
+    assert stage_evidence.open_evidence(_pinned("records.json", "StageEvidence")) == (cases.PEER, cases.EVIDENCE)
     text = json.loads((cases.VECTORS / "records.json").read_text())["Ticket"]
     assert ticket.parse_ticket(text, cases.NOW) == (cases.PEER, cases.TICKET)
 
@@ -52,6 +54,7 @@ def test_pinned_steps_are_read_back() -> None:
     assert messages.parse_step(_pinned("frames.json", "step cut"))[0] == cases.CUT
     assert messages.parse_step(_pinned("frames.json", "step tokens, more to come"))[0] == cases.MORE
     assert list(memoryview(bytes(raw)).cast("i")) == [1, 2, 300]
+    assert messages.parse_step(_pinned("frames.json", "step timed"))[0] == cases.TIMED
     head, raw = messages.parse_step(_pinned("frames.json", "step scores"))
     assert (head, list(struct.iter_unpack("<if", raw))) == (cases.SCORES, [(2, -0.5), (300, -1.25)])
 

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from erasure import cipher
 from node.model_folder import scan
 from node.model_manifest import build_manifest
-from protocol import audits, encoding, grants, messages, prints, private, records, ticket, tokens
+from protocol import audits, encoding, grants, messages, prints, private, records, stage_evidence, ticket, tokens
+from protocol.bundles import bundle
 from protocol.errors import NotFound
 from protocol.framing import encode_varint, frame, pack
 from protocol.grouping import SourceTensor, files_group_id, group_id, group_model
@@ -52,6 +53,7 @@ CARD = records.Card(
     sequence=9, expires=NOW + 86_400, label="alice", name="tiny", version="1", model=ID, size=1000, parameters=400, created=NOW,
     summary=SUMMARY, license="apache-2.0",
 )  # fmt: skip
+CHANGED_CARD = msgspec.structs.replace(CARD, description="better words", updated=NOW + 60)
 REVOCATIONS = records.Revocations(sequence=10, expires=NOW + 86_400, revoked=[records.Revoked(NONCE, NOW + 3600)], before=NOW - 60)
 HOLDER = Ed25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
 KEY_LINK = tokens.Link(
@@ -85,23 +87,45 @@ MESSAGES: dict[str, messages.Record] = {
         session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=1,
         stop_tokens=[], sampling=SAMPLING, prints=NONCE, check=messages.Checked(5, [1, 300]),
     ),
+    "OpenSession that waits": messages.OpenSession(
+        session=NONCE, epoch=2, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
+        stop_tokens=[2], sampling=SAMPLING, wait=60.0, begun=True,
+    ),
+    "OpenSession that goes on from another": messages.OpenSession(
+        session=NONCE, epoch=0, model=ID, stages=[messages.StageSpec(PEER, 0, 2)], index=0, entry=PEER, tokens_max=64, new_max=32,
+        stop_tokens=[2], sampling=SAMPLING, keep=True, after=messages.Earlier(ID[:16], 3), known=[1, 2, 300],
+    ),
     "AuditRequest": messages.AuditRequest(verb="walk", nonce=ID, targets=[messages.AuditTarget(ID, 3)], steps=32),
     "AuditReply": messages.AuditReply(signed=b"s"),
     "SessionEvent": messages.SessionEvent(kind="ready", timings={"load": 1.5}),
+    "SessionEvent of a stage that has some": messages.SessionEvent(kind="ready", timings={}, position=3),
     "SessionEvent with prints": messages.SessionEvent(kind="alive", timings={"layer": 0.5}, prints=[b"p"]),
     "SessionEvent that blames": messages.SessionEvent(kind="failed", error={"code": "peer_fault"}, blames=PEER),
     "SessionEvent alive": messages.SessionEvent(kind="alive", position=7, busy=True, pace=[0.25, 0.125]),
+    "SessionEvent of bytes moved": messages.SessionEvent(kind="alive", position=7, moved=[4_096, 70_000]),
+    "SessionEvent in line": messages.SessionEvent(kind="loading", position=0, line=3),
     "Reroute": messages.Reroute(epoch=2, stages=[messages.StageSpec(PEER, 0, 2)], index=0, position=9, resume=0),
     "DirectRequest": messages.DirectRequest(),
     "DirectReply": messages.DirectReply(port=4842, name=NONCE, key=ID),
+    "DirectReply for bundles": messages.DirectReply(port=4842, name=NONCE, key=ID, bundle=256),
 }  # fmt: skip
 PRINTS = prints.Prints(
     session=NONCE, model=ID, precision="bf16", first=0, end=15, position=7, count=2, inputs=bytes(64), outputs=ID + ID, gaps=[0.5, -1.0]
 )
+PRINTS_GIVEN = msgspec.structs.replace(PRINTS, gaps=None, given=ID + bytes(32))
+EVIDENCE = stage_evidence.StageEvidence(
+    at=NOW, model=ID, precision="bf16", first=0, end=15, parting="outputs", why="other rows", until=41, rows=40, apart=30, worst=0.5,
+    wrong=PEER,
+    said=[
+        stage_evidence.Said(role="session", peer=PEER, statements=[prints.seal_prints(KEY, PRINTS)]),
+        stage_evidence.Said(role="again", peer=peer_of(HOLDER), statements=[prints.seal_prints(HOLDER, PRINTS)]),
+    ],
+)  # fmt: skip
 AUDIT_TARGETS = [messages.AuditTarget(ID, 3), messages.AuditTarget(NONCE + NONCE, 0)]
 HIDDEN = messages.StepHead(session=NONCE, epoch=1, position=5, kind="hidden", dtype="bf16", shape=[2, 4], stage=1)
 TOKENS = messages.StepHead(session=NONCE, epoch=1, position=5, kind="tokens", stage=0)
 CUT = messages.StepHead(session=NONCE, epoch=1, position=256, kind="cut")
+TIMED = messages.StepHead(session=NONCE, epoch=1, position=9, kind="token", spent=[1500, 20, -1, -1, 900, 0])
 SCORES = messages.StepHead(session=NONCE, epoch=1, position=1, kind="scores", shape=[2, 1])
 MORE = messages.StepHead(session=NONCE, epoch=1, position=0, kind="tokens", stage=0, more=True)
 
@@ -120,7 +144,10 @@ def records_vectors() -> dict[str, Any]:
         "Holding that repairs": records.seal_record(KEY, REPAIRING).hex(),
         "Holding that serves": records.seal_record(KEY, SERVING).hex(),
         "Card": records.seal_record(KEY, CARD).hex(),
+        "Card that was changed": records.seal_record(KEY, CHANGED_CARD).hex(),
         "Prints": prints.seal_prints(KEY, PRINTS).hex(),
+        "Prints with tokens given": prints.seal_prints(KEY, PRINTS_GIVEN).hex(),
+        "StageEvidence": stage_evidence.seal_evidence(KEY, EVIDENCE).hex(),
         "token print": prints.token_print(NONCE, 7, 300).hex(),
         "Grant": grants.seal_grant(KEY, GRANT).hex(),
         "Ticket": ticket.seal_ticket(KEY, TICKET),
@@ -152,7 +179,9 @@ def frames_vectors() -> dict[str, Any]:
         "step tokens": messages.step_frame(TOKENS, struct.pack("<3i", 1, 2, 300)).hex(),
         "step cut": messages.step_frame(CUT, b"").hex(),
         "step tokens, more to come": messages.step_frame(MORE, struct.pack("<3i", 1, 2, 300)).hex(),
+        "step timed": messages.step_frame(TIMED, struct.pack("<i", 300)).hex(),
         "step scores": messages.step_frame(SCORES, struct.pack("<ifif", 2, -0.5, 300, -1.25)).hex(),
+        "bundle": bundle([messages.step_frame(HIDDEN, bytes(range(16))), messages.step_frame(CUT, b"")]).hex(),
         "frame of 3 bytes": frame(b"abc").hex(),
         "varint 300": encode_varint(300).hex(),
     }

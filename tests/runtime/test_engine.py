@@ -14,6 +14,7 @@ from protocol.messages import Sampling
 from runtime import interface as api
 from runtime.engine import Engine
 from runtime.text import write_files
+from tests.runtime.peak import Peak
 from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
 
 
@@ -155,3 +156,30 @@ def test_fewer_bits_take_less_of_the_budget_and_step(precision: str, tmp_path: P
     assert first.token == back.token
     engine.close_sequence(api.CloseSequence(session="s"))
     assert runner._slabs.places == {}
+
+
+def test_a_crowds_logits_stay_within_what_is_counted(tmp_path: Path) -> None:
+    """Over a vocabulary at which logits of all at once would be more than the keys, values and weights together."""
+    config = tiny_config(vocab_size=100_000)
+    engine = engine_with(tmp_path, config, 400_000_000)
+    load(engine, stored_tensors(tiny_model(config)))
+    ends: list[Any] = []
+
+    def crowd(count: int) -> None:
+        for number in range(count):
+            sampling = Sampling(temperature=1.0, seed=number)
+            engine.generate(
+                api.Generate("0-6-bf16", str(number), [5, number], 8, 3, [], sampling=sampling, account=str(number % 7)), ends.append
+            )
+
+    crowd(20)
+    while engine.working:
+        engine.step()
+    crowd(200)
+    room = engine.usage().kv + engine.usage().activations
+    with Peak() as peak:
+        while engine.working:
+            engine.step()
+    assert all(isinstance(end, api.Generated) and end.made == 3 for end in ends)
+    assert len(ends) == 220
+    assert peak.more < room

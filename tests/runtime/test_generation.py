@@ -272,7 +272,7 @@ def test_nonsense_is_refused_and_leaves_nothing(change: dict[str, Any], said: st
 def test_a_full_pool_is_busy_until_someone_ends(tmp_path: Path) -> None:
     asker = Asker(make(tmp_path))
     one = asker.engine._stages[STAGE].runner.token_bytes * 100  # type: ignore[union-attr]
-    asker.engine._memory = asker.engine.usage().weights + asker.engine.usage().activations + 2 * one
+    asker.engine._room._memory = asker.engine.usage().weights + asker.engine.usage().activations + 2 * one
     for name in ("a", "b"):
         asker.ask(name, [1, 2], new_max=98)
     with pytest.raises(Busy, match="no room for this sequence"):
@@ -285,3 +285,17 @@ def _end(asker: Asker, session: str = "one") -> api.Generated:
     end = asker.ends[session]
     assert isinstance(end, api.Generated)
     return end
+
+
+def test_each_stage_counts_for_itself(asker: Asker) -> None:
+    asker.reply(list(range(1, 61)), reader="me")
+    asker.reply(list(range(1, 61)), reader="me")
+    asker.ask("waits", [1, 2, 3], reader="you")
+    [told] = asker.engine.usage().stages or []
+    whole = asker.engine.usage()
+    assert (told.stage, told.sequences, told.waiting) == (STAGE, 1, 1)
+    assert (told.kv, told.left, told.passes, told.rows, told.reused) == (whole.kv, whole.left, whole.passes, whole.rows, whole.reused)
+    assert told.kv > 0 < told.left
+    assert told.reused >= 59
+    asker.engine.unload(api.Unload(stage=STAGE))
+    assert asker.engine.usage().stages == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocol.errors import Busy
-from runtime.kv_pool import MAX_SEQUENCES, WORTH, KVPool
+from runtime.kv_pool import KEPT_SECONDS, MAX_SEQUENCES, WORTH, KVPool
 
 PROMPT = list(range(100))
 
@@ -81,6 +81,48 @@ def test_a_full_pool_is_busy_and_says_so() -> None:
         made.reserve(f"n{number}", "s", 0, 1_000)
     with pytest.raises(Busy, match=f"{MAX_SEQUENCES} sequences"):
         made.reserve("one more", "s", 0, 1_000)
+
+
+def test_what_is_left_under_a_name_is_for_who_can_name_it() -> None:
+    made, dropped = pool()
+    first = made.reserve("a", "s", 100, 1_000)
+    made.leave("a", "me", "first", 60, 90)
+    assert made.of("s") == (0, 90)
+    for stage, owner, name in (("t", "me", "first"), ("s", "you", "first"), ("s", "me", "second"), ("s", None, "first")):
+        assert made.reserve("b", stage, 10, 1_000, owner, after=name, positions=60).reused == 0
+        made.release("b")
+    assert made.reserve("b", "s", 10, 1_000, "me", PROMPT).reused == 0  # nor by tokens
+    again = made.reserve("c", "s", 100, 1_000, "me", after="first", positions=50)
+    assert (again.slot, again.reused, made.left) == (first.slot, 50, 0)
+    assert ("s", first.slot) not in dropped
+    made.leave("c", "me", "first", 55, 90)
+    assert made.reserve("d", "s", 100, 1_000, "me", after="first", positions=99).reused == 55
+
+
+def test_leftovers_go_after_a_while() -> None:
+    made, dropped = pool()
+    for name in "abc":
+        made.reserve(name, "s", 100, 1_000)
+    made.leave("a", "me", "first", 60, 90, now=10.0)
+    made.release("b", "me", PROMPT, 90, now=20.0)
+    made.expire(10.0 + KEPT_SECONDS - 0.1)
+    assert dropped == []
+    made.expire(10.0 + KEPT_SECONDS)
+    assert dropped == [("s", 0)]
+    assert made.reserve("d", "s", 100, 1_000, "me", PROMPT, now=20.0 + KEPT_SECONDS).reused == 0
+    assert dropped == [("s", 0), ("s", 1)]
+
+
+def test_one_entry_has_half_of_the_places_at_most() -> None:
+    made, dropped = pool(kept=6)
+    for number in range(9):
+        made.reserve(f"n{number}", "s", 10, 1_000)
+    made.leave("n0", "other", "first", 60, 10)
+    made.release("n1", "me", PROMPT, 10)
+    for number in range(2, 9):
+        made.leave(f"n{number}", "me", f"{number}", 60, 10)
+    assert dropped == [("s", 2), ("s", 3), ("s", 4), ("s", 5)]
+    assert made.left == 50
 
 
 class Pool(RuleBasedStateMachine):

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.messages import LogitBias, Sampling
+from runtime.memory import choice_bytes
 from runtime.sampler import Ask, Chosen, choose
+from tests.runtime.peak import Peak
 
 LOGITS = torch.tensor([0.0, 3.0, 1.0, 2.9, -5.0])
 
@@ -124,3 +126,14 @@ def test_a_row_depends_on_nothing_but_itself(asks: list[Ask], noise: int) -> Non
     assert together == [choose(logits[row : row + 1], [ask])[0] for row, ask in enumerate(asks)]
     assert all(0 <= chosen.token < 5 for chosen in together)
     assert all(math.isfinite(entry.logprob) for chosen in together for entry in chosen.logprobs or [])
+
+
+def test_a_crowds_choice_takes_what_the_formula_says_and_no_more() -> None:
+    words = 100_000
+    logits = torch.randn(200, words, generator=torch.Generator().manual_seed(3)).bfloat16()
+    asks = [Ask(Sampling(temperature=1.0, seed=row, logprobs=3 if row % 9 == 0 else None), row, 5) for row in range(200)]
+    choose(logits[:20], asks[:20])
+    with Peak() as peak:
+        found = choose(list(logits.split(2)), asks)
+    assert peak.more < 2 * choice_bytes(words)  # what malloc keeps included; all at once would be four times as much
+    assert found == choose(logits, asks)

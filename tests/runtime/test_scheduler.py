@@ -145,3 +145,17 @@ class Passes(RuleBasedStateMachine):
 
 TestPasses = Passes.TestCase
 TestPasses.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_rows_of_logits_are_bounded_and_a_crowd_leaves_room_for_a_prompt() -> None:
+    scheduler = Scheduler()
+    scheduler.limit("s", 16)
+    for number in range(30):
+        scheduler.put(f"t{number}", "s", 3, token=True, rows=3)
+    assert len(scheduler.next_pass()) == 5
+    scheduler.put("prompt", "s", 8, token=False, rows=8)
+    shares = scheduler.next_pass()
+    assert [share.session for share in shares].count("prompt") == 1
+    assert len(shares) == 3
+    scheduler.put("large", "alone", 40, token=True, rows=40)
+    assert Share("large", 40) in scheduler.next_pass()

@@ -28,6 +28,11 @@ def test_the_earliest_of_several_stops_wins() -> None:
     assert shown(["one two three"], ["three", "two"]) == ("one ", True)
 
 
+def test_of_two_that_share_an_end_the_longer_is_hidden_and_one_complete_before_counts() -> None:
+    assert shown(["x\naa"], ["aa", "\naa"]) == ("x", True)
+    assert shown(["x\naa"], ["a", "\naa"]) == shown(list("x\naa"), ["a", "\naa"]) == ("x\n", True)
+
+
 def test_without_stops_nothing_is_held_back() -> None:
     machine = StopStrings(["", *[]])
     assert machine.feed("text") == "text"
@@ -37,5 +42,5 @@ def test_without_stops_nothing_is_held_back() -> None:
 def test_any_cut_of_the_stream_shows_the_same(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    ends = [text.find(stop) for stop in stops if stop in text]
-    assert shown(pieces, stops) == ((text[: min(ends)], True) if ends else (text, False))
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert shown(pieces, stops) == ((text[: min(found)[1]], True) if found else (text, False))

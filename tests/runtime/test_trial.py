@@ -102,3 +102,44 @@ def test_too_few_rows_say_nothing() -> None:
             stage.inputs = {row: stage.inputs[row] for row in range(3)}
             stage.outputs = {row: stage.outputs[row] for row in range(3) if stage.outputs}
     assert parting(few[0], few[1], "bf16") is None
+
+
+def test_who_spoils_one_row_has_nobody_else_blamed() -> None:
+    """The first row, which all later ones look at: what the next stages make of it differs everywhere, and is right."""
+    spoiled, clean, third = run(1, wrong_from=1), run(2), run(3)
+    odd = rows(77)[0]
+    spoiled[0].outputs[0] = spoiled[1].inputs[0] = odd
+    spoiled[2].gaps = {}
+    clean[2].gaps = dict.fromkeys(range(20, ROWS), 5.0)
+    assert parting(spoiled, clean, "bf16") is None
+    for what in (Parting.OUTPUTS, Parting.TOKENS):
+        third[1].gaps = clean[2].gaps
+        assert third_says((spoiled[1], clean[1]), third[1], 1, what, "bf16") is None
+
+
+def test_rows_before_a_spoiled_one_are_held_against_the_stage() -> None:
+    pair = run(1, wrong_from=1), run(2)
+    pair[0][0].outputs[50] = pair[0][1].inputs[50] = rows(77)[0]
+    found = parting(pair[0], pair[1], "bf16")
+    assert found is not None
+    assert (found.index, found.finding.rows) == (1, 50)
+    assert third_says((pair[0][1], pair[1][1]), run(3)[1], 1, found.parting, "bf16") == 0
+
+
+def test_a_last_stage_isnt_blamed_for_tokens_where_nobody_says_what_went_into_it() -> None:
+    first, second = run(1), run(2, gap=5.0)
+    assert parting(first, second, "bf16") is not None
+    first[2].inputs.clear()
+    assert parting(first, second, "bf16") is not None, "the stage before it says what it was given"
+    first[1].outputs.clear()
+    assert parting(first, second, "bf16") is None
+
+
+def test_what_came_over_another_route_isnt_this_ones_hand_over() -> None:
+    first, second = run(1), run(2)
+    for row in range(30):
+        first[1].inputs[row] = rows(1, witness=9)[row]
+    found = parting(first, second, "bf16")
+    assert found is not None
+    assert found.parting is Parting.HANDOVER
+    assert parting(first, second, "bf16", [0, 30, 0]) is None

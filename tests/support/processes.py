@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -132,8 +133,7 @@ class Node:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 120.0
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (lower case) and body of one request."""
-        url = urlsplit(self.url)
-        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout)
+        connection = self._connection(timeout)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
             given = {"Content-Type": "application/json"} if data is not None else {}
@@ -142,6 +142,14 @@ class Node:
             return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
         finally:
             connection.close()
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        """With TLS, trusting the node's own certificate and no other."""
+        url = urlsplit(self.url)
+        if url.scheme == "http":
+            return http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout)
+        trusting = ssl.create_default_context(cafile=self.data_dir / "http.crt")
+        return http.client.HTTPSConnection(url.hostname or "", url.port, timeout=timeout, context=trusting)
 
     def post(self, path: str, body: Any, timeout: float = 120.0) -> Any:
         """The JSON of a good answer."""

@@ -140,12 +140,14 @@ def synthetic_llama(path: Path, size: int, seed: int = 0, files: int = 1, hidden
     return path
 
 
-def tiny_llama(path: Path, seed: int = 0, layers: int = 4, *, tied: bool = False, files: int = 1, dtype: str = "BF16") -> Path:
+def tiny_llama(
+    path: Path, seed: int = 0, layers: int = 4, *, tied: bool = False, files: int = 1, dtype: str = "BF16", inner: int = 128
+) -> Path:
     """A model that transformers loads and runs: hidden 64, byte-level tokenizer of 256 bytes and six special tokens, chat template.
 
     Weights are wider (0.2) than a real model's, so that greedy choices are far from ties.
     """
-    config = llama_config(64, layers, 256 + len(SPECIAL), 4, inner=128, tied=tied)
+    config = llama_config(64, layers, 256 + len(SPECIAL), 4, inner=inner, tied=tied)
     if dtype == "F32":
         config["torch_dtype"] = "float32"
     _write_model(path, config, seed, files, dtype, 0.2)

@@ -72,7 +72,7 @@ class Scene:
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("faults")
-    model = tiny_llama(folder / "model", layers=6)
+    model = tiny_llama(folder / "model", layers=6, inner=2_048)
     memory = tools.memory_for_stages(model, 2, 2 * TOKENS)
     # Without audits, which would find noise on a disk before the reader that a test sends there.
     with Swarm(folder, N, "--lend", "both", "--max-memory", memory, env={"MF_AUDITS": "false"}) as swarm:

@@ -68,6 +68,9 @@ def test_the_owners_commands(three: Swarm) -> None:
     made = node.cli("key", "create", "--scope", "admin", "--name", "audits")
     entries = data(node, "GET", "/api/v1/audit?verify=true", token=made["api_key"])
     assert entries["verified"]["fault"] is None
+    audits = data(node, "GET", "/api/v1/audit/stages?verify=true", token=made["api_key"])
+    assert (audits["findings"], audits["damaged"], audits["counts"]["steps"]["run"]) == ([], [], 0)
+    assert node.cli("audit", "stages", "--verify") == audits
     assert made["id"] in {key["id"] for key in node.cli("key", "list")["keys"]}
     node.cli("key", "revoke", made["id"])
     assert call(node, "GET", "/api/v1/audit", token=made["api_key"])[0] == 401

@@ -33,7 +33,8 @@ def everywhere(swarm: Swarm) -> list[Stored]:
 def interrupt(node: Node, arguments: tuple[str, ...], when: Any, how: Any = None) -> tuple[int, dict[str, Any]]:
     """A command that gets Ctrl-C, or `how()` done to it, as soon as `when()`; its exit code and error."""
     command = [sys.executable, "-m", "node", "--data-dir", str(node.data_dir), "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOP, env=environment())
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=TOP, env=environment(), preexec_fn=heed_ctrl_c, **pipes)
     try:
         wait_until(lambda: bool(when()) or process.poll() is not None, 20.0, "the moment to interrupt")
         how() if how is not None else process.send_signal(signal.SIGINT)
@@ -42,6 +43,11 @@ def interrupt(node: Node, arguments: tuple[str, ...], when: Any, how: Any = None
         process.kill()
     assert "Traceback" not in told, told
     return process.returncode, json.loads(said).get("error", {})
+
+
+def heed_ctrl_c() -> None:
+    """A shell's job in the background ignores it, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_in_the_middle_and_again(calm: Swarm, big: Path, tmp_path: Path) -> None:
@@ -86,8 +92,15 @@ def one_shard_each(holders: dict[str, Any]) -> bool:
 
 
 def interrupted_fetch(swarm: Swarm, model: str, tmp_path: Path) -> None:
+    """The others hang, so that it can't be over before it is stopped."""
     node, target = swarm.nodes[2], tmp_path / "target"
-    code, error = interrupt(node, ("fetch", model, str(target)), lambda: any(tmp_path.rglob("*")))
+    for other in swarm.nodes[:2]:
+        other.freeze()
+    try:
+        code, error = interrupt(node, ("fetch", model, str(target)), lambda: any(tmp_path.rglob("*")))
+    finally:
+        for other in swarm.nodes[:2]:
+            other.thaw()
     assert (code, error["code"]) == (130, "cancelled")
     wait_until(lambda: not list(tmp_path.iterdir()), 5.0, "nothing left where it was fetched to")
     wait_until(lambda: not stored(node.data_dir).passing, 5.0, "nothing left in the data directory")

@@ -37,8 +37,8 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     root = tmp_path_factory.mktemp("llama")
-    model = tiny_llama(root / "model", layers=6)
-    memory = tools.memory_for_stages(model, 2, 2 * TOKENS, PRECISION)
+    model = tiny_llama(root / "model", layers=6, inner=2_048)
+    memory = tools.memory_for_stages(model, 2, 4 * TOKENS, PRECISION)
     options = ("--engine", "llama", "--precision", PRECISION)
     with Swarm(root, 3, "--lend", "both", "--max-memory", memory, *options) as swarm:
         whole = Node(root / "whole", "--lend", "storage", *options, "--join", swarm.nodes[0].ticket).start()

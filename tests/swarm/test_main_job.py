@@ -27,7 +27,7 @@ PROMPTS = [
     "Write a short poem about the sea.",
     "Explain to a child why the sky is blue.",
 ]
-SMALL_MEMORY = "120MB"
+SMALL_MEMORY = "150MB"
 
 
 @dataclass

@@ -22,7 +22,7 @@ SERVED_WITHIN, FOUND_WITHIN = 300.0, 300.0
 
 def test_layers_are_served_and_a_stage_that_skips_them_is_named(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model", layers=8)
-    memory = tools.memory_for_stages(model, 2, 2_048, "bf16")
+    memory = tools.memory_for_stages(model, 2, 2_304, "bf16")
     with Swarm(tmp_path, 1, "--max-memory", memory) as swarm:
         asker = swarm.nodes[0]
 
@@ -62,12 +62,18 @@ def test_layers_are_served_and_a_stage_that_skips_them_is_named(tmp_path: Path) 
 
         def named() -> bool:
             nonlocal asked
-            asked += 1
-            tools.ask(asker, told["name"], PROMPT, TOKENS, precision="bf16")
+            asked += 1  # another beginning each time: one that was asked before goes over the same stages again
+            tools.ask(asker, told["name"], f"{asked} {PROMPT}", TOKENS, precision="bf16")
             return bool(asker.cli("status")["blamed"])
 
         wait_until(named, FOUND_WITHIN, "the liar to be named")
         tools.report("liar named", f"{time.monotonic() - began:.1f} s and {asked} replies after it served layers")
         assert {line["peer_id"] for line in asker.cli("status")["blamed"]} == {liar.peer_id}
+        asker.stop()
+        asker.start()
+        kept = asker.cli("audit", "stages", "--verify")
+        assert {one["wrong"] for one in kept["findings"]} <= {liar.peer_id, None}
+        assert any(one["wrong"] == liar.peer_id and one["holds"] for one in kept["findings"])
+        assert kept["damaged"] == []
         for node in swarm.nodes:
             assert "Traceback" not in node.log.read_text()

@@ -140,18 +140,35 @@ def gauge(node: Node, name: str) -> float:
 
 @dataclass
 class Reply:
-    """What came of a reply: text, the seconds at which each piece came, the planned and the final route, the error it ended with."""
+    """What came of a reply: its pieces of text, the seconds from the question to each and the tokens made by then, the planned and the
+    final route, the error it ended with."""
 
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     planned: list[dict[str, Any]] = field(default_factory=list)
     route: list[dict[str, Any]] = field(default_factory=list)
     replaced: int = 0
     error: MfError | None = None
 
     @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
     def longest_pause(self) -> float:
+        """Between two pieces."""
         return max((after - before for before, after in pairwise(self.at)), default=0.0)
+
+    @property
+    def longest_wait(self) -> float:
+        """For the first piece, or between two."""
+        return max((after - before for before, after in pairwise([0.0, *self.at])), default=0.0)
+
+    @property
+    def pace(self) -> float:
+        """Tokens a second from the first piece to the last."""
+        return (self.tokens[-1] - self.tokens[0]) / (self.at[-1] - self.at[0])
 
 
 def ask(
@@ -175,8 +192,9 @@ def ask(
         if event["event"] == "planned":
             reply.planned = event["route"]
         elif event["event"] == "text" and event["text"]:
-            reply.text += event["text"]
+            reply.pieces.append(event["text"])
             reply.at.append(time.monotonic() - began)
+            reply.tokens.append(event["tokens"])
             if meanwhile is not None and len(reply.at) == after:
                 meanwhile(reply)
 

@@ -1,5 +1,6 @@
 // Shows /openapi.json as panels by API, each with a form to try the operation from here: parameters, body, the reply as it comes.
 
+import { keep, key, withKey } from "/web/key.js";
 import { example, named, schemaText } from "/web/schema.js";
 
 const byId = (id) => document.getElementById(id);
@@ -27,7 +28,7 @@ function parameterFields(parameters) {
     input.placeholder = parameter.schema.default ?? "";
     input.dataset.place = parameter.in;
     input.name = parameter.name;
-    return field(`${parameter.name} (${parameter.in})`, input, parameter.schema.description);
+    return field(`${parameter.name} (${parameter.in})`, input, parameter.description ?? parameter.schema.description);
   });
 }
 
@@ -45,15 +46,15 @@ function target(path, form) {
   const query = new URLSearchParams();
   for (const input of form.querySelectorAll("[data-place]")) {
     if (input.dataset.place === "path") path = path.replace(`{${input.name}}`, encodeURIComponent(input.value));
-    else if (input.value !== "") query.append(input.name, input.value);
+    else if (input.dataset.place === "query" && input.value !== "") query.append(input.name, input.value);
   }
   return query.size ? `${path}?${query}` : path;
 }
 
 function request(method, form) {
-  const headers = {};
-  if (byId("key").value) headers.Authorization = `Bearer ${byId("key").value}`;
+  const headers = withKey();
   if (form.elements.body) headers["Content-Type"] = "application/json";
+  for (const input of form.querySelectorAll('[data-place="header"]')) if (input.value !== "") headers[input.name] = input.value;
   return { method: method.toUpperCase(), headers, body: form.elements.body?.value };
 }
 
@@ -118,21 +119,29 @@ function tryIt(spec, path, method, operation) {
   return form;
 }
 
+// Types with the same body are named together.
 function shape(spec, title, content) {
   const box = make("details", "shape");
+  const texts = new Map();
   box.append(make("summary", "soft", title));
-  for (const [media, { schema }] of Object.entries(content ?? {})) box.append(make("span", "soft", media), make("pre", "", schemaText(spec, schema)));
+  for (const [media, { schema }] of Object.entries(content ?? {})) {
+    const text = schemaText(spec, schema);
+    texts.set(text, [...(texts.get(text) ?? []), media]);
+  }
+  for (const [text, media] of texts) box.append(make("span", "soft", media.join(", ")), make("pre", "", text));
   return box;
 }
+
+const told = (spec, reply) => (reply.$ref ? spec.components.responses[reply.$ref.split("/").pop()] : reply);
 
 // They all have one body: a table of statuses, and the body once.
 function failures(spec, replies) {
   const box = make("details", "shape");
   box.append(make("summary", "soft", `Failures (${replies.map(([status]) => status).join(", ")})`));
   const list = make("dl", "");
-  for (const [status, { description }] of replies) list.append(make("dt", "", status), prose("dd", "soft", description));
-  const [, { content }] = replies[0];
-  box.append(list, ...Object.values(content).map(({ schema }) => make("pre", "", schemaText(spec, schema))));
+  for (const [status, reply] of replies) list.append(make("dt", "", status), prose("dd", "soft", told(spec, reply).description));
+  const [, first] = replies[0];
+  box.append(list, shape(spec, "Their body", told(spec, first).content));
   return box;
 }
 
@@ -165,8 +174,10 @@ function fill() {
 }
 
 async function models() {
-  const listed = await (await fetch("/v1/models", { headers: request("get", make("form")).headers })).json();
-  if (!listed.data?.length) return;
+  const reply = await fetch("/v1/models", { headers: withKey() });
+  const listed = await reply.json().catch(() => ({}));
+  const none = reply.status === 401 ? "give a key to see them" : reply.ok ? "none known yet" : `HTTP ${reply.status}`;
+  if (!listed.data?.length) return byId("model").replaceChildren(Object.assign(make("option", "", none), { value: "" }));
   byId("model").replaceChildren(...listed.data.map(({ id }) => Object.assign(make("option", "", id), { value: id })));
   fill();
 }
@@ -188,11 +199,13 @@ async function start() {
   }
   byId("state").replaceChildren(...prose("p", "", spec.info.description).childNodes);
   byId("find").oninput = find;
+  byId("key").value = key();
+  byId("key").onchange = () => (keep(byId("key").value), models());
   byId("model").onchange = () => {
     for (const input of document.querySelectorAll('input[name="id"][data-place="path"]')) input.value = "";
     fill();
   };
-  const wanted = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const wanted = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   wanted?.setAttribute("open", "");
   await models();
   wanted?.scrollIntoView();

@@ -9,6 +9,7 @@ import pytest
 
 from node.accounts.allowance import Windows
 from node.accounts.api_keys import MAX_KEYS, KeyRequest
+from node.accounts.authenticate import Shown
 from node.accounts.caller import address_subject
 from node.accounts.credentials import key_text, signing_key
 from node.accounts.sessions import CodeWanted
@@ -291,6 +292,9 @@ async def test_signed_requests(home: Home, other: Home) -> None:
         await home.caller(tokens.sign_request(key, home.peer, "GET", "/", b"", now - 400, b"3" * 16))
     link = home.accounts.keys.word_for(home.accounts.keys.find(user.id, label), user, now)
     away = tokens.sign_request(key, other.peer, "GET", "/", b"", now, b"4" * 16, [link])
+    with pytest.raises(Unauthorized, match="signature"):
+        await other.caller(away, body=b"another's")
+    assert not other.accounts.identities.all(), "whose link it is didn't ask"
     assert (await other.caller(away)).account == user.public
     with pytest.raises(Unauthorized, match="before"):
         await other.caller(away)
@@ -300,6 +304,19 @@ async def test_signed_requests(home: Home, other: Home) -> None:
     for node in (home, other):
         with pytest.raises(Unauthorized):
             await node.caller(tokens.sign_request(key, node.peer, "GET", "/", b"", now, b"6" * 16, [link]))
+
+
+async def test_a_key_revoked_while_a_signed_body_comes_is_refused(home: Home) -> None:
+    user = await ann(home)
+    text, label = await key_of(home, user)
+
+    async def body() -> bytes:
+        await home.accounts.keys.revoke(home.accounts.keys.find(user.id, label))
+        return b"{}"
+
+    head = tokens.sign_request(signing_key(text), home.peer, "POST", "/v1/x", b"{}", int(time.time()), b"1" * 16)
+    with pytest.raises(Unauthorized, match="revoked"):
+        await home.accounts.authenticator.caller(Shown(head, "POST", "/v1/x", "192.0.2.1", body))
 
 
 async def test_wrong_keys_from_one_address_have_to_wait(home: Home) -> None:
@@ -337,7 +354,7 @@ async def test_a_thousand_fresh_identities_share_one_allowance(home: Home, other
         caller = await other.caller(f"Bearer {token}")
         try:
             windows.begin(caller.subject, caller.tier, now)
-            windows.end(caller.subject, 1, now)
+            windows.end(caller.subject, now)
             let_in += 1
         except Busy:
             continue

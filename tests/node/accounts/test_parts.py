@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from node.accounts.guessing import LONGEST_WAIT, Guessing
 from node.accounts.journal import FILE, HEAD, Journal, verify
 from node.accounts.replays import Replays
 from node.accounts.totp import code_at, matching, recovery_hash
-from protocol.errors import Busy, Conflict, Unauthorized
+from protocol.errors import BadInput, Busy, Conflict, StorageFull, Unauthorized
 from protocol.signing import peer_of
 from tests.node.accounts.world import home_key
 
@@ -32,7 +34,8 @@ def test_no_hour_has_more_than_twice_an_allowance_and_no_day_more_than_its_hours
         except AllowanceSpent:
             continue
         if ends:
-            windows.end("a", 10, now)
+            windows.spend("a", 10, now)
+            windows.end("a", now)
     assert len(taken) <= 100 + (now - NOW) * 100 / HOUR + 1
 
 
@@ -40,7 +43,7 @@ def test_the_wait_that_is_told_is_enough() -> None:
     windows = Windows()
     for _ in range(100):
         windows.begin("a", "free", NOW)
-        windows.end("a", 0, NOW)
+        windows.end("a", NOW)
     with pytest.raises(AllowanceSpent) as caught:
         windows.begin("a", "free", NOW)
     windows.begin("a", "free", NOW + caught.value.details["retry_after"])
@@ -53,7 +56,8 @@ def test_five_at_once_and_a_months_tokens() -> None:
         windows.begin("a", "free", NOW)
     with pytest.raises(AllowanceSpent, match="at once"):
         windows.begin("a", "free", NOW)
-    windows.end("a", 100_000, NOW)
+    windows.end("a", NOW)
+    windows.spend("a", 100_000, NOW)
     with pytest.raises(AllowanceSpent, match="month"):
         windows.begin("a", "free", NOW)
     windows.begin("a", "contributor", NOW)
@@ -107,6 +111,7 @@ def test_a_nonce_is_good_once_and_forgotten_after_its_time() -> None:
     replays.enter(b"other", b"n", int(NOW), NOW)
     replays.enter(b"k", b"m", int(NOW), NOW + 700)
     assert list(replays._seen[b"k"]) == [b"m"]
+    assert list(replays._seen) == [b"k"], "nothing of the other can be replayed any more"
 
 
 KEY = home_key(1)
@@ -171,4 +176,59 @@ async def test_a_crash_between_line_and_head_holds(written: Path) -> None:
     await journal.add("logout", user="x")
     journal.close()
     (written / HEAD).write_bytes(before)
+    assert fault(written) is None
+
+
+@pytest.mark.parametrize("torn", [1, 40])
+async def test_a_crash_in_the_middle_of_a_line_holds(written: Path, torn: int) -> None:
+    with (written / FILE).open("ab") as file:
+        file.write(b'{"a line that was never acknowledged'[:torn])
+    journal = Journal(written, KEY)
+    await journal.open()
+    await journal.add("logout", user="x")
+    assert (await journal.check()).lines == 6
+    journal.close()
+
+
+async def test_half_an_acknowledged_line_is_found_out(written: Path) -> None:
+    with (written / FILE).open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 5)
+    with pytest.raises(Conflict):
+        await Journal(written, KEY).open()
+
+
+async def test_a_short_write_keeps_the_journal(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in the middle of a line: told so, nothing torn, and it goes on later."""
+    whole, calls = os.write, iter([True, False])
+
+    def write(file: int, data: bytes) -> int:
+        if not next(calls):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(file, data[:7])
+
+    journal = Journal(written, KEY)
+    await journal.open()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        with pytest.raises(StorageFull):
+            await journal.add("login", user="unlucky")
+    await journal.add("login", user="lucky")
+    assert (await journal.check()).fault is None
+    assert [entry["user"] for entry in await journal.read(2)] == ["lucky", "user4"]
+    journal.close()
+
+
+async def test_a_head_that_is_there_keeps_its_line(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder can't be synced after the new head is in it: told so, and both are still of one mind."""
+
+    def sync(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(written, KEY)
+    await journal.open()
+    with monkeypatch.context() as patched:
+        patched.setattr("node.data_dir.sync_folder", sync)
+        with pytest.raises(BadInput):
+            await journal.add("login", user="unlucky")
+    journal.close()
     assert fault(written) is None

@@ -61,6 +61,11 @@ ANSWERS: dict[str, Any] = {
         "route": [{"peer": PEER}],
         "timings": {"first_token": 0.1, "total": 0.2},
         "replaced": 0,
+        "reused": 5,
+        "stages": [
+            {"peer": PEER, "first": 0, "end": 6, "prefill": 0.02, "decode": 0.1, "wait": 0.0, "measured_by": PEER},
+            {"peer": PEER, "first": 6, "end": 9, "prefill": None, "decode": None, "wait": None, "measured_by": None},
+        ],
     },
     "ticket": {"ticket": "mft1abc"},
     "join": {"peers": 2},
@@ -75,10 +80,22 @@ ANSWERS: dict[str, Any] = {
     "status": {
         "peer_id": PEER,
         "version": "0.1.0",
-        "peers": [{"peer_id": PEER, "alive": True, "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}],
+        "peers": [
+            {"peer_id": PEER, "alive": True, "version": "1.0", "addresses": ["/ip4/1.2.3.4/tcp/1"], "rtt_ms": None, "last_seen": 1.0}
+        ],
         "holdings": [HELD],
         "space": {"quota": 9, "used": 1, "free": 99, "saved": 5},
-        "models": [{"model_id": "mfm1x", "name": "a/b", "survives_losses": 4, "weakest_group": "embed", "holders": 6}],
+        "models": [
+            {
+                "model_id": "mfm1x",
+                "name": "a/b",
+                "survives_losses": 4,
+                "weakest_group": "embed",
+                "holders": 6,
+                "held_by": [PEER],
+                "coverage": {"embed": 4},
+            }
+        ],
         "blamed": [{"peer_id": PEER, "shard": "mfe1x/3", "reason": "wrong leaf", "at": 1.0}],
         "uncounted": [{"peer_id": PEER, "shard": "mfe1x/2", "verdict": "late"}],
         "publishing": [{"model_id": "mfm1x", "name": "alice/m@1", "shards": 60, "durable": 58, "seconds": 1.5}],
@@ -91,7 +108,8 @@ ANSWERS: dict[str, Any] = {
         "tokens": 2048,
         "precision": "bf16",
         "stages": [
-            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0, "ms_per_token": 20.0, "basis": "measured here"}
+            {"peer": PEER, "first": 0, "end": 30, "here": True, "bytes": 9, "rtt_ms": 0.0}
+            | {"ms_per_token": 20.0, "basis": "measured here", "queue_ms": None}
         ],
         "expected": {"tokens_per_second": 50.0, "first_token_seconds": 0.2, "prompt_tokens": 128, "loading": "not counted"},
         "budget": {"needed_ms": 0.0, "budget_ms": 400.0, "within": True, "refused": False},
@@ -99,9 +117,43 @@ ANSWERS: dict[str, Any] = {
         "considered": [{"peer": PEER, "memory": 1 << 30, "rtt_ms": 0.0, "shards_held": 3, "refused": False, "verdict": "taken"}],
     },
     "block": {"models": ["mfm1x"], "publishers": [PEER], "freed": 7},
+    "callers": {
+        "allow": [{"caller": "10.0.0.0/8", "name": None, "fixed": True}],
+        "deny": [{"caller": "ab" * 32, "name": "a@b", "fixed": False}],
+    },
+    "callers_put": {"caller": "10.0.0.0/8", "list": "allow"},
+    "callers_drop": {"caller": "10.0.0.0/8", "list": "none"},
     "rebalance": {"planned": 3, "moved": 2, "bytes": 10, "peers": 1, "refusals": {PEER: "full"}},
     "drain": {"handed_over": 4, "bytes": 10, "held_elsewhere": 1, "peers": 2, "seconds": 0.5, "stopping": True},
     "stop": {"stopping": True},
+    "stage_audits": {
+        "findings": [
+            {
+                "number": 7,
+                "at": 1_800_000_000,
+                "model_id": "mfm1x",
+                "precision": "bf16",
+                "first": 0,
+                "end": 15,
+                "parting": "outputs",
+                "why": "the same rows went in and others came out",
+                "wrong": PEER,
+                "rows": 200,
+                "apart": 180,
+                "worst": 0.7,
+                "said": [{"role": "session", "peer_id": PEER, "statements": 3}],
+                "holds": None,
+                "fault": None,
+            }
+        ],
+        "damaged": [],
+        "next": None,
+        "counts": {
+            "sessions": {"run": 90, "drawn": 2, "done": 2, "dropped": 0, "convictions": 1, "unknown": 0},
+            "steps": {"run": 9_000, "drawn": 210, "audited": 200, "dropped": 10},
+            "outcomes": {"agreed": 1, "wrong": 1},
+        },
+    },
 }
 LINES = {
     "publish": ["publish", "."],
@@ -115,17 +167,20 @@ LINES = {
     "holders": ["holdings", "a/b"],
     "forget": ["forget", "a/b"],
     "block": ["block", "a/b"],
+    "callers": ["callers", "list"],
     "rebalance": ["rebalance", "--rate", "20MB"],
     "drain": ["drain"],
     "status": ["status"],
     "explain": ["explain", "a/b"],
     "stop": ["stop"],
+    "stage_audits": ["audit", "stages"],
 }
 
 
 class FakeNode:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.pages: list[dict[str, Any]] = []
 
     def methods(self) -> dict[str, Any]:
         return {name: self._method(name) for name in ANSWERS}
@@ -143,7 +198,7 @@ class FakeNode:
                 await notify({"event": "text", "text": "lo", "tokens": 2})
             if name == "publish":
                 await notify({"event": "progress", "stage": "store", "done": 5, "total": 10})
-            return ANSWERS[name]
+            return self.pages.pop(0) if self.pages and name == "stage_audits" else ANSWERS[name]
 
         return answer
 
@@ -175,7 +230,7 @@ def test_documents_are_as_the_guide_says(
     options = ["--data-dir", str(tmp_path), "--json"]
     line = [*options, *LINES[name]] if before else [*LINES[name], *options]
     assert run_command_line(line) == 0
-    check_document(name, json.loads(capsys.readouterr().out))
+    check_document({"stage_audits": "stages"}.get(name, name), json.loads(capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("name", sorted(LINES))
@@ -196,6 +251,16 @@ def test_paths_reach_the_node_absolute(fake: FakeNode, tmp_path: Path, monkeypat
     assert run_command_line(["--data-dir", str(tmp_path), "--json", "publish", "usr", "--k", "2", "--n", "3"]) == 0
     unset = dict.fromkeys(("name", "version", "n_max", "compression", "gguf"))
     assert fake.asked == [("publish", {"path": "/usr", "k": 2, "n": 3, **unset})]
+
+
+@pytest.mark.parametrize(("verb", "which"), [("allow", "allow"), ("deny", "deny"), ("drop", None)])
+def test_callers_are_put_on_lists(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, which: str | None) -> None:
+    assert run_command_line(["--data-dir", str(tmp_path), "--json", "callers", verb, "10.0.0.0/8"]) == 0
+    check_document("caller", json.loads(capsys.readouterr().out))
+    asked = {"who": "10.0.0.0/8"} | ({"list": which} if which else {})
+    assert fake.asked == [("callers_put" if which else "callers_drop", asked)]
+    assert run_command_line(["--data-dir", str(tmp_path), "callers", verb, "10.0.0.0/8"]) == 0
+    assert "10.0.0.0/8" in capsys.readouterr().out
 
 
 def test_blocking_and_its_end(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +293,29 @@ def test_space_commands_say_what_became_of_the_shards(
     monkeypatch.setitem(ANSWERS, command, {**ANSWERS[command], **changed})
     assert run_command_line(["--data-dir", str(tmp_path), command]) == 0
     assert capsys.readouterr().out == f"{said}\n"
+
+
+def test_findings_come_page_by_page_and_a_row_that_doesnt_hold_is_an_error(
+    fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, line = ANSWERS["stage_audits"], ["--data-dir", str(tmp_path), "--json", "audit", "stages", "--verify", "--limit", "70"]
+    pages = [
+        {**first, "findings": first["findings"] * 49, "damaged": [{"number": 6, "fault": "it was touched"}], "next": 6},
+        {**first, "findings": first["findings"] * 3, "next": 3},
+        {**first, "findings": first["findings"] * 5},
+    ]
+    monkeypatch.setattr(fake, "pages", pages)
+    assert run_command_line(line) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert (len(told["findings"]), [one["number"] for one in told["damaged"]], told["next"]) == (57, [6], None)
+    assert [params for _, params in fake.asked] == [
+        {"limit": 50, "below": None, "verify": True}, {"limit": 20, "below": 6, "verify": True}, {"limit": 17, "below": 3, "verify": True},
+    ]  # fmt: skip
+    monkeypatch.setattr(fake, "pages", [{**first, "findings": [{**first["findings"][0], "fault": "no third", "holds": False}]}])
+    assert run_command_line(["--data-dir", str(tmp_path), "audit", "stages", "--verify"]) == 4
+    assert "200 of 9000 steps were run again" in capsys.readouterr().out
+    monkeypatch.setattr(fake, "pages", [first])
+    assert run_command_line(["--data-dir", str(tmp_path), "audit", "stages", "--verify"]) == 0
 
 
 def test_chat_streams_and_joins(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +375,7 @@ def test_the_conversation_survives_an_error(fake: FakeNode, tmp_path: Path, monk
 
 
 def test_every_command_is_in_the_guide() -> None:
-    assert set(cli.commands) | {"holders", "keys", "revoked", "tier", "shown"} == set(schemas())
+    assert set(cli.commands) | {"holders", "keys", "revoked", "tier", "shown", "caller", "stages"} == set(schemas())
 
 
 def test_the_guide_has_every_exit_code() -> None:
@@ -305,4 +393,22 @@ def test_doctor_says_what_it_sees(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["--json", "--data-dir", str(tmp_path), "doctor"], standalone_mode=False)
     document = json.loads(done.stdout)
     check_document("doctor", document)
-    assert {check["name"] for check in document["checks"]} >= {"python", "packages", "sandbox", "disk", "clock", "memory"}
+    assert {check["name"] for check in document["checks"]} >= {"python", "packages", "sandbox", "disk", "clock", "memory", "device"}
+
+
+def test_doctor_names_the_device_that_is_asked_and_isnt_here(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('device = "cuda:7"\n')
+    done = CliRunner().invoke(cli, ["--json", "--data-dir", str(tmp_path), "doctor"], standalone_mode=False)
+    (check,) = (check for check in json.loads(done.stdout)["checks"] if check["name"] == "device")
+    assert check["state"] == "fail"
+    assert "cuda:7 isn't here; this machine has" in check["detail"]
+
+
+def test_timings_are_shown_below_the_reply_stage_by_stage(fake: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--data-dir", str(tmp_path), "chat", "a/b", "hello", "--timings"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hello\n"
+    assert "here: first_token 100.0 ms · total 200.0 ms" in captured.err
+    assert "stage 1, layers 0–5 at" in captured.err
+    assert "prefill 20.0 ms · decode 100.0 ms · wait 0.0 ms" in captured.err
+    assert "prefill – ms · decode – ms · wait – ms" in captured.err

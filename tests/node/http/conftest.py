@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
+from node.http import app as http_app
+from node.http.access import route_of
 from node.http.app import HttpServer
+from node.http.errors import Handler
+from node.http.openapi import document
+from node.http.openapi_replies import HEADERS
 from node.http.settings import HttpSettings
 from tests.support.fake_gateway import FakeGateway
 
@@ -47,6 +53,46 @@ def _event(text: str) -> tuple[str | None, str]:
 
 
 Start = Callable[..., Awaitable[Site]]
+Answer = tuple[str, str, int, str, frozenset[str]]
+"""Method, route, status, type, and which of the headers that the document knows."""
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Answer]]:
+    """Every answer that a test here gets out of a server is one that the OpenAPI document tells of, or the test fails."""
+    seen: set[Answer] = set()
+    real = http_app.observe
+
+    @web.middleware
+    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await real(request, handler)
+        headers = frozenset(name for name in HEADERS if name in response.headers)
+        seen.add((request.method, route_of(request) or "", response.status, response.content_type, headers))
+        return response
+
+    monkeypatch.setattr(http_app, "observe", note)
+    yield seen
+    undocumented = [wrong for answer in seen if (wrong := untold(answer))]
+    assert not undocumented
+
+
+def untold(answer: Answer) -> str | None:
+    """What of an answer the document doesn't tell; None where it tells all, or the route is none that it is about."""
+    method, route, status, kind, headers = answer
+    told, path = document(True), f"{method} {route}"
+    if route in ("", "/web/{name}"):
+        return None
+    operation = told["paths"].get(route, {}).get(method.lower().replace("head", "get"))
+    if operation is None:
+        return path
+    response = operation["responses"].get(str(status))
+    if response is None:
+        return f"{path}: {status}"
+    response = told["components"]["responses"][response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+    if status != 499 and kind not in response["content"]:
+        return f"{path}: {status} as {kind}"
+    more = headers - response["headers"].keys()
+    return f"{path}: {status} with {sorted(more)}" if more else None
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,7 +15,7 @@ import pytest
 from aiohttp import ClientSession
 from yarl import URL
 
-from node.accounts import passwords
+from node.accounts import passwords, usage
 from node.accounts.api_keys import KeyRequest
 from node.accounts.credentials import key_text, signing_key
 from node.accounts.totp import STEP, code_at
@@ -49,11 +52,11 @@ async def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(passwords, "_ITERATIONS", 1)
     swarm, sites = FakeSwarm(), []
 
-    async def make(**options: Any) -> KeyedSite:
+    async def make(gateway: FakeGateway | None = None, **options: Any) -> KeyedSite:
         home = await open_home(tmp_path / f"home{len(sites)}", swarm, len(sites) + 1)
         access = Access(home.accounts, home.journal, lambda who: {"peer_id": "12D3KooWHome", "http": ["https://home.example"]})
         given = {"open": False, "local": False} | options
-        server = HttpServer(FakeGateway(), HttpSettings(port=0, **given), access)
+        server = HttpServer(gateway or FakeGateway(), HttpSettings(port=0, **given), access)
         await server.start()
         site = KeyedSite(server._gateway, server, ClientSession())  # type: ignore[arg-type]
         site.home = home
@@ -70,6 +73,7 @@ async def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/api/v1/models"), ("GET", "/api/v1/audit"), ("GET", "/metrics"),
+     ("GET", "/api/v1/audit/stages"),
      ("GET", "/api/v1/auth/keys"), ("GET", "/api/v1/users/me/export"), ("GET", "/api/v1/system/swarm")],
 )  # fmt: skip
 async def test_a_keyed_listener_lets_nobody_in_without_a_credential(keyed: Keyed, method: str, path: str) -> None:
@@ -87,7 +91,7 @@ async def test_an_open_listener_gives_inference_and_public_lists_alone(keyed: Ke
     site = await keyed(open=True)
     assert (await site.post("/v1/chat/completions", CHAT, headers=bearer("sk-dummy")))[0].status == 200
     assert (await site.get("/api/v1/models"))[0] == 200
-    for path in ("/api/v1/auth/keys", "/api/v1/users/me", "/api/v1/audit"):
+    for path in ("/api/v1/auth/keys", "/api/v1/users/me", "/api/v1/audit", "/api/v1/audit/stages"):
         assert (await site.get(path))[0] == 401
 
 
@@ -138,6 +142,21 @@ async def test_wider_or_unlimited_keys_are_not_made_by_narrower_ones(keyed: Keye
     assert (await site.post("/api/v1/auth/keys", {"scopes": ["admin"]}, headers=mine))[0].status in (400, 403)
 
 
+async def test_no_key_outlives_or_outreaches_the_one_that_makes_it(keyed: Keyed) -> None:
+    site, away = await keyed(), await keyed()
+    mine = bearer((await site.register())["api_key"])
+    _, body = await site.post("/api/v1/auth/keys", {"scopes": ["account", "inference"], "expires_in": 600}, headers=mine)
+    short = bearer(body["data"]["api_key"])
+    for wanted in ({"scopes": ["inference"]}, {"scopes": ["inference"], "expires_in": 3_600}):
+        assert (await site.post("/api/v1/auth/keys", wanted, headers=short))[0].status == 403
+    assert (await site.post("/api/v1/auth/keys", {"scopes": ["inference"], "expires_in": 300}, headers=short))[0].status == 201
+    there = {"scopes": ["account", "inference"], "audience": away.home.peer}
+    _, body = await site.post("/api/v1/auth/keys", there, headers=mine)
+    bound = bearer(body["data"]["api_key"])
+    assert (await site.post("/api/v1/auth/keys", {"scopes": ["inference"]}, headers=bound))[0].status == 403
+    assert (await site.post("/api/v1/auth/keys", there, headers=bound))[0].status == 201
+
+
 async def test_a_credential_for_some_models_runs_no_other(keyed: Keyed) -> None:
     site = await keyed()
     mine = bearer((await site.register())["api_key"])
@@ -171,6 +190,48 @@ async def test_tokens_for_another_node(keyed: Keyed) -> None:
     assert (await away.post("/v1/chat/completions", CHAT, headers=token))[0].status == 401
 
 
+async def test_a_login_elsewhere_is_told_the_home(keyed: Keyed) -> None:
+    home, away = await keyed(), await keyed()
+    made = await home.register()
+    login = {"username": "ann", "password": PASSWORD}
+    reply, body = await away.post("/api/v1/auth/login", login)
+    assert reply.status == 401, "a name that was never here"
+    assert "name@HOME" in body["error"]["details"]["suggestion"]
+    for name in (f"ann@{home.home.peer}", f"nobody@{home.home.peer}"):
+        reply, body = await away.post("/api/v1/auth/login", login | {"username": name})
+        assert (reply.status, body["error"]["details"]["home"]["http"]) == (421, ["https://home.example"])
+        assert "https://home.example" in body["error"]["message"]
+    assert (await home.post("/api/v1/auth/login", login | {"username": f"ann@{home.home.peer}"}))[0].status == 200
+    _, body = await home.post("/api/v1/auth/tokens", {"audience": away.home.peer, "expires_in": 60}, headers=bearer(made["api_key"]))
+    assert (await away.post("/v1/chat/completions", CHAT, headers=bearer(body["data"]["token"])))[0].status == 200
+    for name in ("ann", "ANN", made["username"]):
+        reply, body = await away.post("/api/v1/auth/login", login | {"username": name})
+        assert (reply.status, body["error"]["code"]) == (421, "misdirected"), "met here with a token"
+        assert home.home.peer in body["error"]["message"]
+    assert (await away.post("/api/v1/auth/login", login | {"username": "ann@abcdefgh"}))[0].status == 401
+    await away.register()  # at home here now too: the bare name is this one's
+    assert (await away.post("/api/v1/auth/login", login))[0].status == 200
+
+
+async def test_names_met_here_cant_be_tried_out(keyed: Keyed) -> None:
+    site = await keyed()
+    name = f"ann@{(await keyed()).home.peer}"
+    found = [(await site.post("/api/v1/auth/login", {"username": name, "password": "x"}))[0].status for _ in range(22)]
+    assert (found[:20], found[-1]) == ([421] * 20, 429)
+
+
+async def test_several_accounts_of_one_name_are_told_apart(keyed: Keyed) -> None:
+    homes, away = [await keyed(), await keyed()], await keyed()
+    for home in homes:
+        user = await home.home.accounts.register("bob", "b@example.org", PASSWORD, "address:192.0.2.9")
+        token = bearer(home.home.accounts.sessions.token(user, bytes(16), away.home.peer, ["inference"], None, 60))
+        assert (await away.post("/v1/chat/completions", CHAT, headers=token))[0].status == 200
+    reply, body = await away.post("/api/v1/auth/login", {"username": "bob", "password": PASSWORD})
+    assert reply.status == 421
+    assert {one["username"].partition("@")[0] for one in body["error"]["details"]["accounts"]} == {"bob"}
+    assert len(body["error"]["details"]["accounts"]) == 2
+
+
 async def test_signed_requests_over_http(keyed: Keyed) -> None:
     site = await keyed()
     key = signing_key((await site.register())["api_key"])
@@ -182,6 +243,21 @@ async def test_signed_requests_over_http(keyed: Keyed) -> None:
         reply, _ = await site.call("POST", "/v1/chat/completions", data=changed, headers=headers)
         assert reply.status == 401
     assert len(site.gateway.asked) == 1
+
+
+@pytest.mark.parametrize(("known", "status"), [(False, 401), (True, 503)])
+async def test_a_signed_body_that_never_comes_is_ended(keyed: Keyed, known: bool, status: int) -> None:
+    """A stranger's isn't even waited for."""
+    site = await keyed(body_timeout=0.2 if known else 60.0)
+    made = await site.register()
+    key = signing_key(made["api_key"]) if known else signing_key(key_text(site.home.peer, b"9" * 32))
+    head = tokens.sign_request(key, site.home.peer, "POST", "/v1/chat/completions", b"{}", int(time.time()), b"1" * 16)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Authorization: {head}", "Content-Type: application/json"]
+    writer.write("\r\n".join([*lines, "Content-Length: 2", "", "{"]).encode())
+    line = await asyncio.wait_for(reader.readline(), 3.0)
+    assert f" {status} " in line.decode()
+    writer.close()
 
 
 async def test_the_allowance_is_told_and_kept(keyed: Keyed) -> None:
@@ -201,6 +277,54 @@ async def test_the_allowance_is_told_and_kept(keyed: Keyed) -> None:
     assert (report.model_usage[0]["name"], report.model_usage[0]["completion_tokens"]) == (MODEL.name, 300)
     assert report.rate_limits["tokens_this_month"] == 1_000
     assert (await site.get("/api/v1/users/me", headers=mine))[0] == 200, "looking costs nothing"
+
+
+async def test_usage_by_days(keyed: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = await keyed()
+    mine = bearer((await site.register())["api_key"])
+    book, now = site.home.accounts.usage, datetime.now(UTC)
+    who = site.home.accounts.users.all()[0].public.hex()
+    for back in range(400):
+        day = (now - timedelta(days=back)).timestamp()
+        monkeypatch.setattr(usage, "time", SimpleNamespace(time=lambda day=day: day, gmtime=time.gmtime, strftime=time.strftime))
+        book.add(who, "s", f"mfm1{back % 2}", 10, 1)
+        book.add("somebody else", "s", "mfm10", 1_000, 1_000)
+
+    def ago(days: int) -> str:
+        return (now - timedelta(days=days)).date().isoformat()
+
+    async def report(query: str) -> schemas.UsageReport:
+        status, body = await site.get(f"/api/v1/users/me/usage?{query}", headers=mine)
+        assert status == 200, body
+        return msgspec.convert(body["data"], schemas.UsageReport)
+
+    for query, days in (("", 30), ("period=day", 1), ("period=week", 7), ("period=month", 30), ("period=year", 365),
+                        (f"start_date={ago(9)}", 10), (f"start_date={ago(9)}&end_date={ago(3)}", 7), (f"end_date={ago(50)}&period=week", 7),
+                        (f"start_date={ago(5)}&end_date={ago(5)}&period=year", 1)):  # fmt: skip
+        told = await report(query)
+        assert (told.usage_summary["requests"], told.usage_summary["total_tokens"]) == (days, 11 * days), query
+        assert [line["date"] for line in told.daily_breakdown] == sorted({line["date"] for line in told.daily_breakdown})
+        assert len(told.daily_breakdown) == days
+        assert sum(line["requests"] for line in told.model_usage) == days
+    told = await report(f"start_date={ago(9)}&end_date={ago(3)}")
+    assert (told.usage_summary["start_date"], told.usage_summary["end_date"]) == (ago(9), ago(3))
+    assert (told.daily_breakdown[0]["date"], told.daily_breakdown[-1]["date"]) == (ago(9), ago(3))
+    assert told.rate_limits["requests_per_hour"] == 100
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("period=decade", "period"), ("start_date=yesterday", "start_date"), ("start_date=2026-02-30", "start_date"),
+     ("end_date=2026-1-1", "end_date"), ("end_date=2026-13-01", "start_date"), ("start_date=2026-03-02&end_date=2026-03-01", "start_date"),
+     ("end_date=0001-01-01", "start_date"),
+     ("start_date=2024-01-01&end_date=2026-01-01", "start_date"), ("start_date=9999-12-31", "start_date"), ("days=3", "days"),
+     ("start_date=2026-01-01&start_date=2026-01-02", "start_date")],
+)  # fmt: skip
+async def test_ranges_that_are_none(keyed: Keyed, query: str, param: str) -> None:
+    site = await keyed()
+    mine = bearer((await site.register())["api_key"])
+    status, body = await site.get(f"/api/v1/users/me/usage?{query}", headers=mine)
+    assert (status, body["error"]["details"]["param"]) == (400, param)
 
 
 async def test_a_thousand_fresh_identities_get_no_more_than_one(keyed: Keyed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from yarl import URL
 from node.http import model_replies, replies
 from protocol.errors import Busy, StorageFull, Unavailable
 from tests.node.http.conftest import Site, Start
+from tests.node.test_explain import over_budget
+from tests.support.documents import check_document
 from tests.support.fake_gateway import MODEL, PEERS, FakeGateway, many_models, refusal
 
 INFER = "/api/v1/models/ann%2Fdemo@1/inference"
@@ -59,6 +62,39 @@ async def test_an_unknown_model_is_404_with_near_names(site: Site, path: str) ->
     assert "did you mean ann/demo@1?" in shown
 
 
+async def test_plan_tells_and_force_lifts_the_budget(start: Start, tmp_path: Path) -> None:
+    explainer, _router, _located = over_budget(tmp_path)
+
+    class Planning(FakeGateway):
+        async def plan(self, model: str, tokens: int | None, force: bool) -> dict[str, Any]:
+            await self.model(model)
+            return await explainer.explain(model, tokens, force=force)
+
+    site = await start(Planning())
+    plans = {}
+    for query in ("tokens=64", "tokens=64&force=true"):
+        status, body = await site.get(f"/api/v1/models/ann%2Fdemo@1/plan?{query}")
+        assert status == 200
+        plans[query] = body["data"]
+        check_document("explain", body["data"])
+    refused, forced = plans.values()
+    assert (refused["kind"], refused["budget"]["refused"], forced["budget"]["refused"]) == ("pipeline", True, False)
+    assert "--force" in refused["hint"]
+    assert (forced["hint"], forced["budget"]["within"]) == (None, False)
+    assert refused["stages"] == forced["stages"]
+    for wrong, where in (("tokens=0", "tokens"), ("tokens=4194305", "tokens"), ("tokens=64&force=maybe", "force"), ("tokenz=64", "tokenz")):
+        status, body = await site.get(f"/api/v1/models/ann%2Fdemo@1/plan?{wrong}")
+        assert (status, where in str(body)) == (400, True), wrong
+    assert (await site.get("/api/v1/models/nobody%2Fx/plan"))[0] == 404
+
+
+STAGE_FIGURES = [
+    replies.StageFigures(peer=PEERS[0], first=0, end=10, prefill_ms=10, decode_ms=200, wait_ms=3, measured_by=PEERS[0]),
+    replies.StageFigures(peer=PEERS[1], first=10, end=20, prefill_ms=None, decode_ms=None, wait_ms=None, measured_by=None),
+    replies.StageFigures(peer=PEERS[2], first=20, end=30, prefill_ms=20, decode_ms=250, wait_ms=0, measured_by=PEERS[2]),
+]
+
+
 async def test_inference_in_its_documented_shape(site: Site) -> None:
     reply, body = await site.post(INFER, ASK | {"parameters": {"timeout_seconds": 9}})
     assert reply.status == 200
@@ -70,7 +106,11 @@ async def test_inference_in_its_documented_shape(site: Site) -> None:
     assert (made.metadata.model_load_time_ms, made.metadata.inference_time_ms, made.metadata.tokens_per_second) == (500, 1000, 3)
     assert [stage["peer"] for stage in made.metadata.compute_provider.route] == PEERS
     assert reply.headers["X-MF-Route"] == f"pipeline;{PEERS[0]}[0-10],{PEERS[1]}[10-20],{PEERS[2]}[20-30]"
-    assert reply.headers["Server-Timing"] == "plan;dur=1, assemble;dur=200, load;dur=300, first_token;dur=600, total;dur=1501"
+    whole = "plan;dur=1, assemble;dur=200, load;dur=300, first_token;dur=600, total;dur=1501"
+    stages = "s0p;dur=10, s0d;dur=200, s0w;dur=3, s2p;dur=20, s2d;dur=250, s2w;dur=0"
+    assert reply.headers["Server-Timing"] == f"{whole}, {stages}"
+    assert made.metadata.timings_ms["first_token"] == 600
+    assert made.metadata.stages == STAGE_FIGURES
     [asked] = site.gateway.asked
     assert (asked.model, asked.text, asked.max_tokens, asked.timeout) == ("ann/demo@1", ASK["input"]["text"], 3, 9)
 
@@ -97,6 +137,7 @@ async def test_inference_streamed(site: Site) -> None:
     last = shaped(finish, replies.StreamFinish)
     assert last.inference_id == start["inference_id"]
     assert (last.mf.kind, last.mf.timings_ms["first_token"], last.result.text) == ("pipeline", 600, "Paris.")
+    assert last.mf.stages == STAGE_FIGURES
 
 
 @pytest.mark.parametrize(("kind", "status"), [(Unavailable, 503), (Busy, 429), (StorageFull, 507)])
@@ -123,9 +164,26 @@ async def test_an_error_in_a_stream_is_its_last_event(start: Start, late: Any) -
 
 
 async def test_health_and_swarm(site: Site) -> None:
-    assert await site.get("/health") == (200, {"status": "healthy", "last_probe": {"at": 1.0, "ok": True}})
+    assert await site.get("/health") == (200, {"status": "healthy", "reason": None, "last_probe": {"at": 1.0, "ok": True}})
     _, system = await site.get("/api/v1/system/health")
-    assert {"api_gateway", "storage_network", "compute_network", "model_registry", "status", "last_probe"} == set(system["data"])
+    assert {"api_gateway", "storage_network", "compute_network", "model_registry", "status", "reason", "last_probe"} == set(system["data"])
+    assert (system["data"]["api_gateway"]["status"], system["data"]["api_gateway"]["requests_last_minute"]) == ("healthy", 1)
     _, swarm = await site.get("/api/v1/system/swarm")
     assert (swarm["data"]["peer_id"], swarm["data"]["peers_alive"]) == (PEERS[0], 2)
+    assert swarm["data"]["peers"][2] == {"peer_id": PEERS[2], "version": "0.1.0", "alive": False}
     assert "10.0.0.9" not in str(swarm)
+
+
+async def test_an_address_whose_requests_fail_says_so(start: Start) -> None:
+    """The node's own faults count, not what a model's holders can't give just now."""
+    site = await start(FakeGateway(early=refusal(Unavailable)))
+    for _ in range(10):
+        assert (await site.post(INFER, ASK))[0].status == 503
+    assert (await site.get("/health"))[1]["status"] == "healthy"
+    site.gateway.early = ZeroDivisionError("a fault nobody foresaw")
+    for _ in range(30):
+        assert (await site.post(INFER, ASK))[0].status == 500
+    status, told = await site.get("/health")
+    assert (status, told["status"], told["reason"]) == (200, "unhealthy", "30 of 41 requests of the last minute failed")
+    own = (await site.get("/api/v1/system/health"))[1]["data"]
+    assert (own["status"], own["api_gateway"]["status"], own["api_gateway"]["failed_last_minute"]) == ("unhealthy", "unhealthy", 30)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node.http.doorman import Doorman, GuardedRunner
+from node.http import app as http_app
+from node.http.doorman import DOORMAN, Doorman, GuardedRunner
 from tests.node.http.conftest import Site, Start
 from tests.support.fake_gateway import FakeGateway
 from tests.support.wait import until
@@ -74,6 +75,89 @@ async def test_a_head_that_never_ends_is_cut_off() -> None:
         writer.close()
     await until(lambda: not doorman._silent, 5, "nobody silent is left")
     await runner.cleanup()
+
+
+async def test_hundreds_of_good_clients_in_one_moment_are_all_answered(site: Site, many_descriptors: object) -> None:
+    """More than may be silent at once, all connected before the first of them is read."""
+
+    async def one() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return reader, writer
+
+    opened = await asyncio.gather(*(one() for _ in range(600)))
+    async with asyncio.timeout(30):
+        heads = [await reader.readline() for reader, _ in opened]
+    assert {head[:12] for head in heads} == {b"HTTP/1.1 200"}
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_of_silent_ones_that_stay_the_oldest_go() -> None:
+    class Silent(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.transport, self.ended = self, False
+
+        def abort(self) -> None:
+            self.ended = True
+
+    doorman, made = Doorman(most=3, new=6, grace=0.05), list[Silent]()
+
+    def factory() -> Silent:
+        made.append(Silent())
+        return made[-1]
+
+    admit = doorman.wrap(factory)
+    for _ in range(8):
+        admit()
+    assert [one.ended for one in made] == [True] * 2 + [False] * 6, "never more than so many"
+    await until(lambda: sum(one.ended for one in made) == 5, 5, "the grace to be over")
+    assert [one.ended for one in made] == [True] * 5 + [False] * 3
+
+
+async def test_half_a_head_after_answers_is_cut_off_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun while the connection was idle, whatever there is of it: it lasts no longer than an idle connection does."""
+    monkeypatch.setattr(http_app, "KEPT_OPEN", 0.5)
+    site = await start()
+    for half in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: "):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+        await _answered(reader, writer)
+        await _answered(reader, writer)
+        writer.write(half)
+        async with asyncio.timeout(10):
+            await reader.read()  # to its end; a broken head may be told of first
+        writer.close()
+    assert (await site.get("/health"))[0] == 200
+
+
+async def _answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(5):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert head.startswith(b"http/1.1 200")
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r")[0]))
+
+
+async def test_of_many_kept_connections_the_one_that_waited_longest_goes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = await start()
+    doorman = site.server._runner.app[DOORMAN]  # type: ignore[union-attr]
+    monkeypatch.setattr(doorman, "_most_idle", 3)
+    opened = []
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+        await _answered(reader, writer)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: ")
+        opened.append((reader, writer))
+    for reader, _ in opened[:2]:
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            async with asyncio.timeout(5):
+                await reader.readexactly(1)
+    for reader, writer in opened[2:]:
+        writer.write(b"localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    for _, writer in opened:
+        writer.close()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 
 from node.http import job_schemas as schemas
 from node.http.kept import Kept
+from node.http.replies import Inference
 from tests.node.http.conftest import Site, Start
 from tests.node.http.test_access import Keyed, bearer, keyed
-from tests.support.fake_gateway import MODEL, FakeGateway
+from tests.support.fake_gateway import CLASSIFIER, MODEL, FakeGateway
 from tests.support.wait import until
 
 __all__ = ["keyed"]
@@ -139,20 +140,109 @@ async def test_each_item_of_a_batch_is_a_request_of_the_allowance(keyed: Keyed) 
 async def test_models_side_by_side(site: Site) -> None:
     _, body = await site.post("/api/v1/inference/compare", {"models": ["ann/demo@1", "nobody/x"], "input": ASK["input"]})
     first, second = msgspec.convert(body["data"], schemas.Comparison).results
-    assert (first.text, first.tokens_generated, first.model_id, first.network_bytes) == ("Paris.", 3, MODEL.model_id, None)
+    assert (first.text, first.tokens_generated, first.model_id, first.network_bytes) == ("Paris.", 3, MODEL.model_id, 0)
     assert first.cpu_seconds >= 0
     assert first.peak_memory_bytes > 1 << 20
     assert (second.status, second.error["code"]) == ("error", "not_found")
 
 
+async def test_compared_models_tell_their_own_bytes_and_who_measured(keyed: Keyed) -> None:
+    site = await keyed(gateway=FakeGateway(moves=(100, 23)))
+    mine = bearer((await site.register())["api_key"])
+    for _ in range(2):  # what the cache has is made anew all the same
+        _, body = await site.post(
+            "/api/v1/inference/compare", {"models": ["ann/demo@1", "ann/demo@1"], "input": ASK["input"]}, headers=mine
+        )
+        for one in msgspec.convert(body["data"], schemas.Comparison).results:
+            assert (one.network_bytes, one.network_bytes_sent, one.network_bytes_received) == (123, 100, 23)
+            assert (one.measured_by, one.compute_provider.kind) == (site.home.accounts.home, "pipeline")
+    assert len(site.gateway.asked) == 4
+
+
+async def test_a_models_figures_are_there_after_a_reply_and_null_before(start: Start) -> None:
+    site = await start(FakeGateway(memory=812_345_678))
+    model = "/api/v1/models/ann%2Fdemo@1"
+    before = (await site.get(model))[1]["data"]["performance_metrics"]
+    assert {before[name] for name in ("avg_inference_time_ms", "tokens_per_second", "memory_usage_gb", "memory_measured_at")} == {None}
+    await site.post(INFER, ASK)
+    found = (await site.get(model))[1]["data"]["performance_metrics"]
+    assert (found["avg_inference_time_ms"], found["tokens_per_second"], found["memory_usage_gb"]) == (1000.0, 3.0, 0.8123)
+    assert found["memory_measured_at"] == found["measured_at"]
+    site.gateway.memory = None  # the next reply wasn't alone: what was measured stays, with its time
+    await site.post(INFER, {"input": {**ASK["input"], "max_tokens": 2}})
+    later = (await site.get(model))[1]["data"]["performance_metrics"]
+    assert (later["samples"], later["memory_usage_gb"], later["memory_measured_at"]) == (2, 0.8123, found["memory_measured_at"])
+
+
+LABELS = [{"label": "glad", "score": 0.625}, {"label": "cross", "score": 0.25}, {"label": "calm", "score": 0.125}]
+MOODS = "/api/v1/models/ann%2Fmoods@1/inference"
+
+
+@pytest.fixture
+async def moods(start: Start) -> Site:
+    return await start(FakeGateway(listed=[MODEL, CLASSIFIER]))
+
+
+async def test_a_classifier_gives_labels(moods: Site) -> None:
+    reply, body = await moods.post(MOODS, {"input": {"text": "What a day."}})
+    assert reply.status == 200
+    made = msgspec.convert(body["data"], Inference)
+    assert body["data"]["result"] == {"labels": LABELS}
+    assert (made.model_id, made.usage.prompt_tokens, made.usage.completion_tokens) == (CLASSIFIER.model_id, 5, 0)
+    assert (made.metadata.compute_provider.kind, made.metadata.tokens_per_second, made.metadata.model_load_time_ms) == ("here", None, 200)
+    assert reply.headers["X-MF-Route"] == "here;12D3KooWAlpha[0-10]"
+    assert "total;dur=251" in reply.headers["Server-Timing"]
+    assert [(one.model, one.inputs) for one in moods.gateway.classified] == [("ann/moods@1", ["What a day."])]
+    assert moods.gateway.asked == []
+
+
+async def test_a_classifier_in_a_batch_async_and_beside_another(moods: Site) -> None:
+    _, body = await moods.post(MOODS + "/batch", {"inputs": [{"id": "a", "text": "x"}, {"id": "b", "text": "y", "max_tokens": 3}]})
+    good, bad = body["data"]["results"]
+    assert good["result"]["result"] == {"labels": LABELS}
+    assert (bad["status"], bad["error"]["details"]["param"]) == ("error", "input.max_tokens")
+    _, begun = await moods.post(MOODS, {"input": {"text": "x"}, "parameters": {"async": True}})
+    state: dict[str, Any] = {}
+
+    async def finished() -> bool:
+        state.update((await moods.get(begun["data"]["status_url"]))[1]["data"])
+        return state["status"] == "finished"
+
+    await until(finished, 10, "the async labels")
+    assert state["result"]["result"] == {"labels": LABELS}
+    _, body = await moods.post("/api/v1/inference/compare", {"models": ["ann/demo@1", "ann/moods@1"], "input": {"text": "x"}})
+    writer, classifier = msgspec.convert(body["data"], schemas.Comparison).results
+    assert (writer.text, writer.labels) == ("Paris.", None)
+    assert (classifier.text, msgspec.to_builtins(classifier.labels)) == (None, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "x"}]}, "input.messages"),
+        ({"text": "x", "max_tokens": 1}, "input.max_tokens"),
+        ({"text": "x", "temperature": 0.5}, "input.temperature"),
+        ({"text": "x", "top_p": 0.5}, "input.top_p"),
+        ({"text": "x", "top_k": 3}, "input.top_k"),
+        ({"text": "x", "seed": 1}, "input.seed"),
+        ({"text": "x", "stop_sequences": ["y"]}, "input.stop_sequences"),
+    ],
+)
+async def test_what_only_a_writer_takes_is_named(moods: Site, given: dict[str, Any], param: str) -> None:
+    reply, body = await moods.post(MOODS, {"input": given})
+    assert (reply.status, body["error"]["details"]["param"]) == (400, param)
+    assert moods.gateway.classified == []
+
+
 @pytest.mark.parametrize(("language", "command"), [("curl", ["bash", "-c"]), ("python", ["python3", "-c"]), ("javascript", ["node", "-e"])])
-async def test_examples_run_as_they_stand(keyed: Keyed, language: str, command: list[str]) -> None:
-    site = await keyed()
+@pytest.mark.parametrize(("model", "said"), [("ann%2Fdemo@1", b"Paris."), ("ann%2Fmoods@1", b"glad")])
+async def test_examples_run_as_they_stand(keyed: Keyed, language: str, command: list[str], model: str, said: bytes) -> None:
+    site = await keyed(gateway=FakeGateway(listed=[MODEL, CLASSIFIER]))
     key = (await site.register())["api_key"]
-    _, body = await site.get("/api/v1/models/ann%2Fdemo@1", headers=bearer(key))
+    _, body = await site.get(f"/api/v1/models/{model}", headers=bearer(key))
     example = body["data"]["example_usage"][language]
     ran = await asyncio.create_subprocess_exec(
         *command, example, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, "MF_API_KEY": key}
     )
     out, _ = await asyncio.wait_for(ran.communicate(), 60)
-    assert b"Paris." in out, out
+    assert said in out, out

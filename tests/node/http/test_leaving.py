@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from node.gateway import Event, GenerationRequest, Piece, Planned
+from node.http import app
 from node.http.app import HttpServer
+from node.http.doorman import Doorman
 from node.http.settings import HttpSettings
 from protocol.errors import Conflict
 from tests.node.http.conftest import Site, Start
@@ -125,12 +127,43 @@ async def test_a_body_that_never_comes_is_ended(start: Start) -> None:
     writer.close()
 
 
+async def test_a_second_head_that_never_ends_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "KEPT_OPEN", 0.2)
+    site = await start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\nHost:")
+    assert await asyncio.wait_for(reader.read(), WITHIN), "the first one is answered, then the connection ends"
+    writer.close()
+
+
+async def test_of_many_idle_connections_the_longest_waiting_goes() -> None:
+    class Waiting(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.transport: Waiting | None = self
+            self.ended = False
+
+        def abort(self) -> None:
+            self.ended = True
+
+    doorman, waiting = Doorman(idle=2), [Waiting() for _ in range(3)]
+    for one in waiting:
+        doorman.answered(one)
+    assert [one.ended for one in waiting] == [True, False, False]
+    waiting[2].transport = None  # it has gone by itself
+    doorman.answered(Waiting())
+    assert [one.ended for one in waiting] == [True, False, False]
+    doorman.heard(waiting[1])
+    doorman.answered(Waiting())
+    assert [one.ended for one in waiting] == [True, False, False]
+
+
 async def test_an_unforeseen_error_is_logged_without_its_text(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     for late in (False, True):
         wrong = RuntimeError(f"could not parse {CANARY}")
         site = await start(FakeGateway(late=wrong) if late else FakeGateway(early=wrong))
-        reply, body = await site.post(PATH + f"?q={CANARY}", CHAT | {"stream": False})
+        assert (await site.get(f"/health?q={CANARY}"))[0] == 200
+        reply, body = await site.post(PATH, CHAT | {"stream": False})
         assert (reply.status, body["error"]["code"]) == (500, "internal")
         assert reply.headers["X-Request-Id"] in body["error"]["message"]
         assert CANARY not in str(body)

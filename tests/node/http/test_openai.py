@@ -71,6 +71,24 @@ async def test_a_stream(site: Site, usage: bool) -> None:
         assert not any("usage" in chunk for chunk in chunks)
 
 
+async def test_a_stream_counts_as_it_goes_where_that_is_asked(site: Site) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for path, asked in ((PATH, CHAT), ("/v1/completions", {"model": "ann/demo@1", "prompt": "The capital"})):
+        _, events = await site.events(path, asked | options)
+        chunks = [msgspec.json.decode(data) for _, data in events[:-1]]
+        said = [chunk["usage"] for chunk in chunks if chunk["choices"] and _text_of(chunk["choices"][0])]
+        assert [(one["prompt_tokens"], one["completion_tokens"]) for one in said] == [(7, 1), (7, 2), (7, 3)]
+        assert chunks[-1]["usage"]["completion_tokens"] == 3
+    alone = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    for path, wrong in ((PATH, CHAT | alone), ("/v1/responses", {"model": "ann/demo@1", "input": "x"} | options)):
+        reply, body = await site.post(path, wrong)
+        assert (reply.status, body["error"]["param"]) == (400, "stream_options.continuous_usage_stats")
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    return choice.get("text") or choice.get("delta", {}).get("content") or ""
+
+
 async def test_an_unknown_model(site: Site) -> None:
     for stream in (False, True):
         reply, body = await site.post(PATH, CHAT | {"model": "ann/dmo", "stream": stream})

@@ -57,6 +57,12 @@ class Cards:
     def cards(self) -> list[CardView]:
         return [view for view in self.shown if not view.card.withdrawn]
 
+    def cards_of(self, publisher: PeerId) -> list[CardView]:
+        return [view for view in self.cards() if view.publisher == publisher]
+
+    def cards_naming(self, model: ModelId) -> list[CardView]:
+        return [view for view in self.cards() if view.card.model == model]
+
     def resolve(self, name: str) -> ModelId:
         for view in self.cards():
             if name in (view.card.name, model_text(ModelId(view.card.model))):
@@ -277,6 +283,8 @@ async def test_a_model_is_changed_and_taken_back_by_its_owner_alone(taking: Taki
     await taking.ask("POST", UPLOAD, 409, json={"name": "theirs"})
     changed = await taking.ask("PATCH", "/api/v1/models/mine", 200, json={"description": "better"})
     assert (changed["description"], changed["license"]) == ("better", None)
+    (card,) = (view.card for view in taking.cards.cards() if view.card.name == "mine")
+    assert (card.created, card.updated) == (1, pytest.approx(time.time(), abs=60))
     assert (await taking.ask("PATCH", "/api/v1/models/mine", 200, json={"description": None}))["description"] is None
     for method, more in (("PATCH", {"json": {"license": "mit"}}), ("DELETE", {})):
         await taking.ask(method, "/api/v1/models/theirs", 403, **more)
@@ -306,7 +314,10 @@ async def test_a_private_model_is_shared_over_the_api(taking: Taking) -> None:
     told = await taking.ask("GET", place, 403)
     assert "models:read" in told["message"]
     reader = await taking.reader("ann")
-    assert (await taking.ask("GET", "/api/v1/models", 200, reader))["models"][0]["id"] == text
+    for order, places in (("asc", [5, 269_000_000]), ("desc", [269_000_000, 5])):
+        listed = (await taking.ask("GET", f"/api/v1/models?sort=size&order={order}", 200, reader))["models"]
+        assert [one["size_bytes"] for one in listed] == places
+    assert text in [one["id"] for one in (await taking.ask("GET", "/api/v1/models", 200, reader))["models"]]
     shown = await taking.ask("GET", "/api/v1/models/sauce", 200, reader)
     assert (shown["private"], shown["description"], shown["storage"]) == (True, "secret words", {"holders": 3})
     bobs = await taking.reader("bob")
@@ -322,7 +333,12 @@ async def test_a_private_model_is_shared_over_the_api(taking: Taking) -> None:
     shared = await taking.ask("POST", place, 200, json={"identity": "bob", "role": "editor"})
     assert [one["role"] for one in shared["shared_with"]].count("editor") == 1
     assert (await taking.ask("GET", "/api/v1/models/sauce", 200, bobs))["private"]
+    before = await taking.ask("GET", "/api/v1/models/sauce", 200, bobs)
+    assert before["updated_at"] == before["created_at"]
     await taking.ask("PATCH", "/api/v1/models/sauce", 200, other, json={"description": "better"})
+    after = await taking.ask("GET", "/api/v1/models/sauce", 200, bobs)
+    assert (after["created_at"], after["description"]) == (before["created_at"], "better")
+    assert after["updated_at"] > before["updated_at"]
     await taking.ask("POST", place, 403, other, json={"identity": "ann", "role": "reader"})
     for body in ({"identity": "bob", "role": "king"}, {"identity": ""}, {"identity": "not@known", "x": 1}):
         await taking.ask("POST", place, 400, json=body)
@@ -348,3 +364,48 @@ async def test_a_private_model_is_shared_over_the_api(taking: Taking) -> None:
 async def test_an_application_without_it_says_so(site: Site) -> None:
     reply, _ = await site.call("GET", UPLOAD)
     assert reply.status == 401
+
+
+async def test_an_account_takes_along_and_leaves_nothing_behind(taking: Taking) -> None:
+    """Export and end: uploads, webhooks, teams, what is shared; published models alone stay."""
+    bob = await taking.writer("bob")
+    mine = (await taking.ask("POST", "/api/v1/auth/login", 200, "", json={"username": "ann", "password": PASSWORD}))["access_token"]
+    upload = await taking.ask("POST", UPLOAD, 201, json={"name": "half", "files": [{"name": "config.json", "size": 9}]})
+    card = Card(sequence=1, expires=1, label="node", name="sauce", version="1", model=bytes(32), size=5, parameters=4, created=3,
+                summary=Summary(model_type="llama"))  # fmt: skip
+    bobs_key = (await taking.home.caller(f"Bearer {bob}")).who
+    await taking.sharing.begin(ModelId(bytes([9]) * 32), bytes([5]) * 32, bytes.fromhex(bobs_key), card)
+    model = model_text(ModelId(bytes([9]) * 32))
+    hook = await taking.ask("POST", "/api/v1/webhooks", 201, json={"url": "https://hooks.example/x"})
+    await taking.ask("POST", "/api/v1/teams", 201, json={"name": "cooks"})
+    await taking.ask("POST", "/api/v1/teams", 201, bob, json={"name": "waiters"})
+    await taking.ask("PUT", "/api/v1/teams/waiters/members", 200, bob, json={"identity": "ann"})
+    await taking.ask("PUT", "/api/v1/teams/cooks/members", 200, json={"identity": "bob"})
+    for whom in ("ann", "team:cooks", "team:waiters"):
+        await taking.ask("POST", f"/api/v1/models/{model}/share", 200, bob, json={"identity": whom, "role": "reader"})
+    told = await taking.ask("GET", "/api/v1/users/me/export", 200, mine)
+    assert [one["upload_id"] for one in told["uploads"]] == [upload["upload_id"]]
+    assert [(one["id"], one["secret"], one["url"]) for one in told["webhooks"]] == [(hook["id"], hook["secret"], "https://hooks.example/x")]
+    bobs = await taking.ask("GET", "/api/v1/users/me/export", 200, await login(taking, "bob"))
+    assert told["teams"] == [{"name": "cooks", "members": [bobs["account_public_key"]]}]
+    assert (told["member_of"], bobs["member_of"]) == (["waiters"], ["cooks"])
+    assert told["shared"] == [{"model_id": model, "role": "reader"}]
+    assert bobs["shared"] == [{"model_id": model, "role": "owner"}]
+    await taking.ask("DELETE", "/api/v1/users/me", 200, mine, json={"password": PASSWORD})
+    assert taking.uploads.mine(told["account_public_key"]) == []
+    assert not list(taking.folder.glob(f"uploads/{upload['upload_id']}*"))
+    for table, column in (("webhooks", "who"), ("teams", "owner")):
+        assert await taking.home.accounts.database.rows(f"select * from {table} where {column} = ?", told["account_public_key"]) == []
+    assert (await taking.ask("GET", "/api/v1/users/me/export", 200, await login(taking, "bob")))["member_of"] == []
+    readers = await taking.ask("GET", f"/api/v1/models/{model}/share", 200, await taking.reader("bob"))
+    assert {one["role"] for one in readers["shared_with"]} == {"owner", "reader"}
+    assert told["account_public_key"] not in json.dumps(readers)
+    assert "team:cooks" not in json.dumps(readers)
+    eve = await taking.writer("eve")
+    await taking.ask("POST", "/api/v1/teams", 201, eve, json={"name": "cooks"})
+    await taking.ask("PUT", "/api/v1/teams/cooks/members", 200, eve, json={"identity": "eve"})
+    await taking.ask("GET", f"/api/v1/models/{model}", 404, await taking.reader("eve"))
+
+
+async def login(taking: Taking, name: str) -> str:
+    return str((await taking.ask("POST", "/api/v1/auth/login", 200, "", json={"username": name, "password": PASSWORD}))["access_token"])

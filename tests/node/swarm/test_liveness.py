@@ -33,6 +33,19 @@ def test_a_connection_alone_is_not_routable_its_first_answer_is() -> None:
     assert live.due(3.1) == [A]
 
 
+def test_one_late_answer_is_no_long_way(live: Liveness) -> None:
+    for asked in range(1, 6):
+        live.answered(A, asked, asked + 0.02)
+    live.answered(A, 10.0, 13.0)
+    live.answered(A, 14.0, 14.03)
+    pulse = live.pulse(A)
+    assert pulse is not None
+    assert pulse.rtt == pytest.approx(0.02)
+    for asked in range(20, 23):
+        live.answered(A, asked, asked + 0.5)
+    assert pulse.rtt == pytest.approx(0.5), "it is farther now"
+
+
 def test_who_asks_us_need_not_be_asked_for_a_while(live: Liveness) -> None:
     live.asked(A, 2.0)
     assert live.due(2.2) == [B]

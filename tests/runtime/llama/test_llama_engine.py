@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from node.worker import Worker
-from protocol.errors import Unavailable
+from protocol.errors import Busy, Unavailable
 from protocol.messages import Sampling
 from runtime import interface as api
 from runtime.engine import Engine
+from runtime.model_runner import Reserving
 from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
 from tests.runtime.test_engine import engine_with
 
@@ -216,3 +217,33 @@ async def test_the_sandboxed_worker_loads_it_and_a_death_is_told(tmp_path: Path,
     finally:
         os.close(fd)
         await worker.stop()
+
+
+def test_a_crowd_of_short_sessions_stays_within_memory(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Each has 256 positions at least, places come in steps, and a context that grows has the old one beside it: all that is charged."""
+    memory = 16_000_000
+    made = engine_with(tmp_path, CONFIG, memory)
+    told = load(made, tensors, engine="llama")
+    assert told.engine == "llama", told.why
+    runner = made._stages["0-6-bf16"].runner
+    assert isinstance(runner, Reserving)
+
+    def taken() -> int:
+        return told.bytes + made._room.activations + runner.reserved_bytes + sum(sorted(runner.scratch)[:-1])
+
+    def open_one(name: str, positions: int) -> bool:
+        given = api.OpenSequence(stage="0-6-bf16", session=name, tokens_max=positions, sampling=Sampling())
+        try:
+            made.open_sequence(given)
+        except Busy:
+            return False
+        assert taken() <= memory
+        return True
+
+    opened = [f"s{number}" for number in range(300) if open_one(f"s{number}", 5 + number % 40)]
+    assert 2 <= len(opened) < 300
+    assert made.usage().kv >= runner.reserved_bytes
+    for name in opened:
+        made.close_sequence(api.CloseSequence(session=name))
+    assert open_one("long", 1000)
+    assert {positions for positions, bucket in runner._buckets.items() if bucket.slots} == {1024}  # type: ignore[attr-defined]

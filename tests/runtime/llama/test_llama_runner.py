@@ -144,6 +144,44 @@ def test_a_sequence_grows_out_of_its_bucket_and_loses_nothing(tmp_path: Path) ->
     made.close()
 
 
+@pytest.mark.parametrize("cuts", [[0, 6], [0, 2, 6]], ids=["whole", "two"])
+def test_what_is_charged_is_what_contexts_report(cuts: list[int], tmp_path: Path) -> None:
+    made = Made(tmp_path, {}, cuts)
+    for runner in made.runners:
+        runner.give_back()
+        assert (runner.reserved_bytes, runner.scratch) == (0, [])
+        slot = 0
+        for positions, count in ((40, 1), (256, 4), (257, 2), (900, 1), (100, 5)):
+            for _ in range(count):
+                before, told = runner.reserved_bytes, runner.bytes_to_seat(positions)
+                runner.seat(slot, positions)
+                slot += 1
+                contexts = [bucket.context for bucket in runner._buckets.values()]
+                # It tells hundredths of a MiB.
+                assert abs(runner.reserved_bytes - sum(context.kv_bytes for context in contexts)) <= len(contexts) * 2**20 / 190
+                assert 0 < min(runner.scratch) <= max(runner.scratch) <= runner.scratch_each
+                assert told == 0 or told >= runner.place_bytes(positions)
+                assert runner.reserved_bytes - before <= told
+        assert {positions: len(bucket.slots) for positions, bucket in runner._buckets.items()} == {256: 10, 512: 2, 1024: 1}
+        for one in range(slot):
+            runner.release(one)
+        runner.give_back()
+        assert runner.reserved_bytes == 0
+    made.close()
+
+
+def test_a_seated_sequence_stays_where_it_is(made: Made) -> None:
+    (runner,) = made.runners
+    tokens = [(7 * at) % 120 for at in range(700)]
+    wanted = made.run([Row(1, 0, 700, tokens, 1)])
+    runner.seat(0, 700)
+    taken = runner.reserved_bytes
+    made.run([Row(0, 0, 200, tokens[:200], 0)])
+    got = made.run([Row(0, 200, 500, tokens[200:], 1)])
+    assert runner.reserved_bytes == taken
+    assert near(got[0], wanted[0], 0.1)
+
+
 def test_going_back_and_on_again(made: Made) -> None:
     first = made.run([Row(0, 0, 5, [5, 9, 77, 30, 2], 1)])
     made.run([Row(0, 5, 2, [1, 1], 1)])
