@@ -1,20 +1,25 @@
 """What has been measured of stages: seconds a token takes in a layer, seconds a step waits for its turn. Nothing measured is None.
 
 A figure names who measured it: `StageFigures` are this node's own, of the steps it ran for anyone; `PeerFigures` what other nodes said of
-theirs in sessions that this node had with them. Means that forget: half of what counts is of the last few dozen steps.
+theirs in sessions that this node had with them. Means that forget: half of what counts is of the last few dozen steps. A stage that nobody
+asks would keep a bad first figure for ever, and so never be asked: it is measured again, and what was said of it counts for ten minutes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from protocol.ids import PeerId
 
 WEIGHT = 0.1
 WAIT_FORGOTTEN = 30.0
 """Seconds after which a wait says nothing of now."""
+STALE = 60.0
+"""Seconds without a step after which a stage's own speed is worth measuring again."""
+LAYER_FORGOTTEN = 600.0
 MAX_PEERS = 1_024
 MOST = 60.0
 
@@ -26,11 +31,21 @@ class StageFigures:
         self.layer: float | None = None
         self._wait: float | None = None
         self._waited_at = 0.0
+        self._stepped_at: float | None = None
+
+    def measured(self, layers: int, computed: Sequence[float], now: float) -> None:
+        """Steps of one token each that were made to be measured: the middle one, since any of them may have met other work."""
+        self.layer = median(computed) / max(1, layers) or None
+        self._stepped_at = now
+
+    def stale(self, now: float) -> bool:
+        return self._stepped_at is None or now - self._stepped_at > STALE
 
     def step(self, count: int, layers: int, computed: float, took: float, now: float) -> None:
         """A step of `count` tokens through `layers`: seconds of arithmetic, and from its asking to its answer."""
         if count == 1 and layers > 0 and computed > 0:
             self.layer = _mean(self.layer, computed / layers)
+            self._stepped_at = now
         self._wait = _mean(self.queue(now), max(0.0, took - computed))
         self._waited_at = now
 
@@ -68,9 +83,9 @@ class PeerFigures:
         while len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)
 
-    def layer(self, peer: PeerId) -> float | None:
+    def layer(self, peer: PeerId, now: float) -> float | None:
         known = self._peers.get(peer)
-        return known.layer if known else None
+        return known.layer if known and now - known.at <= LAYER_FORGOTTEN else None
 
     def queue(self, peer: PeerId, now: float) -> float | None:
         known = self._peers.get(peer)

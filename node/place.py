@@ -82,23 +82,38 @@ class Placer:
                 return
         self._placing += 1
         try:
-            encoded = await self._encode(located, group, source, compression, known, tally)
-            fresh = known
-            if known is None or encoded.encoding != known.id:
-                if known is not None and tally.nodes(group) >= tally.enough:
-                    # Its missing shards can't be made again here (another version compresses otherwise): it stays as durable as it is.
-                    await self._transfer.drop_staged(EncodingId(encoded.encoding))
-                    return
-                fresh = await self._begin_anew(located, group, encoded.envelope, tally)
-            assert fresh is not None
-            await self._push_all(located, group, fresh, tally, on_shard)
-            await self._transfer.drop_staged(fresh.id)
+            life = self._transfer.life
+            try:
+                await self._code_and_put(located, group, source, compression, known, tally, on_shard)
+            except MfError as error:
+                if self._transfer.alive(life):
+                    raise
+                log.warning("group %d is coded again: %s", group, error)
+            if not self._transfer.alive(life) and len(tally.durable.get(group, ())) < tally.n:
+                # What was staged went with it; what is durable stays, and the same encoding comes out again.
+                known = next((one for one in located.encodings.get(group, ()) if one.signer == self.me), known)
+                await self._code_and_put(located, group, source, compression, known, tally, on_shard)
         except asyncio.CancelledError:
             self._sweep_again()
             raise
         finally:
             self._placing -= 1
             await self._swept()
+
+    async def _code_and_put(
+        self, located: Located, group: int, source: Source, compression: str, known: KnownEncoding | None, tally: Tally, on_shard: OnShard
+    ) -> None:
+        encoded = await self._encode(located, group, source, compression, known, tally)
+        fresh = known
+        if known is None or encoded.encoding != known.id:
+            if known is not None and tally.nodes(group) >= tally.enough:
+                # Its missing shards can't be made again here (another version compresses otherwise): it stays as durable as it is.
+                await self._transfer.drop_staged(EncodingId(encoded.encoding))
+                return
+            fresh = await self._begin_anew(located, group, encoded.envelope, tally)
+        assert fresh is not None
+        await self._push_all(located, group, fresh, tally, on_shard)
+        await self._transfer.drop_staged(fresh.id)
 
     def _sweep_again(self) -> None:
         """Coding that is stopped ends a moment later in its own process, and may have staged its last shards then."""

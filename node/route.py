@@ -224,7 +224,7 @@ class Router:
         if best is None or best.here:
             return None
         peer, now = PeerId(best.peer), time.monotonic()
-        road = Road(peer, 0, shape.layers, best.rtt, self._figures.layer(peer), self._figures.queue(peer, now))
+        road = Road(peer, 0, shape.layers, best.rtt, self._figures.layer(peer, now), self._figures.queue(peer, now))
         return Fresh(road, weights, tokens_max)
 
     def fits(self, located: Located, first: int, end: int, tokens_max: int, precision: str, beside: Iterable[StageSpec] = ()) -> set[str]:
@@ -247,7 +247,7 @@ class Router:
             peer = self._swarm.peer(view.peer) if view.serves and view.peer != self._me else None
             if peer is not None:
                 figures = self._figures
-                found += roads(view, precision, peer.rtt, figures.layer(view.peer), figures.queue(view.peer, now))
+                found += roads(view, precision, peer.rtt, figures.layer(view.peer, now), figures.queue(view.peer, now))
         return found
 
     def _taken(self, stages: Collection[StageSpec]) -> list[Road]:
@@ -257,7 +257,7 @@ class Router:
             peer = PeerId(stage.peer)
             view, figures = self._swarm.peer(peer), self._figures
             rtt = 0.0 if peer == self._me else view.rtt if view is not None else None
-            found.append(Road(peer, stage.first, stage.end, rtt, figures.layer(peer), figures.queue(peer, now)))
+            found.append(Road(peer, stage.first, stage.end, rtt, figures.layer(peer, now), figures.queue(peer, now)))
         return found
 
     def queue(self, peer: PeerId) -> float | None:

@@ -4,7 +4,8 @@
 a span is told before it loads, so that of many who come at once each sees what the others take. One span of one model at a time: a model
 of which shards lie here (its bytes are half-way here already), else one by a publisher whom the owner trusts; the one whose least served
 layer has the fewest servers. Its own sessions need the memory first: a stage that was let go for them is no longer told of, and is
-loaded again when there is room. A stage's speed is measured on a few tokens when it is loaded, then on all steps it runs.
+loaded again when there is room. A stage's speed is measured on a few tokens when it is loaded, then on all steps it runs, and on a few
+again where it ran none for a while.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class LayerServer:
         if served is None:
             return
         if served is self.served and self._room.holds(served.located, served.span.first, served.span.end, PRECISION):
+            if self._figures.stale(self._clock()):
+                await self._load(served)
             self._tell(served)  # its speed may have changed
             return
         await self._take(served)
@@ -126,12 +129,9 @@ class LayerServer:
                 log.info("a stage is served unmeasured: %s", error)
 
     async def _measure(self, served: Served, session: str) -> None:
-        for position in range(MEASURED):
-            began = self._clock()
-            done = await self._worker.step(self._one_token(served, session, position))
-            if position:  # the first one warms up
-                now = self._clock()
-                self._figures.step(1, served.span.end - served.span.first, done.seconds, now - began, now)
+        took = [(await self._worker.step(self._one_token(served, session, position))).seconds for position in range(MEASURED)]
+        # The first one warms up.
+        self._figures.measured(served.span.end - served.span.first, took[1:], self._clock())
 
     def _one_token(self, served: Served, session: str, position: int) -> Step:
         """Anything will do: every token takes the same."""

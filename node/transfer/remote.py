@@ -108,6 +108,15 @@ class Transfer:
             raise
         self._standing.set()
 
+    @property
+    def life(self) -> object:
+        """One from its start to its end, to be compared."""
+        return self._channel
+
+    def alive(self, life: object) -> bool:
+        """Whether it is still in that life: what was staged in another is gone."""
+        return self._channel is life and self._channel is not None and not self._channel.closed.is_set()
+
     async def restart(self) -> None:
         """After `ended`: a new process on the same port, since peers know that one. Errors as of `start`; may be tried again."""
         await self.stop()
@@ -144,6 +153,8 @@ class Transfer:
     async def _call(self, method: str, params: Any, kind: Any, fds: Sequence[int] = (), timeout: float | None = CALL_WITHIN) -> Any:
         if self._channel is None:
             raise Unavailable("the transfer process isn't started")
+        if self._channel.closed.is_set() and not self._stopping:
+            self._standing.clear()  # its end is heard on the channel before its death is known
         await self._restarted()
         return await self._channel.call(method, params, kind, fds=fds, timeout=timeout)
 

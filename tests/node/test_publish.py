@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from node import publish
+from node.channel import ChannelClosed
 from node.publish import PublishRequest
 from protocol.errors import BadInput, StorageFull
 from protocol.ids import EncodingId, model_from
@@ -132,6 +133,23 @@ async def test_a_rest_ends_with_the_next_publish_and_with_the_node(
         assert six.board.cards
     assert not node.unfinished.lines()
     assert not node.transfer.staged
+
+
+@pytest.mark.parametrize("dies_at", [("encode", 1), ("push", 1), ("push", 4)])
+async def test_a_transfer_process_that_dies_costs_a_group_coded_again(six: VerbSwarm, model: Path, dies_at: tuple[str, int]) -> None:
+    publisher = six.nodes[0]
+    publisher.transfer.dies_at = {dies_at}
+    done = await publisher.publish(model)
+    assert (done["durable"], done["survives_losses"]) == (6 * done["groups"], 4)
+    assert not publisher.transfer.staged
+    assert len(publisher.transfer.encoded) > done["groups"]
+
+
+async def test_one_that_dies_again_and_again_is_an_error(six: VerbSwarm, model: Path) -> None:
+    six.nodes[0].transfer.dies_at = {("encode", at) for at in range(1, 100)}
+    with pytest.raises(ChannelClosed):
+        await six.nodes[0].publish(model)
+    assert lying(six) == 0
 
 
 async def test_too_few_homes_names_refusals_and_leaves_nothing(six: VerbSwarm, model: Path) -> None:

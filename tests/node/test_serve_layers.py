@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from node.figures import PeerFigures, StageFigures
+from node.figures import STALE, PeerFigures, StageFigures
 from node.locate import Located
 from node.model_cost import StageCost
 from node.route import Router
@@ -142,12 +143,26 @@ async def test_a_second_look_stays_and_tells_a_changed_speed(lenders: list[Lende
     await one.layers.look()
     before = await one.told()
     for _ in range(200):
-        one.figures.step(1, 2, 0.02, 0.02, 0.0)
+        one.figures.step(1, 2, 0.02, 0.02, time.monotonic())
     await one.layers.look()
     [after] = await one.told()
     assert (after.first, after.end, after.loaded) == (before[0].first, before[0].end, True)
     assert after.layer_us == pytest.approx(10_000, rel=0.01)
     assert len(one.worker.loads) == 1
+
+
+async def test_a_stage_that_nobody_asked_is_measured_again(lenders: list[Lender]) -> None:
+    one, now = lenders[0], 0.0
+    one.layers._clock = lambda: now
+    await one.layers.look()
+    assert len(one.worker.steps) == MEASURED
+    one.figures.layer, now = 9.0, STALE
+    await one.layers.look()
+    assert (await one.told())[0].layer_us == 9_000_000
+    now = STALE + 1
+    await one.layers.look()
+    assert (await one.told())[0].layer_us == 4000
+    assert (len(one.worker.steps), len(one.worker.loads)) == (2 * MEASURED, 1)
 
 
 async def test_a_stage_let_go_for_other_work_is_loaded_again(lenders: list[Lender]) -> None:

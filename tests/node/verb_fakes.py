@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ from node.audit_desk import AuditDesk
 from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
+from node.channel import ChannelClosed
 from node.convert_gguf import GgufConverter
 from node.fetch import Fetcher
 from node.grant_book import GrantBook
@@ -95,9 +97,28 @@ class FakeTransfer:
         """Cleared: a shard pushed here hangs."""
         self.takes.set()
         self.lie = False
+        self.dies_at: set[tuple[str, int]] = set()
+        """("encode" | "push", calls until then): there the process dies once, with all that is staged, and is started again."""
+        self.life: object = object()
+        self._calls: Counter[str] = Counter()
         self._key, self._peer, self._plane = key, peer, plane
         self._expected: dict[ShardKey, tuple[ModelId, int, str]] = {}
         plane[peer] = self
+
+    def alive(self, life: object) -> bool:
+        return self.life is life
+
+    def _staged_shard(self, encoding: bytes, shard: int) -> bytes:
+        if encoding not in self.staged:
+            raise NotFound("isn't staged here")
+        return self.staged[encoding][shard]
+
+    def _called(self, what: str) -> None:
+        self._calls[what] += 1
+        if (what, self._calls[what]) in self.dies_at:
+            self.life = object()
+            self.staged.clear()
+            raise ChannelClosed("the transfer process is gone")
 
     async def put_blob(self, data: bytes) -> bytes:
         return self.store.put_blob(data)
@@ -178,6 +199,7 @@ class FakeTransfer:
 
     async def encode_group(self, job: EncodeGroup, fds: Sequence[int]) -> Encoded:
         self.encoded.append(job.group)
+        self._called("encode")
         reader = SpanReader(job.spans, fds, job.length)
         compressed, code = choose_compression(job, reader), Code(job.k, max(job.n, job.n_max))
         shards, segments = [bytearray() for _ in range(code.n)], []
@@ -203,6 +225,7 @@ class FakeTransfer:
         return Encoded(envelope=envelope, encoding=name, shard_bytes=length, stored_bytes=length * job.n)
 
     async def push_shard(self, job: PushShard) -> None:
+        self._called("push")
         other = self._plane[PeerId(job.peer)]
         if other.refuse is not None:
             raise other.refuse
@@ -216,7 +239,7 @@ class FakeTransfer:
 
     def _outgoing(self, job: PushShard, key: ShardKey) -> bytes:
         if not job.held:
-            return self.staged[job.encoding][job.shard]
+            return self._staged_shard(job.encoding, job.shard)
         reader = self.store.open_shard(key)
         if reader is None:
             raise NotFound("isn't held here")
@@ -226,7 +249,7 @@ class FakeTransfer:
         if self.refuse is not None:
             raise self.refuse
         key = ShardKey(EncodingId(job.encoding), job.shard)
-        await self._take(key, ModelId(job.model), job.group, self._peer, self.staged[job.encoding][job.shard])
+        await self._take(key, ModelId(job.model), job.group, self._peer, self._staged_shard(job.encoding, job.shard))
 
     async def _take(self, key: ShardKey, model: ModelId, group: int, owner: str, data: bytes) -> None:
         envelope = self.store.get_blob(key.encoding)

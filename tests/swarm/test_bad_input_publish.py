@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from tests.support.processes import TOP, CommandFailed, Node, Swarm, environment
 from tests.support.synthetic import MIB, synthetic_llama
 from tests.support.wait import wait_until
+from tests.swarm import tools
 from tests.swarm.data_dirs import Stored, stored
 
 pytestmark = pytest.mark.swarm
@@ -30,7 +32,7 @@ def everywhere(swarm: Swarm) -> list[Stored]:
     return [stored(node.data_dir) for node in swarm.nodes]
 
 
-def interrupt(node: Node, arguments: tuple[str, ...], when: Any, how: Any = None) -> tuple[int, dict[str, Any]]:
+def interrupt(node: Node, arguments: tuple[str, ...], when: Any, how: Any = None, within: float = 10.0) -> tuple[int, dict[str, Any]]:
     """A command that gets Ctrl-C, or `how()` done to it, as soon as `when()`; its exit code and error."""
     command = [sys.executable, "-m", "node", "--data-dir", str(node.data_dir), "--json", *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -38,7 +40,7 @@ def interrupt(node: Node, arguments: tuple[str, ...], when: Any, how: Any = None
     try:
         wait_until(lambda: bool(when()) or process.poll() is not None, 20.0, "the moment to interrupt")
         how() if how is not None else process.send_signal(signal.SIGINT)
-        said, told = process.communicate(timeout=10.0)
+        said, told = process.communicate(timeout=within)
     finally:
         process.kill()
     assert "Traceback" not in told, told
@@ -67,6 +69,27 @@ def test_ctrl_c_in_the_middle_and_again(calm: Swarm, big: Path, tmp_path: Path) 
     assert not any(found.passing for found in after)
     wait_until(lambda: one_shard_each(node.cli("holdings", done["model_id"])), 10.0, "one shard of a group per node, as all tell it")
     interrupted_fetch(calm, done["model_id"], tmp_path)
+    forget_everywhere(calm, done["model_id"], before)
+
+
+def test_the_transfer_process_killed_in_the_middle_costs_a_group(calm: Swarm, big: Path) -> None:
+    """Whoever kills it (the system when memory is short, a fault of a library), the publish goes on."""
+    node = calm.nodes[0]
+    before = everywhere(calm)
+    pid = tools.process_of(node, tools.TRANSFER)
+    assert pid is not None
+    middle = len(before[1].shards) + 1
+    publish = ("publish", str(big), "--name", "outlived")
+    code, error = interrupt(
+        node, publish, lambda: len(stored(calm.nodes[1].data_dir).shards) >= middle, lambda: os.kill(pid, signal.SIGKILL), 60.0
+    )
+    node.event("transfer_ended", 5.0, status=-signal.SIGKILL)
+    assert code == 0, error
+    whole = everywhere(calm)
+    done = node.cli(*publish)
+    assert (done["durable"], done["peers"]) == (3 * done["groups"], 3)
+    assert everywhere(calm) == whole, "it was whole before"
+    assert not any(found.passing for found in everywhere(calm))
     forget_everywhere(calm, done["model_id"], before)
 
 
