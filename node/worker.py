@@ -2,7 +2,7 @@
 
 The worker owns torch; a crash or out-of-memory there ends nothing here. What was loaded in it is gone then, so
 `generation` counts its lives: whoever loaded a stage compares it and loads again. One that ended by itself starts again by itself: the
-next to ask would else wait for it, seconds in the middle of a reply.
+next to ask would else wait for it, seconds in the middle of a reply. Where another one stands by (node/spare_worker.py), that is at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
-import socket
-import sys
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -22,20 +18,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from node.channel import Channel, ChannelClosed
+from node.channel import Channel, ChannelClosed, Method
+from node.spare_worker import SpareWorker
 from node.turn import Turn
+from node.worker_process import STOP_SECONDS, Outfit, WorkerProcess, how_it_ended
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable
 from protocol.messages import TokenLogprob
 from runtime import interface as api
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_TOP = Path(__file__).resolve().parent.parent
-START_SECONDS = 120.0
 LOAD_SECONDS = 600.0
 CALL_SECONDS = 30.0
 STEP_SECONDS = 120.0
-_STOP_SECONDS = 2.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _REVIVED_AFTER = 2.0
@@ -55,15 +50,12 @@ class Worker:
         """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations, which what
         `device` has may bound further. Steps begun in one `turn` reach it together."""
         self._turn = turn or Turn()
-        self._parent = scratch
-        self._threads = threads
-        self._memory = memory
-        self._reuse = reuse
-        self._asked_device = device
+        self._outfit = Outfit(scratch, threads, memory, reuse, device)
+        self._methods: dict[str, Method] = {"made": self._take_made}
+        self._spare = SpareWorker(self._outfit, self._methods, self._turn)
         self._lock = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self._life: WorkerProcess | None = None
         self._channel: Channel | None = None
-        self._scratch: Path | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._revival: asyncio.Task[None] | None = None
@@ -98,7 +90,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._life.pid if self._life is not None else None
 
     def memory(self) -> int | None:
         """Bytes of memory that its process has now, as the system counts them; None where it doesn't run or that isn't told."""
@@ -150,6 +142,7 @@ class Worker:
                 await self._channel.close()
             if self._watcher is not None:
                 await self._watcher
+            await self._spare.stop()
 
     async def load_text(self, params: api.LoadText) -> api.TextLoaded:
         return await self._call("load_text", params, api.TextLoaded, LOAD_SECONDS)
@@ -257,7 +250,7 @@ class Worker:
 
     async def _tell_ended(self, done: Callable[[api.Stepped | MfError], None]) -> None:
         if self._watcher is not None:
-            await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
+            await asyncio.wait([self._watcher], timeout=STOP_SECONDS + 1)
         done(Unavailable(self._ended, hint="ask again: it starts anew"))
 
     @property
@@ -310,7 +303,7 @@ class Worker:
             answer = await channel.call(method, params, kind, fds=fds, timeout=seconds, together=together)
         except ChannelClosed:
             if self._watcher is not None:
-                await asyncio.wait([self._watcher], timeout=_STOP_SECONDS + 1)
+                await asyncio.wait([self._watcher], timeout=STOP_SECONDS + 1)
             raise Unavailable(self._ended, hint="ask again: it starts anew") from None
         except DeadlineExceeded:
             self._end_if_stuck(seconds or CALL_SECONDS)
@@ -324,8 +317,8 @@ class Worker:
     def _end_if_stuck(self, seconds: float) -> None:
         """A call may wait behind others' work; a worker that answered nobody for so long, and isn't loading, is stuck."""
         patience = LOAD_SECONDS if self._loading else seconds
-        if self._process is not None and time.monotonic() - self._answered >= patience:
-            self._process.kill()
+        if self._life is not None and time.monotonic() - self._answered >= patience:
+            self._life.kill()
 
     def _undo(self, method: str, params: Any) -> None:
         """What was asked for is done though its asker left: taken back in the same order, without waiting."""
@@ -335,99 +328,50 @@ class Worker:
             task.add_done_callback(self._undoing.discard)
 
     async def _spawn(self) -> None:
-        here, there = socket.socketpair()
-        self._parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=self._parent))
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "runtime.worker",
-                str(there.fileno()),
-                pass_fds=[there.fileno()],
-                env=self._environment(self._scratch),
-                cwd=self._scratch,
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        except OSError as error:
-            here.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            raise Unavailable(f"the worker can't be started: {error.strerror}") from error
-        finally:
-            there.close()
-        self._begun, self._stopping = time.monotonic(), False
+        life = self._spare.take() or await WorkerProcess.spawn(self._outfit, self._methods, self._turn)
+        self._life, self._begun, self._stopping = life, time.monotonic(), False
         self.generation += 1
-        channel = Channel(here, {"made": self._take_made}, "worker", self._turn)
-        channel.start()
-        self._watcher = asyncio.create_task(self._watch(self._process, channel, self._scratch), name="worker watcher")
+        self._watcher = asyncio.create_task(self._watch(life), name="worker's end")
         try:
-            await self._configure(channel, self._scratch)
+            await self._configure(life)
         except BaseException:
-            await channel.close()
+            await life.channel.close()
             raise
-        self._channel, self._answered = channel, time.monotonic()
+        self._channel, self._answered = life.channel, time.monotonic()
+        if self.device is not None and self.device.name == "cpu":
+            self._spare.ask()
 
-    async def _configure(self, channel: Channel, scratch: Path) -> None:
-        config = api.WorkerConfig(
-            scratch=str(scratch), threads=self._threads, memory=self._memory, reuse=self._reuse, device=self._asked_device
-        )
+    async def _configure(self, life: WorkerProcess) -> None:
+        stood_by = life.told is not None
         try:
-            answer = await channel.call("configure", config, api.Configured, timeout=START_SECONDS)
+            told = life.told or await life.configure(self._outfit)
         except (ChannelClosed, DeadlineExceeded):
-            await channel.close()
+            await life.channel.close()
             if self._watcher is not None:
                 await self._watcher
             raise Unavailable(self._ended, hint="is torch installed in this environment?") from None
-        self.sandbox, self.device = answer.sandbox, answer.device
+        self.sandbox, self.device = told.sandbox, told.device
         seconds = time.monotonic() - self._begun
-        log.info("worker started in %.1f s", seconds, extra={"event": "worker_started", "fields": {"pid": self.pid, "seconds": seconds}})
+        fields = {"pid": life.pid, "seconds": seconds, "stood_by": stood_by}
+        log.info("worker started in %.1f s", seconds, extra={"event": "worker_started", "fields": fields})
 
-    def _environment(self, scratch: Path) -> dict[str, str]:
-        """Nothing of the node's but what finds the code: no keys, no proxies, no tokens."""
-        search = os.pathsep.join(filter(None, [str(_TOP), os.environ.get("PYTHONPATH")]))
-        return {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": search,
-            "HOME": str(scratch),
-            "TMPDIR": str(scratch),
-            "LANG": "C.UTF-8",
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "HF_HOME": str(scratch / "hf"),
-            "TOKENIZERS_PARALLELISM": "false",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin for long starve each other where the cores are shared
-            "GOMP_SPINCOUNT": "5000",  # some microseconds: a step waits hundreds of times, and to be woken takes longer than that
-            "OMP_NUM_THREADS": str(self._threads),
-            "MKL_NUM_THREADS": str(self._threads),
-            "PYTHONNOUSERSITE": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-
-    async def _watch(self, process: asyncio.subprocess.Process, channel: Channel, scratch: Path) -> None:
+    async def _watch(self, life: WorkerProcess) -> None:
         """Waits for the end of one worker process and tidies up behind it."""
-        await channel.closed.wait()
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                code = await process.wait()
-        except TimeoutError:
-            process.kill()
-            code = await process.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
+        code = await life.ending
         self.stages.clear()
-        self._ended = f"the worker ended ({_how(code)})"
+        self._ended = f"the worker ended ({how_it_ended(code)})"
         self.killed, self.crashed = code < 0 and not self._stopping, -code in _FAULTS
         if code == 0:
             self._failures = 0
             return
         self._hold_back()
         log.warning(self._ended, extra={"event": "worker_ended", "fields": {"code": code}})
-        if channel is self._channel and not self._stopping:
+        if life.channel is self._channel and not self._stopping:
             self._revival = asyncio.create_task(self._revive(), name="worker revival")
 
     async def _revive(self) -> None:
         """After a life in which it worked; one that can't even start is left to whoever asks."""
-        await asyncio.sleep(max(_REVIVED_AFTER, self.held_back))
+        await asyncio.sleep(max(0.0 if self._spare.ready else _REVIVED_AFTER, self.held_back))
         try:
             await self.start()
         except MfError as error:
@@ -440,15 +384,6 @@ class Worker:
         if self._failures > 1:
             pause = min(_FIRST_PAUSE * 2 ** (self._failures - 2), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + pause
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {-code}, {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
 
 
 async def _tell(channel: Channel, method: str, params: Any) -> None:

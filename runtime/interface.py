@@ -20,7 +20,8 @@ class WorkerConfig(Record):
 
     `scratch` is the one folder it may write; `threads` for torch; `memory` bytes for weights, KV and activations.
     `reuse`: whether what was computed for a prompt may serve the next one of the same account that begins alike. `device`: auto, or as
-    torch names it (runtime/device.py); a device's own memory bounds `memory`.
+    torch names it (runtime/device.py); a device's own memory bounds `memory`. `ahead`: nobody waits for it yet, it may import what its
+    first model will bring in.
     """
 
     scratch: str
@@ -28,6 +29,7 @@ class WorkerConfig(Record):
     memory: int
     reuse: bool = True
     device: str = "cpu"
+    ahead: bool = False
 
 
 class DeviceTold(Record):

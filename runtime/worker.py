@@ -21,6 +21,7 @@ import msgspec
 
 from protocol.errors import BadInput, MfError
 from runtime import interface as api
+from runtime.import_ahead import import_ahead
 from runtime.short_slice import ask_short_slice
 from runtime.worker_channel import Request, WorkerChannel, close_all
 
@@ -170,6 +171,8 @@ class Server:
         report = sandbox.enter(config.scratch, config.memory, device=taken.name)
         self._engine = engine.Engine(config, lambda notes: self._channel.tell("made", notes))
         self._kinds = self._methods(self._engine)
+        if config.ahead:
+            import_ahead()
         return api.Configured(sandbox=report, device=api.DeviceTold(name=taken.name, memory=config.memory))
 
     def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
