@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from node.channel import Method
 from node.turn import Turn
