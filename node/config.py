@@ -53,6 +53,7 @@ class NodeConfig:
     away before its shards are made anew elsewhere; `repair_bandwidth` the bytes a second that this node gives to that.
     `audits`: whether it looks that others hold what they announce. `round_trip_budget`: time per token that a route may spend on the
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
+    `spare_worker`: whether a second worker process stands by.
     `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into;
     `device`: what they are computed on. `precision`: of replies asked for over HTTP.
 
@@ -81,6 +82,7 @@ class NodeConfig:
     repair_bandwidth: int = 4_000_000
     audits: bool = True
     serve_layers: bool = True
+    spare_worker: bool = True
     reuse: bool = True
     engine: str = "auto"
     device: str = "cpu"
@@ -259,6 +261,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "repair_bandwidth": _bandwidth,
     "audits": _switch,
     "serve_layers": _switch,
+    "spare_worker": _switch,
     "reuse": _switch,
     "engine": _one_of(*ENGINES),
     "device": _device,

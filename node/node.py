@@ -142,7 +142,13 @@ class Node:
         )
         self._turn, memory = Turn(), config.max_memory or default_memory()
         self._worker = Worker(
-            data.path / "scratch", threads=os.cpu_count() or 1, memory=memory, reuse=config.reuse, device=config.device, turn=self._turn
+            data.path / "scratch",
+            threads=os.cpu_count() or 1,
+            memory=memory,
+            reuse=config.reuse,
+            device=config.device,
+            turn=self._turn,
+            spare=config.spare_worker,
         )
         self._build_verbs(config, identity, stop)
 

@@ -45,13 +45,22 @@ class Worker:
     """One worker process. Errors of every method: the worker's own, `Unavailable` when it ended, `DeadlineExceeded`."""
 
     def __init__(
-        self, scratch: Path, *, threads: int, memory: int, reuse: bool = True, device: str = "cpu", turn: Turn | None = None
+        self,
+        scratch: Path,
+        *,
+        threads: int,
+        memory: int,
+        reuse: bool = True,
+        device: str = "cpu",
+        turn: Turn | None = None,
+        spare: bool = False,
     ) -> None:
         """`scratch`: a folder of the node's in which the worker's own is made; `memory` bytes for weights, KV, activations, which what
-        `device` has may bound further. Steps begun in one `turn` reach it together."""
+        `device` has may bound further. Steps begun in one `turn` reach it together. `spare`: another one stands by, where memory allows."""
         self._turn = turn or Turn()
         self._outfit = Outfit(scratch, threads, memory, reuse, device)
         self._methods: dict[str, Method] = {"made": self._take_made}
+        self._with_spare = spare
         self._spare = SpareWorker(self._outfit, self._methods, self._turn)
         self._lock = asyncio.Lock()
         self._life: WorkerProcess | None = None
@@ -338,7 +347,7 @@ class Worker:
             await life.channel.close()
             raise
         self._channel, self._answered = life.channel, time.monotonic()
-        if self.device is not None and self.device.name == "cpu":
+        if self._with_spare and self.device is not None and self.device.name == "cpu":
             self._spare.ask()
 
     async def _configure(self, life: WorkerProcess) -> None:

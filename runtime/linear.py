@@ -12,6 +12,16 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
     int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16
            two in a byte, bf16 on the way                             other devices than the CPU; never tried on one
 
+Processors without instructions for products of bf16 or of 8-bit numbers (`runtime/processor.py`) do those one by one. Microseconds for the
+same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
+
+    bf16   F.linear                                220 / 844 / 2858 / 11470   up to three rows
+           in fp32, cast on the way                  – / 738 /  930 /  2000   from four rows on
+    int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656   a row's result doesn't depend on the others
+           `_int_mm`                              1934 / 4941 / 18697 / 73647
+           in fp32, cast on the way                364 / 738 /  842 /  2028
+    int4   `_weight_int4pack_mm_for_cpu`           140 / 276 /  681 /  2724
+
 The int8 way: an activation row is its greatest magnitude times (hi + lo / 254) / 127, hi and lo whole numbers of 8 bits;
 both go through one 8-bit multiplication, whose sums are exact, so that a row's result doesn't depend on its neighbours. That
 is closer to the stored weights than bf16 activations are, and costs what a bf16 multiplication costs. Where 8-bit products
@@ -24,11 +34,14 @@ reply would depend on its neighbours), a 4-bit head (agrees with bf16 in 81-84 %
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from runtime.processor import multiplies_bf16, multiplies_whole_numbers
 
 GROUP = 32
 """Weights of a row that share scale and zero in int4."""
@@ -39,6 +52,10 @@ _FEW = 3
 """Rows up to which int8 goes through torch's own kernel."""
 _MANY = 32
 """Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
+_FEW_ALONE = 3
+"""Rows up to which bf16 is multiplied as it is where that is done one by one."""
+_AT_ONCE = 1 << 21
+"""Weights cast at once: what they are cast into stays in the processor's cache."""
 _PACK_FOR = 64
 """Rows of activations that oneDNN is told to expect; the order of bytes that this gives is good from 1 on."""
 
@@ -57,9 +74,15 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
         return Int4(weight, bias) if weight.device.type == "cpu" else Int4Elsewhere(weight, bias)
     if precision in ("int8", "int4"):
         return Int8(weight, bias)
-    if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and _packs():
+    if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies_bf16() and _packs():
         return Packed(weight, bias)
-    return Plain(weight, bias)
+    return as_it_is(weight, bias)
+
+
+def as_it_is(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
+    """The tensor itself stays the stored form."""
+    alone = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not multiplies_bf16()
+    return Widened(weight, bias) if alone else Plain(weight, bias)
 
 
 def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
@@ -78,6 +101,29 @@ class Plain:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._weight, self._bias)
+
+
+class Widened(Plain):
+    """The same where bf16 is multiplied one by one: several rows go through fp32."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= _FEW_ALONE:
+            return super().__call__(x)
+        out = in_fp32(x, self._weight)
+        return (out if self._bias is None else out.add_(self._bias)).to(x.dtype)
+
+
+def in_fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`x` times `weight` [out, in] of any numbers in fp32, of which a part at a time is cast."""
+    wide, (rows, width) = x.float(), weight.shape
+    step = min(rows, max(1, _AT_ONCE // width))
+    if step == rows:
+        return F.linear(wide, weight.float())
+    room, out = torch.empty(step, width), torch.empty(len(x), rows)
+    for at in range(0, rows, step):
+        part = weight[at : at + step]
+        out[:, at : at + step] = F.linear(wide, room[: len(part)].copy_(part))
+    return out
 
 
 class Packed:
@@ -108,8 +154,10 @@ class Int8:
         self._scale = self._wide_scale.to(weight.dtype)
         self._bias = bias
         cpu = weight.device.type == "cpu"
-        self._exact = cpu and whole_products_are_exact()
-        self._few = _FEW if cpu and weight.dtype == torch.bfloat16 else 0
+        self._exact = cpu and multiplies_whole_numbers() and whole_products_are_exact()
+        # Where whole numbers are multiplied one by one, any number: each row by itself is worth more than the third that many would save.
+        few = _FEW if self._exact or multiplies_bf16() else sys.maxsize
+        self._few = few if cpu and weight.dtype == torch.bfloat16 else 0
         self.nbytes = self._weight.nbytes + self._wide_scale.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -159,6 +159,8 @@ class Server:
     def _configure(self, config: api.WorkerConfig) -> api.Configured:
         if self._kinds:
             raise BadInput("configure: the worker is configured already")
+        if config.ahead:
+            self._step_back()
         import transformers
 
         from runtime import device, engine, sandbox

@@ -26,7 +26,7 @@ SLACK = 3
 async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     monkeypatch.setattr(spare_worker, "AFTER", 0.0)
     monkeypatch.setattr(spare_worker, "FREE", 0)
-    made = Worker(tmp_path / "scratch", threads=1, memory=50_000_000)
+    made = Worker(tmp_path / "scratch", threads=1, memory=50_000_000, spare=True)
     yield made
     await made.stop()
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -87,7 +87,7 @@ async def test_there_is_none_where_memory_is_short_or_it_cant_start(worker: Work
 async def test_a_node_that_stops_meanwhile_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spare_worker, "AFTER", 0.0)
     monkeypatch.setattr(spare_worker, "FREE", 0)
-    worker = Worker(tmp_path / "scratch", threads=1, memory=50_000_000)
+    worker = Worker(tmp_path / "scratch", threads=1, memory=50_000_000, spare=True)
     await worker.ping()
     folders = tmp_path / "scratch"
     await until(lambda: len(list(folders.iterdir())) == 2, 10.0, "another one is being made")

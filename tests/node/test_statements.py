@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.errors import BadInput
 from protocol.messages import Checked, OpenSession, Sampling, StageSpec
 from protocol.prints import PRINT_BYTES, Prints, open_prints, seal_prints, token_print
-from runtime.fingerprint import Printer, compare
+from runtime.fingerprint import SAME, Printer, compare, distances
 from runtime.interface import UNCHECKED, Step, Stepped
 from runtime.memory import TRAVELS
 from runtime.trial import StageRows
@@ -41,7 +41,8 @@ def statements(request: OpenSession) -> Statements:
 
 
 def raw(start: int, count: int, salt: float = 0.0) -> bytes:
-    rows = np.arange(start, start + count, dtype="<f4")[:, None] + np.linspace(0.5, 2 + salt, HIDDEN, dtype="<f4")
+    """Rows that are unlike their neighbours."""
+    rows = np.sin(2.4 * np.arange(start, start + count)[:, None] + np.linspace(0.5, 2 + salt, HIDDEN))
     return rows.astype("<f4").tobytes()
 
 
@@ -85,8 +86,12 @@ def test_every_row_is_told_once_in_order(counts: list[int]) -> None:
     assert sum(prints.count for prints in found) == total
     if total:
         printer = Printer(KEY, HIDDEN)
-        assert b"".join(prints.inputs for prints in found) == printer.of(raw(0, total), "fp32")
-        assert b"".join(prints.outputs or b"" for prints in found) == printer.of(raw(0, total, 1.0), "fp32")
+        # Not to the last bit: sums of many rows at once may be added up in another order. Rows differ by more than that.
+        for told, wanted in (
+            (b"".join(prints.inputs for prints in found), 0.0),
+            (b"".join(prints.outputs or b"" for prints in found), 1.0),
+        ):
+            assert distances(told, printer.of(raw(0, total, wanted), "fp32")).max() < SAME
 
 
 def test_single_tokens_share_a_signature() -> None:

@@ -12,7 +12,7 @@ from protocol import limits
 from tests.protocol.bombs import BOMBS
 from tests.support.processes import TOP, environment
 
-SECONDS, MEMORY, SLACK = 0.1, 64 * limits.MIB, 3
+SECONDS, MEMORY, SLACK = 0.2, 64 * limits.MIB, 3
 
 
 @pytest.mark.parametrize("name", BOMBS)

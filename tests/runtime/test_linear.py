@@ -60,6 +60,7 @@ def test_a_head_has_8_bits_or_more(precision: str) -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_int8_without_exact_products(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "whole_products_are_exact", lambda: exact)
+    monkeypatch.setattr(linear, "multiplies_whole_numbers", lambda: True)
     monkeypatch.setattr(linear, "head_is_exact", lambda: False)
     weight, x = matrix(), rows(9)
     right = x.float() @ stored(weight, "int8").T
@@ -71,6 +72,32 @@ def test_int8_without_exact_products(exact: bool, monkeypatch: pytest.MonkeyPatc
 def test_a_row_does_not_depend_on_its_neighbours(precision: str) -> None:
     made, x = make_linear(matrix(), None, precision), rows(20)
     assert torch.equal(made(x)[4:12], made(x[4:12]))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("at_once", [1 << 21, 5 * WIDTH])
+def test_bf16_where_it_is_multiplied_one_by_one(at_once: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows as they are, more in fp32, a part of the weights at a time: the same numbers but for their last bit."""
+    monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(linear, "_AT_ONCE", at_once)
+    weight, added = matrix(), torch.randn(OUT).bfloat16() if bias else None
+    made = make_linear(weight, added, "bf16")
+    assert isinstance(made, linear.Widened)
+    assert made.nbytes == weight.nbytes
+    for count in (1, 3, 4, 70):
+        x = rows(count)
+        right = x.float() @ weight.float().T + (0 if added is None else added.float())
+        got = made(x)
+        assert got.dtype == torch.bfloat16
+        assert float((got.float() - right).norm() / right.norm()) < 0.004
+
+
+def test_int8_where_it_is_multiplied_one_by_one_takes_each_row_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("multiplies_bf16", "multiplies_whole_numbers", "head_is_exact"):
+        monkeypatch.setattr(linear, name, lambda: False)
+    x = rows(70)
+    for made in (make_linear(matrix(), None, "int8"), make_head(matrix(), None, "int8")):
+        assert torch.equal(made(x), torch.cat([made(x[at : at + 1]) for at in range(len(x))]))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -33,11 +33,20 @@ class CommandFailed(AssertionError):
 
 def environment(**more: str) -> dict[str, str]:
     """This environment without the user's node settings. No layers are served unasked: they would change routes under a test's feet.
+    No second worker stands by, which would take a core for some seconds.
 
     torch alone, whose texts are compared with transformers' own; what llama.cpp is for has tests that ask for it.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MF_") or name == "MF_CACHE"}
-    return {**kept, "PYTHONPATH": str(TOP), "PYTHONUNBUFFERED": "1", "MF_SERVE_LAYERS": "false", "MF_ENGINE": "torch", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(TOP),
+        "PYTHONUNBUFFERED": "1",
+        "MF_SERVE_LAYERS": "false",
+        "MF_SPARE_WORKER": "false",
+        "MF_ENGINE": "torch",
+        **more,
+    }
 
 
 def mf_node(*arguments: str, timeout: float = 30.0, **env: str) -> subprocess.CompletedProcess[str]:

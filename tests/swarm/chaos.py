@@ -184,7 +184,7 @@ def begin(folder: Path, sessions: int, precision: str) -> tuple[Path, list[str],
 def chaos(folder: Path, sessions: int, precision: str = "fp32"):  # type: ignore[no-untyped-def]
     """A swarm with the model in it, ready to be disturbed."""
     model, prompts, options = begin(folder, sessions, precision)
-    with Swarm(folder, 5, *options, env={"MF_AUDITS": "false"}) as swarm:
+    with Swarm(folder, 5, *options, env={"MF_AUDITS": "false", "MF_SPARE_WORKER": "true"}) as swarm:
         told = swarm.nodes[0].cli("publish", str(model), "--name", "deep", "--k", "2", "--n", "5", "--compression", "raw")
         for node in swarm.nodes:
             wait_until(lambda node=node: node.cli("models", "deep")["models"] != [], 20.0, "every node knows the model")

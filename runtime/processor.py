@@ -1,0 +1,49 @@
+"""What this machine's processor multiplies quickly, found out by trying: each kernel of torch works everywhere, on some processors by a
+loop over single numbers.
+
+Flags of the processor don't tell: kernels come from oneDNN, FBGEMM or torch itself, by rules of their own. What is compared differs
+by a factor of three and more either way on the machines seen (Zen 3, Zen 4), so that a busy moment doesn't turn it: a reply
+shouldn't change with the weather. Once a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+_ROWS, _WIDTH = 32, 768
+_TRIES = 5
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether several rows of bf16 are multiplied about as quickly as in fp32."""
+    weight, x = torch.ones(_WIDTH, _WIDTH), torch.ones(_ROWS, _WIDTH)
+    narrow_weight, narrow_x = weight.bfloat16(), x.bfloat16()
+    return _least(lambda: F.linear(narrow_x, narrow_weight)) < 2 * _least(lambda: F.linear(x, weight))
+
+
+@functools.cache
+def multiplies_whole_numbers() -> bool:
+    """Whether 8-bit numbers are multiplied faster than by torch's kernel for matrices of 8 bits and rows of bf16."""
+    weight, x = torch.ones(_WIDTH, _WIDTH, dtype=torch.int8), torch.ones(2 * _ROWS, _WIDTH, dtype=torch.int8)
+    rows, scale = torch.ones(_ROWS, _WIDTH).bfloat16(), torch.ones(_WIDTH).bfloat16()
+    try:
+        return _least(lambda: torch._int_mm(x, weight.t())) < _least(lambda: torch._weight_int8pack_mm(rows, weight, scale))
+    except RuntimeError:
+        return False
+
+
+def _least(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of some runs."""
+    found = []
+    with torch.inference_mode():
+        for _ in range(_TRIES):
+            began = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - began)
+    return min(found)
