@@ -210,7 +210,7 @@ class StageAuditor:
         if has_experts(session.located):
             return StageVerdict("undecided", "a model with experts: honest machines differ like this", found, pair, sides=sides)
         rest = [stage for at, stage in enumerate(second.stages) if at != index]
-        spec = self._another(session, run.stages[index], [peer for peer in others if peer not in pair], rest)
+        spec = self._third(session, run.stages[index], pair, others, rest)
         if spec is None:
             return StageVerdict("undecided", "there is no third to decide", found, pair, sides=sides)
         third = await self._again(session, [*second.stages[:index], spec, *second.stages[index + 1 :]])
@@ -219,6 +219,17 @@ class StageAuditor:
         if wrong is None:
             return StageVerdict("undecided", "a third agrees with neither of the two", found, _peers(sides), sides=sides)
         return StageVerdict("wrong", found.parting.value, found, _peers(sides), pair[wrong], sides=sides)
+
+    def _third(
+        self, session: Ended, stage: StageSpec, pair: tuple[PeerId, ...], others: list[PeerId], rest: list[StageSpec]
+    ) -> StageSpec | None:
+        """Somebody who wasn't in the session, else who ran other layers of it, which aren't in doubt."""
+        within = [peer for peer in self._others(session, set()) if peer not in others]
+        for asked in (others, within):
+            spec = self._another(session, stage, [peer for peer in asked if peer not in pair], rest)
+            if spec is not None:
+                return spec
+        return None
 
     def _hand_fed(self, session: Ended) -> bool:
         """Whether the first stage says it got other tokens than this node knows: the last stage may have sent it others."""

@@ -135,12 +135,24 @@ def test_without_a_third_nobody_is_blamed() -> None:
     async def test(made: World) -> None:
         made.worker(1).skips = {0}
         session = await made.session(over(made, 1, 2))
-        made.allow([made.nodes[number].peer for number in (1, 2, 3)])
+        made.allow([made.nodes[number].peer for number in (1, 3)])
         verdict = await run_audit(made, session)
         assert verdict.difference is not None
         assert (verdict.wrong, made.blames) == (None, [])
         assert "no third" in verdict.why
         assert made.told == ["undecided"]
+
+    virtually(test, 4)
+
+
+def test_where_nobody_else_is_left_who_ran_other_layers_decides() -> None:
+    async def test(made: World) -> None:
+        made.worker(1).skips = {0}
+        session = await made.session(over(made, 1, 2))
+        made.allow([made.nodes[number].peer for number in (1, 2, 3)])
+        verdict = await run_audit(made, session)
+        assert verdict.sides["third"][0] == made.nodes[2].peer
+        assert verdict.wrong == made.nodes[1].peer
 
     virtually(test, 4)
 
