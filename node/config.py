@@ -31,6 +31,7 @@ COMPRESSIONS = ("auto", "raw", "fast")
 HTTP_ACCESS = ("auto", "open", "keyed")
 TLS = ("none", "auto")
 ENGINES = ("auto", "torch", "llama")
+COMPILE = ("off", "background")
 PRECISIONS = ("bf16", "fp32", "int8", "int4", "q8_0", "q4_1")
 
 _DEFAULT_STORAGE = 20 * 10**9
@@ -55,7 +56,8 @@ class NodeConfig:
     network. `serve_layers`: whether a node that lends compute keeps layers loaded for others.
     `spare_worker`: whether a second worker process stands by.
     `reuse`: whether what was computed for a prompt may serve the next one that begins alike. `engine`: what models are loaded into;
-    `device`: what they are computed on. `precision`: of replies asked for over HTTP.
+    `device`: what they are computed on; `compile` off|background: whether layers are compiled for single rows. `precision`: of replies
+    asked for over HTTP.
 
     `http_access`: whether inference and public lists need a credential (auto: beyond loopback they do). `tls`, `insecure_http` and
     `behind_proxy` say what protects a listener beyond loopback; `hosts` and `origins` which names it is called by and which pages may call.
@@ -86,6 +88,7 @@ class NodeConfig:
     reuse: bool = True
     engine: str = "auto"
     device: str = "cpu"
+    compile: str = "off"
     precision: str = "bf16"
     http_access: str = "auto"
     tls: str = "none"
@@ -265,6 +268,7 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "reuse": _switch,
     "engine": _one_of(*ENGINES),
     "device": _device,
+    "compile": _one_of(*COMPILE),
     "precision": _one_of(*PRECISIONS),
     "http_access": _one_of(*HTTP_ACCESS),
     "tls": _one_of(*TLS),

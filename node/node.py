@@ -27,6 +27,8 @@ from node.blobs import BlobServer
 from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.classify import Classifier
+from node.compile_layers import LayerCompiler
+from node.compiled_cache import CompiledCache
 from node.config import NodeConfig, split_address
 from node.convert_gguf import PREFIX, GgufConverter
 from node.data_dir import DataDir
@@ -150,6 +152,9 @@ class Node:
             turn=self._turn,
             spare=config.spare_worker,
         )
+        self._compiler = LayerCompiler(self._worker, CompiledCache(data.path / "compiled"), data.path / "scratch")
+        if config.compile == "background":
+            self._worker.on_loaded = self._compiler.loaded
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
@@ -322,7 +327,7 @@ class Node:
         await self._stage_auditor.close()
         self._evidence.close()
         steps = asyncio.gather(self._steps.close(), self._links.stop(), return_exceptions=True)
-        parts = (self._worker.stop(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
+        parts = (self._worker.stop(), self._compiler.close(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
         await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -85,6 +85,7 @@ class Worker:
         self.sandbox: dict[str, str] = {}
         self.device: api.DeviceTold | None = None
         """What it computes on, once it has said so."""
+        self.on_loaded: Callable[[str, api.StageLoaded], None] = lambda _stage, _told: None
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
 
@@ -169,7 +170,13 @@ class Worker:
         finally:
             self._loading -= 1
         self.stages[params.stage] = loaded
+        self.on_loaded(params.stage, loaded)
         return loaded
+
+    async def take_compiled(self, stage: str, fds: Sequence[int], lengths: Sequence[int]) -> api.CompiledTaken:
+        """`fds` stay the caller's to close."""
+        params = api.TakeCompiled(stage=stage, lengths=list(lengths))
+        return await self._call("take_compiled", params, api.CompiledTaken, fds=fds)
 
     async def unload(self, stage: str) -> None:
         self.stages.pop(stage, None)

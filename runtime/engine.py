@@ -22,6 +22,7 @@ import torch
 from protocol.errors import BadInput, MfError, NotFound
 from protocol.messages import Sampling
 from protocol.sampling_check import check_sampling
+from runtime import compiled
 from runtime import interface as api
 from runtime.drafting import Drafter
 from runtime.engine_room import EngineRoom
@@ -102,7 +103,12 @@ class Engine:
         told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
         told.engine, told.why = loaded.engine, loaded.why
         told.runs = loaded.runner.precision if loaded.runner is not None else params.precision
+        told.compilable = compiled.compilable(loaded.runner) if self._device.type == "cpu" else None
         return told
+
+    def take_compiled(self, params: api.TakeCompiled, fds: Listed[int]) -> api.CompiledTaken:
+        """Between two passes: sequences that run go on by it."""
+        return compiled.take_from(self._stage(params.stage, "take_compiled").runner, self.texts.scratch, fds, params.lengths)
 
     def unload(self, params: api.Unload) -> None:
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:

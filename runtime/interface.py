@@ -13,6 +13,7 @@ import msgspec
 
 from protocol.framing import Record
 from protocol.messages import Sampling, TokenLogprob
+from runtime.compiled_shape import LayerShape
 
 
 class WorkerConfig(Record):
@@ -94,10 +95,18 @@ class LoadStage(Record):
     engine: str = "torch"
 
 
+class Compilable(Record):
+    """`name` of the compiled form on this machine."""
+
+    name: str
+    shape: LayerShape
+
+
 class StageLoaded(Record):
     """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions.
 
-    `engine` torch or llama, as it was loaded, and `why`; `runs` the precision that its weights have.
+    `engine` torch or llama, as it was loaded, and `why`; `runs` the precision that its weights have; `compilable`: what a compiled form
+    of its layers would be; None: there can't be one.
     """
 
     bytes: int
@@ -107,6 +116,22 @@ class StageLoaded(Record):
     engine: str = "torch"
     why: str = ""
     runs: str = ""
+    compilable: Compilable | None = None
+
+
+class TakeCompiled(Record):
+    """("take_compiled", descriptors: `enter` and `leave`, the two libraries) Single rows of this stage run by them from now on, if they
+    give what its layers give."""
+
+    stage: str
+    lengths: list[int]
+
+
+class CompiledTaken(Record):
+    """`said` of what was compared, or why not."""
+
+    taken: bool
+    said: str
 
 
 class EncodeChat(Record):

@@ -7,13 +7,15 @@ keys and values lie in slabs (`kv_slabs.py`); a pass is laid out once (`lean_pas
 fifteen calls on tensors that exist already. The rotary tables are those that the model's own module gives.
 
 It is believed only after it gave what transformers gives (`lean_check.py`). The reference mode fp32 runs by transformers
-itself. Rejected: torch.compile in the sandboxed worker (needs a compiler and exec), kernels by numba (compiles at first use, no
+itself. For a row by itself the layers may be compiled, elsewhere (`compiled.py`). Rejected: kernels by numba (compiles at first use, no
 batches), CUDA graphs (nothing here to try them on). CUDA and MPS take the same code with the kernels that exist there:
 untried.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -40,7 +42,7 @@ class Norm:
     """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self._width, self._eps = weight.shape[-1], eps
+        self.weight, self._width, self._eps = weight, weight.shape[-1], eps
         self._weight = weight * sqrt(self._width)
         self._all_eps = torch.tensor(self._width * eps, device=weight.device)
         self._twice = torch.cat((weight, weight), -1) if weight.dim() == 1 else None
@@ -100,11 +102,30 @@ class Layer:
         self._act = decoder.act
         made = [_stored(matrix, precision) for matrix in (parts.qkv, parts.out, parts.gate_up, parts.down)]
         self._qkv, self._out, self._gate_up, self._down = made
+        self.inner = sum(part.weight.shape[0] for part in parts.gate_up.parts) // 2
         norms = {place: Norm(weight, decoder.eps) for place, weight in parts.norms.items()}
         self._before_attention, self._before_mlp = norms["before_attention"], norms["before_mlp"]
         self._after_attention, self._after_mlp = norms.get("after_attention"), norms.get("after_mlp")
         self._head_norm = None if parts.head_norm is None else Norm(parts.head_norm, decoder.eps)
         self.nbytes = sum(one.nbytes for one in made)
+
+    @property
+    def kind(self) -> str:
+        return self._kind
+
+    def matrices(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """qkv, out, gate and up, down."""
+        return self._qkv, self._out, self._gate_up, self._down
+
+    def norms(self) -> dict[str, Norm | None]:
+        """By place; None where this kind of layer has none."""
+        return {
+            "before_attention": self._before_attention,
+            "after_attention": self._after_attention,
+            "before_mlp": self._before_mlp,
+            "after_mlp": self._after_mlp,
+            "heads": self._head_norm,
+        }
 
     def __call__(self, x: torch.Tensor, groups: list[Alone | Together], tables: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Adds to `x` [rows, hidden] what this layer adds."""
@@ -130,6 +151,10 @@ class Layer:
         return (found[0] if len(found) == 1 else torch.cat(found)).reshape(len(heads), -1)
 
 
+OneRow = Callable[[torch.Tensor, Alone | Together, dict[str, tuple[torch.Tensor, torch.Tensor]]], torch.Tensor]
+"""`x` [1, hidden], its group, the tables by kind: to [1, hidden]."""
+
+
 class LeanRunner:
     """A `ModelRunner` over the parts of a stage."""
 
@@ -143,8 +168,10 @@ class LeanRunner:
             self._steps = [Layer(number, parts, decoder, precision) for number, parts in enumerate(decoder.layers)]
             self._norm = None if decoder.norm is None else Norm(decoder.norm, decoder.eps)
             self._head = _head(decoder, precision)
-        self._embed, self._logit_cap = decoder.embed, decoder.logit_cap
+        self._embed, self._logit_cap, self.decoder = decoder.embed, decoder.logit_cap, replace(decoder, layers=[], embed=None, head=None)
         self.keep_tails, self.tails = False, list[torch.Tensor]()
+        self.compiled: OneRow | None = None
+        """Runs all layers for a row by itself, where somebody compiled them (runtime/compiled.py)."""
         self.kept = nn.ModuleList([] if decoder.embed is None else [decoder.embed])
         """What still lies on the stage's tensors."""
         self._device = device = stage.device
@@ -163,6 +190,26 @@ class LeanRunner:
 
     def open(self, slots: int, positions: int) -> None:
         """Room is made as sequences grow."""
+
+    @property
+    def steps(self) -> list[Layer]:
+        """Its layers in order."""
+        return self._steps
+
+    @property
+    def embeds(self) -> bool:
+        return self._embed is not None
+
+    @property
+    def tops(self) -> bool:
+        """Whether it gives logits."""
+        return self._head is not None
+
+    @property
+    def rotated(self) -> int:
+        """Numbers of a head that positions turn."""
+        kind = next(iter(self._kinds))
+        return int(self._rotary.at(kind, [0], torch.zeros(1, dtype=torch.long, device=self._device))[0].shape[-1])
 
     def release(self, slot: int) -> None:
         self._slabs.release(slot)
@@ -190,8 +237,11 @@ class LeanRunner:
         x = self._enter(rows, hidden, laid)
         index = torch.tensor(laid.positions, device=self._device)
         tables = {kind: self._rotary.at(kind, laid.positions, index) for kind in self._kinds}
-        for step in self._steps:
-            step(x, laid.groups, tables)
+        if len(x) == 1 and self.compiled is not None:
+            x = self.compiled(x, laid.groups[0], tables)
+        else:
+            for step in self._steps:
+                step(x, laid.groups, tables)
         for row, place in zip(rows, places, strict=True):
             place.length = row.position + row.count
         return self._leave(rows, x, laid)

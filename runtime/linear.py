@@ -64,8 +64,12 @@ class Linear(Protocol):
     """`x` [rows, in] in bf16 (fp32 in the reference mode) to [rows, out] of the same dtype; `nbytes` held for the matrix."""
 
     nbytes: int
+    bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        """The kernel that a single row goes through, as `compiled_shape.KINDS`, and its tensors without the bias; None: none of those."""
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
@@ -96,11 +100,14 @@ class Plain:
     """The tensor itself, where it lies."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+        self._weight, self.bias = weight, bias
         self.nbytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self._weight, self.bias)
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return "plain", [self._weight]
 
 
 class Widened(Plain):
@@ -110,7 +117,7 @@ class Widened(Plain):
         if len(x) <= _FEW_ALONE:
             return super().__call__(x)
         out = in_fp32(x, self._weight)
-        return (out if self._bias is None else out.add_(self._bias)).to(x.dtype)
+        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
 
 
 def in_fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -131,12 +138,15 @@ class Packed:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_FOR)
-        self._bias = bias
+        self.bias = bias
         self._run = torch.ops.mkldnn._linear_pointwise.default
         self.nbytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x, self._weight, self._bias, "none", _NOTHING, "")
+        return self._run(x, self._weight, self.bias, "none", _NOTHING, "")
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return None
 
 
 def round_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +162,7 @@ class Int8:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._wide_scale = round_int8(weight)
         self._scale = self._wide_scale.to(weight.dtype)
-        self._bias = bias
+        self.bias = bias
         cpu = weight.device.type == "cpu"
         self._exact = cpu and multiplies_whole_numbers() and whole_products_are_exact()
         # Where whole numbers are multiplied one by one, any number: each row by itself is worth more than the third that many would save.
@@ -169,7 +179,10 @@ class Int8:
             out = _joined(products, greatest).mul_(self._wide_scale).to(x.dtype)
         else:
             out = F.linear(x, self._weight.to(x.dtype)) * self._scale
-        return out if self._bias is None else out + self._bias
+        return out if self.bias is None else out + self.bias
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return ("int8", [self._weight, self._scale]) if self._few else None
 
 
 class Int8Head:
@@ -179,14 +192,17 @@ class Int8Head:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         whole, scale = round_int8(weight)
         self._weight = _prepack(whole, scale)
-        self._bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.float()
         self._run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         self.nbytes = whole.nbytes + scale.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         both, greatest = in_two(x)
         out = _joined(self._run(both, 1.0, 128, self._weight), greatest)
-        return out if self._bias is None else out.add_(self._bias)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return None
 
 
 def in_two(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,12 +228,15 @@ class Int4:
         whole, scale, zero = round_int4(weight)
         self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
         self._scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
-        self._bias = bias
+        self.bias = bias
         self.nbytes = self._weight.nbytes + self._scales.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
-        return out if self._bias is None else out.add_(self._bias)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return "int4", [self._weight, self._scales]
 
 
 class Int4Elsewhere:
@@ -227,14 +246,17 @@ class Int4Elsewhere:
         whole, self._scale, self._zero = round_int4(weight)
         both = whole.to(torch.uint8)
         self._weight = both[:, ::2] << 4 | both[:, 1::2]
-        self._bias = bias
+        self.bias = bias
         self.nbytes = self._weight.nbytes + self._scale.nbytes + self._zero.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = len(self._weight)
         whole = torch.stack((self._weight >> 4, self._weight & 15), -1).view(rows, -1, GROUP).to(self._scale.dtype) - 8
         weight = whole * self._scale.unsqueeze(-1) + self._zero.unsqueeze(-1)
-        return F.linear(x, weight.view(rows, -1).to(x.dtype), self._bias)
+        return F.linear(x, weight.view(rows, -1).to(x.dtype), self.bias)
+
+    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
+        return None
 
 
 def round_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

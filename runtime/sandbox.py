@@ -27,10 +27,10 @@ from protocol import limits
 
 _NO_NEW_PRIVS = 38
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-_READ = 1 << 2 | 1 << 3
+_EXECUTE, _READ = 1 << 0, 1 << 2 | 1 << 3
 _WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
 _ALL = (1 << 13) - 1
-_FILE_ONLY = 1 << 1 | 1 << 2 | 1 << 14
+_FILE_ONLY = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
 _SLACK = 512 * limits.MIB
 _NOFILE = 4_096
@@ -50,6 +50,11 @@ _DENIED = {
 """execve execveat ptrace process_vm_readv process_vm_writev [fork vfork] kill tkill rt_sigqueueinfo bpf mount umount2 pivot_root
 chroot init_module finit_module delete_module kexec_load perf_event_open userfaultfd add_key request_key keyctl io_uring_setup
 setns unshare open_by_handle_at pidfd_open pidfd_getfd pidfd_send_signal"""
+
+_STARTS = {"x86_64": (59, 322, 57, 58, 62), "aarch64": (221, 281, 129)}
+"""Of these execve execveat [fork vfork] kill: what a process needs that starts others."""
+
+_COMPILERS = tuple(map(Path, ("/usr", "/bin", "/etc/alternatives", "/etc/ld.so.cache", "/proc")))
 
 _ARCH = {"x86_64": (0xC000003E, 41, 56, 317), "aarch64": (0xC00000B7, 198, 220, 277)}
 """audit architecture, numbers of socket, clone, seccomp"""
@@ -73,6 +78,17 @@ def enter(scratch: str, memory: int, readable: Sequence[Path] = (), device: str 
     devices = _NVIDIA if device.startswith("cuda") else ()
     done["landlock"] = _attempt(lambda: _landlock(Path(scratch), readable, [path for name in devices for path in Path("/dev").glob(name)]))
     done["seccomp"] = _attempt(_seccomp)
+    return done
+
+
+def enter_compiler(folder: Path) -> dict[str, str]:
+    """The same for a process that compiles (runtime/compiling.py): it may start others, which inherit all of this, run what lies under
+    Python's prefixes and the system's folders, and write into `folder` alone. No network, as above."""
+    if sys.platform != "linux":
+        return {"no_new_privs": "needs Linux", "landlock": "needs Linux", "seccomp": "needs Linux"}
+    done = {"no_new_privs": _attempt(_no_new_privs)}
+    done["landlock"] = _attempt(lambda: _landlock(folder, [path for path in _COMPILERS if path.exists()], (), run=_EXECUTE))
+    done["seccomp"] = _attempt(lambda: _seccomp(starts=True))
     return done
 
 
@@ -145,7 +161,8 @@ def _abi() -> int:
         return 0
 
 
-def _landlock(scratch: Path, readable: Sequence[Path], devices: Sequence[Path] = ()) -> str:
+def _landlock(scratch: Path, readable: Sequence[Path], devices: Sequence[Path] = (), run: int = 0) -> str:
+    """`run`: the right to start what may be read, or what is written here."""
     abi = _abi()
     if abi < 1:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -155,8 +172,8 @@ def _landlock(scratch: Path, readable: Sequence[Path], devices: Sequence[Path] =
     ruleset = _syscall(_LANDLOCK_CREATE, ctypes.c_char_p(attributes), len(attributes), 0)
     try:
         for path in [*_readable(), *readable]:
-            _allow(ruleset, path, _READ & handled)
-        _allow(ruleset, scratch, (_READ | _WRITE | _TRUNCATE) & handled)
+            _allow(ruleset, path, (_READ | run) & handled)
+        _allow(ruleset, scratch, (_READ | _WRITE | _TRUNCATE | run) & handled)
         for path in [Path("/dev/null"), *devices]:
             _allow(ruleset, path, (_READ | _WRITE) & handled)
         _syscall(_LANDLOCK_RESTRICT, ruleset, 0)
@@ -190,28 +207,29 @@ def _allow(ruleset: int, path: Path, access: int) -> None:
         os.close(folder)
 
 
-def _seccomp() -> str:
+def _seccomp(starts: bool = False) -> str:
     machine = platform.machine()
     if machine not in _ARCH:
         raise OSError(errno.ENOSYS, f"the filter isn't written for {machine}")
-    program = _program(machine)
+    program = _program(machine, starts)
     body = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(body))
     _syscall(_ARCH[machine][3], 1, 1, ctypes.c_char_p(header))
     return "on"
 
 
-def _program(machine: str) -> bytes:
-    """The filter as BPF: an instruction is (code, jump if true, jump if false, constant)."""
+def _program(machine: str, starts: bool = False) -> bytes:
+    """The filter as BPF: an instruction is (code, jump if true, jump if false, constant). `starts`: other processes may be started."""
     audit, socket, clone, _number = _ARCH[machine]
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     allow = (_RETURN, 0, 0, _ALLOW)
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, audit), refuse, (_LOAD, 0, 0, 0)]
     if machine == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), refuse]
-    for number in _DENIED[machine]:
+    for number in sorted(set(_DENIED[machine]) - set(_STARTS[machine] if starts else ())):
         code += [(_EQUAL, 0, 1, number), refuse]
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     code += [(_EQUAL, 0, 4, socket), (_LOAD, 0, 0, 16), (_EQUAL, 0, 1, 1), allow, refuse]
-    code += [(_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _CLONE_THREAD), allow, refuse]
+    if not starts:
+        code += [(_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _CLONE_THREAD), allow, refuse]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, allow])

@@ -16,7 +16,7 @@ class Texts:
     """`scratch` is the folder that their files are written to."""
 
     def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
+        self.scratch = scratch
         self._deadlines = Deadlines()
         self._texts: dict[str, ModelText] = {}
         self._streams: dict[str, TextStream] = {}
@@ -24,7 +24,7 @@ class Texts:
 
     def load_text(self, params: api.LoadText) -> api.TextLoaded:
         if params.model not in self._texts:
-            folder = self._scratch / f"model-{len(self.folders)}"
+            folder = self.scratch / f"model-{len(self.folders)}"
             write_files(folder, params.files)
             text = ModelText(folder, self._deadlines)
             self.folders[params.model], self._texts[params.model] = folder, text

@@ -71,7 +71,7 @@ class Server:
 
     def __init__(self, channel: WorkerChannel) -> None:
         self._channel = channel
-        self._kinds: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self._kinds: dict[str, tuple[Any, Callable[..., Any]]] = {}
         self._later: dict[int, str] = {}
         """Sessions by the request that waits for them."""
         self._engine: Any = None
@@ -118,8 +118,8 @@ class Server:
         kind, method = entry
         if request.method in _UNHURRIED:
             self._step_back()
-        if request.method == "load_stage":
-            return self._engine.load_stage(_params(request, api.LoadStage), request.fds)
+        if request.method in ("load_stage", "take_compiled"):
+            return method(_params(request, kind), request.fds)
         if request.method in ("step", "generate"):
             return self._begin(request, method, _params(request, kind))
         return method(_params(request, kind) if kind is not None else None)
@@ -177,11 +177,12 @@ class Server:
             import_ahead()
         return api.Configured(sandbox=report, device=api.DeviceTold(name=taken.name, memory=config.memory))
 
-    def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[..., Any]]]:
         texts = engine.texts
         return {
             "load_text": (api.LoadText, texts.load_text),
             "load_stage": (api.LoadStage, engine.load_stage),
+            "take_compiled": (api.TakeCompiled, engine.take_compiled),
             "unload": (api.Unload, engine.unload),
             "encode_chat": (api.EncodeChat, texts.encode_chat),
             "encode_text": (api.EncodeText, texts.encode_text),

@@ -22,6 +22,7 @@ from protocol.errors import MfError
 
 _PACKAGES = ("libp2p", "trio", "aiohttp", "cryptography", "blake3", "zfec", "msgspec", "msgpack", "torch", "transformers", "tokenizers")
 _SANDBOX = "import json; from runtime.sandbox import report; print(json.dumps(report(), default=str))"
+_COMPILERS = ("g++", "clang++")
 _DEVICES = "from runtime.device import found; print(', '.join(one.name for one in found()))"
 _YEAR_2025 = 1_735_689_600
 Check = dict[str, Any]
@@ -42,6 +43,7 @@ def all_checks(data_dir: Path) -> list[Check]:
         ("python", _python),
         ("packages", _packages),
         ("engines", _engines),
+        ("compiler", lambda: _compiler(config.compile if config is not None else "off")),
         ("device", lambda: _device(config.device if config is not None else "cpu")),
         ("erasure code", _isal),
         ("sandbox", _sandbox),
@@ -90,6 +92,16 @@ def _engines() -> Check:
     if why is not None:
         return _check("engines", "ok", f"torch; llama.cpp: {why}")
     return _check("engines", "ok", f"torch, llama.cpp (xllamacpp {VERSION})")
+
+
+def _compiler(asked: str) -> Check:
+    """Only `--compile background` needs one."""
+    found = next((name for name in _COMPILERS if shutil.which(name)), None)
+    if found is not None:
+        return _check("compiler", "ok", f"{found} is here, layers {'are' if asked != 'off' else 'could be'} compiled in the background")
+    if asked == "off":
+        return _check("compiler", "ok", "none here, and none is needed: layers run as they are")
+    return _check("compiler", "warn", "none here: layers run as they are", "install g++, or leave --compile off")
 
 
 def _device(asked: str) -> Check:

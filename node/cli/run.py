@@ -25,6 +25,7 @@ from node.cli.session import Session, common
 @click.option("--storage", metavar="SIZE", help="Room for shards, e.g. 20GB. [default: 20 GB, at most 10 % of what is free]")
 @click.option("--max-memory", metavar="SIZE", help="Weights, cache and activations of models run here.")
 @click.option("--engine", type=click.Choice(["auto", "torch", "llama"]), help="What models are loaded into. [default: auto]")
+@click.option("--compile", type=click.Choice(["off", "background"]), help="Compiles layers for replies one at a time. [default: off]")
 @click.option("--device", metavar="DEVICE", help="Computes on: auto, cpu, cuda, cuda:N or mps. [default: cpu]")
 @click.option("--precision", type=click.Choice(["bf16", "fp32", "int8", "int4", "q8_0", "q4_1"]), help="Of HTTP's replies. [default: bf16]")
 @click.option("--lend", type=click.Choice(["none", "storage", "compute", "both"]), help="What strangers may use. [default: storage]")

@@ -1,0 +1,150 @@
+"""Layers compiled in the background, one shape at a time, and handed to the worker that runs them.
+
+Who compiles starts others, so it isn't the worker: a process of its own (`runtime/compiling.py`), without weights, keys or network, with a
+deadline, ended with the node. A stage runs as it is until then, and for good where nothing can be compiled: `said` tells why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from node.compiled_cache import CompiledCache
+from node.worker import Worker
+from protocol.errors import DeadlineExceeded, MfError, Unavailable
+from runtime.interface import Compilable, StageLoaded
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+WITHIN = 600.0
+"""Seconds for one shape: half a minute on an idle machine."""
+_TOP = Path(__file__).resolve().parent.parent
+_SAID = 2_000
+
+
+class LayerCompiler:
+    """`loaded` is told of each stage that the worker loaded; all else follows. `scratch`: where it works, `cache`: where it keeps."""
+
+    def __init__(self, worker: Worker, cache: CompiledCache, scratch: Path, within: float = WITHIN) -> None:
+        self._worker, self._cache, self._scratch, self._within = worker, cache, scratch, within
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled-layers")
+        self._wanted: dict[str, Compilable] = {}
+        self._failed: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.said: dict[str, str] = {}
+        """By stage, what came of it."""
+
+    def loaded(self, stage: str, told: StageLoaded) -> None:
+        self.said.pop(stage, None)
+        if told.compilable is None or told.compilable.name in self._failed:
+            return
+        self._wanted[told.compilable.name] = told.compilable
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._serve(), name="compiling of layers")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False)
+
+    async def _serve(self) -> None:
+        while self._wanted:
+            name, wanted = next(iter(self._wanted.items()))
+            try:
+                await self._give(wanted)
+            except (MfError, OSError) as error:
+                self._failed.add(name)
+                log.warning("layers run uncompiled: %s", error, extra={"event": "layers_uncompiled"})
+            finally:
+                self._wanted.pop(name, None)
+
+    async def _give(self, wanted: Compilable) -> None:
+        """To all stages of that shape; compiled first where it isn't here."""
+        found = await self._blocking(lambda: self._cache.open(wanted.name))
+        if found is None:
+            await self._compile(wanted)
+            found = await self._blocking(lambda: self._cache.open(wanted.name))
+        if found is None:
+            raise Unavailable("the compiled layers can't be read back")
+        fds, lengths = found
+        try:
+            for stage in [stage for stage, told in self._worker.stages.items() if told.compilable and told.compilable.name == wanted.name]:
+                taken = await self._worker.take_compiled(stage, fds, lengths)
+                self.said[stage] = taken.said
+                event = "layers_compiled" if taken.taken else "layers_uncompiled"
+                log.info("%s: %s", stage[:80], taken.said, extra={"event": event})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _compile(self, wanted: Compilable) -> None:
+        began = time.monotonic()
+        await self._blocking(lambda: self._scratch.mkdir(parents=True, exist_ok=True))
+        folder = Path(await self._blocking(lambda: tempfile.mkdtemp(prefix="compile-", dir=self._scratch)))
+        try:
+            await self._run(wanted, folder)
+            await self._blocking(lambda: self._cache.put(wanted.name, folder))
+        finally:
+            await asyncio.shield(self._blocking(lambda: shutil.rmtree(folder, ignore_errors=True)))
+        log.info("layers compiled in %.0f s", time.monotonic() - began, extra={"event": "compiled"})
+
+    async def _run(self, wanted: Compilable, folder: Path) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "runtime.compiling", str(folder), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, env=_environment(folder), cwd=folder, start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._within):
+                _out, told = await process.communicate(msgspec.json.encode(wanted.shape))
+        except TimeoutError:
+            raise DeadlineExceeded(f"compiling a layer took over {self._within:.0f} s and was ended") from None
+        finally:
+            _end_group(process)
+        if process.returncode:
+            raise Unavailable(
+                f"a layer can't be compiled (exit code {process.returncode}): {_last(told)}", hint="is a C++ compiler installed?"
+            )
+
+    async def _blocking(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _end_group(process: asyncio.subprocess.Process) -> None:
+    """It and the compilers that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _last(told: bytes) -> str:
+    lines = told[-_SAID:].decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_TOP), os.environ.get("PYTHONPATH")])),
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "LANG": "C.UTF-8",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else a pool of processes that outlives it
+        "OMP_NUM_THREADS": "1",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
