@@ -32,6 +32,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     "doors": [{}],
     "language_pipes": [{}],
     "engine": [{}],
+    "compiled": [{}],
     "serving": [{}],
     "drafting": [{}],
     "pipeline": [{"precision": "bf16"}, {"precision": "int4"}],
