@@ -13,7 +13,7 @@ from node.ending import Ending
 from node.kept_prefixes import Prefix
 from node.network.memory import MemoryHub
 from node.pipeline import Pipeline, PipelineRequest, StageLost
-from node.stage_session import check_route
+from node.stage_checks import check_route
 from protocol.errors import BadInput
 from protocol.ids import ModelId
 from protocol.messages import Earlier, OpenSession, Sampling, StageSpec
