@@ -15,8 +15,8 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
 Processors without instructions for products of bf16 or of 8-bit numbers (`runtime/processor.py`) do those one by one. Microseconds for the
 same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
 
-    bf16   F.linear                                220 / 844 / 2858 / 11470   up to three rows
-           in fp32, cast on the way                  – / 738 /  930 /  2000   from four rows on
+    bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does
+           in fp32, cast on the way                  – / 738 /  930 /  2000   but greedy replies part from transformers'
     int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656   a row's result doesn't depend on the others
            `_int_mm`                              1934 / 4941 / 18697 / 73647
            in fp32, cast on the way                364 / 738 /  842 /  2028
@@ -52,10 +52,6 @@ _FEW = 3
 """Rows up to which int8 goes through torch's own kernel."""
 _MANY = 32
 """Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
-_FEW_ALONE = 3
-"""Rows up to which bf16 is multiplied as it is where that is done one by one."""
-_AT_ONCE = 1 << 21
-"""Weights cast at once: what they are cast into stays in the processor's cache."""
 _PACK_FOR = 64
 """Rows of activations that oneDNN is told to expect; the order of bytes that this gives is good from 1 on."""
 
@@ -80,13 +76,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
         return Int8(weight, bias)
     if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies_bf16() and _packs():
         return Packed(weight, bias)
-    return as_it_is(weight, bias)
-
-
-def as_it_is(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
-    """The tensor itself stays the stored form."""
-    alone = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not multiplies_bf16()
-    return Widened(weight, bias) if alone else Plain(weight, bias)
+    return Plain(weight, bias)
 
 
 def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
@@ -108,29 +98,6 @@ class Plain:
 
     def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
         return "plain", [self._weight]
-
-
-class Widened(Plain):
-    """The same where bf16 is multiplied one by one: several rows go through fp32."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= _FEW_ALONE:
-            return super().__call__(x)
-        out = in_fp32(x, self._weight)
-        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
-
-
-def in_fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x` times `weight` [out, in] of any numbers in fp32, of which a part at a time is cast."""
-    wide, (rows, width) = x.float(), weight.shape
-    step = min(rows, max(1, _AT_ONCE // width))
-    if step == rows:
-        return F.linear(wide, weight.float())
-    room, out = torch.empty(step, width), torch.empty(len(x), rows)
-    for at in range(0, rows, step):
-        part = weight[at : at + step]
-        out[:, at : at + step] = F.linear(wide, room[: len(part)].copy_(part))
-    return out
 
 
 class Packed:

@@ -74,24 +74,6 @@ def test_a_row_does_not_depend_on_its_neighbours(precision: str) -> None:
     assert torch.equal(made(x)[4:12], made(x[4:12]))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("at_once", [1 << 21, 5 * WIDTH])
-def test_bf16_where_it_is_multiplied_one_by_one(at_once: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows as they are, more in fp32, a part of the weights at a time: the same numbers but for their last bit."""
-    monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
-    monkeypatch.setattr(linear, "_AT_ONCE", at_once)
-    weight, added = matrix(), torch.randn(OUT).bfloat16() if bias else None
-    made = make_linear(weight, added, "bf16")
-    assert isinstance(made, linear.Widened)
-    assert made.nbytes == weight.nbytes
-    for count in (1, 3, 4, 70):
-        x = rows(count)
-        right = x.float() @ weight.float().T + (0 if added is None else added.float())
-        got = made(x)
-        assert got.dtype == torch.bfloat16
-        assert float((got.float() - right).norm() / right.norm()) < 0.004
-
-
 def test_int8_where_it_is_multiplied_one_by_one_takes_each_row_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("multiplies_bf16", "multiplies_whole_numbers", "head_is_exact"):
         monkeypatch.setattr(linear, name, lambda: False)
