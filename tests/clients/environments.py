@@ -39,12 +39,12 @@ def make(nightly: bool) -> None:
         _make_node_folder(NIGHTLY_NODE)
 
 
-def run_python(requirements: tuple[str, ...], script: Path, *arguments: str, timeout: float = 240.0) -> str:
+def run_python(requirements: tuple[str, ...], script: Path, *arguments: str, timeout: float = 900.0) -> str:
     """What a script says in that environment; AssertionError with its end when it fails."""
     return run([str(program(requirements, "python")), str(script), *arguments], timeout=timeout)
 
 
-def run_node(packages: tuple[str, ...], script: Path, *arguments: str, timeout: float = 240.0) -> str:
+def run_node(packages: tuple[str, ...], script: Path, *arguments: str, timeout: float = 900.0) -> str:
     """As `run_python`. A script is copied to where its packages are found."""
     folder = _node_folder(packages)
     assert folder.is_dir(), f"{folder} {_LACKS}"
