@@ -93,16 +93,18 @@ def piece(shape: LayerShape, part: str) -> nn.Module:
 
 
 def made_up(shape: LayerShape, part: str) -> tuple[torch.Tensor, ...]:
-    """Arguments of the right shapes, in the order of `forward`."""
-    x, norm = torch.zeros(1, shape.hidden, dtype=torch.bfloat16), torch.ones(shape.hidden)
+    """Arguments of the right shapes, in the order of `forward`. Each a tensor of its own: the compiler makes one argument of a tensor given
+    twice, and sines would be read from the cosines."""
+    x = torch.zeros(1, shape.hidden, dtype=torch.bfloat16)
     matrices = [_matrix(*both) for both in zip(shape.widths(), shape.stored, shape.biased, strict=True)]
     if part == "enter":
-        table = torch.zeros(1, 1, shape.rotated, dtype=torch.bfloat16)
+        cos, sin = (torch.zeros(1, 1, shape.rotated, dtype=torch.bfloat16) for _ in range(2))
         head_norm = [torch.ones(shape.heads + shape.kv_heads, shape.head_dim)] if shape.head_norm else []
-        return (x, table, table, norm, *head_norm, *matrices[0])
-    after = [norm] if shape.sandwich else []
+        return (x, cos, sin, torch.ones(shape.hidden), *head_norm, *matrices[0])
+    after_attention, before_mlp, after_mlp = (torch.ones(shape.hidden) for _ in range(3))
     attended = torch.zeros(1, shape.heads * shape.head_dim, dtype=torch.bfloat16)
-    return (x, attended, *matrices[1], *after, norm, *matrices[2], *matrices[3], *after)
+    first, last = ([after_attention], [after_mlp]) if shape.sandwich else ([], [])
+    return (x, attended, *matrices[1], *first, before_mlp, *matrices[2], *matrices[3], *last)
 
 
 def _matrix(size: tuple[int, int], stored: str, biased: bool) -> list[torch.Tensor]:

@@ -61,6 +61,24 @@ def test_the_parts_give_what_the_layers_give(name: str, precision: str, tmp_path
         assert runner.compiled is None
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_no_two_arguments_are_one_tensor(part: str) -> None:
+    """The compiler would make one argument of them, and leave the other unread."""
+    shape = msgspec.structs.replace(SHAPE, head_norm=True, sandwich=True, stored=("plain",) * 4, biased=(True,) * 4)
+    given = compiled_piece.made_up(shape, part)
+    assert len({one.data_ptr() for one in given}) == len(given)
+
+
+@pytest.mark.parametrize("wrong", range(12))
+def test_one_row_that_is_no_number_is_enough(wrong: int, tmp_path: Path) -> None:
+    runner, rows = runners(tmp_path, "llama", "int8", 1)[0], iter(range(12))
+    shape = shape_of(runner)
+    assert shape is not None
+    made = Compiled(as_written(shape), runner.steps)
+    with pytest.raises(Unlike, match="other numbers"):
+        _compare(runner, lambda *given: made(*given) * (float("nan") if next(rows) == wrong else 1))
+
+
 def test_wrong_numbers_are_not_taken(tmp_path: Path) -> None:
     runner = runners(tmp_path, "llama", "int8", 1)[0]
     shape = shape_of(runner)
