@@ -23,6 +23,7 @@ KNOWN = "≥ 1.26 × known of torch.compile"
 
 def measure(bench: Bench, precision: str, rounds: int) -> dict[str, Any]:
     from runtime import compiled, compiling
+    from runtime.lean_shape import Unlike
 
     runner = bench.runner(precision)
     shape = compiled.shape_of(runner)
@@ -32,7 +33,11 @@ def measure(bench: Bench, precision: str, rounds: int) -> dict[str, Any]:
         began = time.perf_counter()
         for part in PARTS:
             compiling.compile_part(shape, part, Path(place))
-        seconds, said = time.perf_counter() - began, compiled.take(runner, Path(place))
+        seconds = time.perf_counter() - began
+        try:
+            said = compiled.take(runner, Path(place))
+        except Unlike as unlike:
+            return {"said": str(unlike), "compiling seconds": round(seconds, 1)}
     made, prompt = runner.compiled, bench.words[:64]
     took: dict[str, list[float]] = {"hf": [], "as it is": [], "compiled": []}
     for _ in range(rounds):

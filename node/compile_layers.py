@@ -62,24 +62,29 @@ class LayerCompiler:
 
     async def _serve(self) -> None:
         while self._wanted:
-            name, wanted = next(iter(self._wanted.items()))
+            # Taken out first: a stage that loads meanwhile puts it in again.
+            _name, wanted = self._wanted.popitem()
             try:
-                await self._give(wanted)
+                await self._give(wanted, *await self._found(wanted))
             except (MfError, OSError) as error:
-                self._failed.add(name)
                 log.warning("layers run uncompiled: %s", error, extra={"event": "layers_uncompiled"})
-            finally:
-                self._wanted.pop(name, None)
 
-    async def _give(self, wanted: Compilable) -> None:
-        """To all stages of that shape; compiled first where it isn't here."""
+    async def _found(self, wanted: Compilable) -> tuple[list[int], list[int]]:
+        """Descriptors and lengths of the libraries, compiled first where they aren't here. What can't be compiled isn't tried again."""
         found = await self._blocking(lambda: self._cache.open(wanted.name))
         if found is None:
-            await self._compile(wanted)
+            try:
+                await self._compile(wanted)
+            except (MfError, OSError):
+                self._failed.add(wanted.name)
+                raise
             found = await self._blocking(lambda: self._cache.open(wanted.name))
         if found is None:
             raise Unavailable("the compiled layers can't be read back")
-        fds, lengths = found
+        return found
+
+    async def _give(self, wanted: Compilable, fds: list[int], lengths: list[int]) -> None:
+        """To all stages of that shape."""
         try:
             for stage in [stage for stage, told in self._worker.stages.items() if told.compilable and told.compilable.name == wanted.name]:
                 taken = await self._worker.take_compiled(stage, fds, lengths)

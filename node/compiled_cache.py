@@ -16,6 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from protocol.errors import BadInput
 from runtime.compiled_shape import PARTS
 
 MOST = 16
@@ -77,5 +78,5 @@ class CompiledCache:
 
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ValueError("a compiled form's name has 32 hexadecimal digits")
+            raise BadInput("a compiled form's name has 32 hexadecimal digits")
         return self._folder / name

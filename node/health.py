@@ -58,7 +58,7 @@ def compute(running: bool, failures: int, ended: str, held_back: float, line_ful
     if not running and held_back > 0:
         return Verdict(UNHEALTHY, f"{ended}; it starts again in {held_back:.0f} s")
     if not running and failures:
-        return Verdict(DEGRADED, f"{ended}; it starts again with the next request")
+        return Verdict(DEGRADED, f"{ended}; it starts again")
     if line_full:
         return Verdict(DEGRADED, "the line for room in memory is full")
     return Verdict()

@@ -50,6 +50,8 @@ def main() -> None:
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == 1:
+            os._exit(0)
 
 
 def compile_part(shape: LayerShape, part: str, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from node import compile_layers
 from node.compile_layers import LayerCompiler
 from node.compiled_cache import CompiledCache
 from node.worker import Worker
+from protocol.errors import BadInput, Unavailable
 from runtime.compiled_shape import PARTS
 from runtime.interface import Compilable, CompiledTaken, StageLoaded
 from tests.node.test_worker import load_tiny
@@ -60,7 +61,7 @@ def test_what_is_put_is_found_again_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc", "", "0" * 31, "g" * 32])
 def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hexadecimal"):
+    with pytest.raises(BadInput, match="hexadecimal"):
         CompiledCache(tmp_path).open(name)
 
 
@@ -188,6 +189,31 @@ async def test_a_node_that_stops_meanwhile_leaves_no_process(tmp_path: Path, pro
     await made.close()
     assert time.monotonic() - began < 6.0
     await until(lambda: not Path(f"/proc/{pid.read_text()}").exists(), 5.0, "its process is gone")
+
+
+async def test_a_stage_that_loads_meanwhile_gets_it_too_and_a_worker_that_ends_costs_nothing(tmp_path: Path) -> None:
+    worker = FakeWorker("a")
+    made = compiler(worker, tmp_path)
+    CompiledCache(tmp_path / "compiled").put(NAME, libraries(tmp_path / "made"))
+    take, ended = worker.take_compiled, False
+
+    async def loads_another(stage: str, fds: Sequence[int], lengths: Sequence[int]) -> CompiledTaken:
+        nonlocal ended
+        if not ended:
+            ended = True
+            raise Unavailable("the worker ended")
+        if len(worker.stages) == 1:
+            worker.stages["b"] = worker.stages["a"]
+            made.loaded("b", worker.stages["b"])
+        return await take(stage, fds, lengths)
+
+    worker.take_compiled = loads_another  # type: ignore[method-assign]
+    for _ in range(2):
+        tell(made, worker)
+        assert made._task is not None
+        await asyncio.wait_for(made._task, 60.0)
+    await made.close()
+    assert {stage for stage, _ in worker.given} == {"a", "b"}
 
 
 @pytest.fixture
