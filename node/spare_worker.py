@@ -2,10 +2,10 @@
 
 Problem: when a worker dies in the middle of replies, the next one takes two to three seconds to import torch, more on a busy machine; this
 node's own replies wait for their words that long, since it is the worker that spells them. Choice: while a worker runs, another one stands
-by and takes over at once; a new one is made some time later, when what the loss cost is over. It takes 260 MiB beside the
-first one (PSS measured, 300 by itself), so that there is one only where much memory is free. Rejected: a process that has imported torch and forks
-each worker (locks and thread pools of libraries don't survive a fork; the system tells its end to the wrong parent), a worker that keeps
-the text apart from the layers (a process more for everybody, all the time).
+by and takes over at once; a new one is made some time later, when what the loss cost is over. It takes 260 MiB beside the first one (PSS
+measured, 300 by itself), so that there is one only where much memory is free. Rejected: a process that has imported torch and forks each
+worker (locks and thread pools of libraries don't survive a fork; the system tells its end to the wrong parent), a worker that keeps the
+text apart from the layers (a process more for everybody, all the time).
 """
 
 from __future__ import annotations
