@@ -26,7 +26,8 @@ from protocol.errors import BadInput, Conflict
 from runtime.kv_slabs import Shape, Slabs
 from runtime.lean_pass import Alone, Heads, Pass, Together, lay_out
 from runtime.lean_shape import Decoder, LayerParts, Matrix
-from runtime.linear import Linear, Plain, make_head, make_linear
+from runtime.linear import Linear, make_head, make_linear, make_plain
+from runtime.linear_plain import Plain
 from runtime.memory import SMALL_HEAD
 from runtime.model_runner import Row
 from runtime.stage import Stage
@@ -297,4 +298,4 @@ def _head(decoder: Decoder, precision: str) -> Linear | None:
     weight, bias = decoder.head.joined()
     embedding = getattr(decoder.embed, "weight", None)
     tied = embedding is not None and embedding.data_ptr() == weight.data_ptr()
-    return Plain(weight, bias) if tied and precision == "bf16" and weight.nbytes > SMALL_HEAD else make_head(weight, bias, precision)
+    return make_plain(weight, bias) if tied and precision == "bf16" and weight.nbytes > SMALL_HEAD else make_head(weight, bias, precision)

@@ -15,8 +15,9 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
 Processors without instructions for products of bf16 or of 8-bit numbers (`runtime/processor.py`) do those one by one. Microseconds for the
 same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
 
-    bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does
+    bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does; up to 15 rows
            in fp32, cast on the way                  – / 738 /  930 /  2000   but greedy replies part from transformers'
+           the same, made as F.linear gives it       – /   – / 2420 /  4340   `runtime/linear_wide.py`
     int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656   a row's result doesn't depend on the others
            `_int_mm`                              1934 / 4941 / 18697 / 73647
            in fp32, cast on the way                364 / 738 /  842 /  2028
@@ -41,7 +42,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from runtime.processor import multiplies_bf16, multiplies_whole_numbers
+from runtime.linear_plain import Plain
+from runtime.linear_wide import Wide
+from runtime.processor import each_product_alone, multiplies_bf16, multiplies_whole_numbers
 
 GROUP = 32
 """Weights of a row that share scale and zero in int4."""
@@ -76,7 +79,13 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
         return Int8(weight, bias)
     if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies_bf16() and _packs():
         return Packed(weight, bias)
-    return Plain(weight, bias)
+    return make_plain(weight, bias)
+
+
+def make_plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
+    """Where the tensor lies, whatever multiplies by it."""
+    cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return Wide(weight, bias) if cpu and not multiplies_bf16() and each_product_alone() else Plain(weight, bias)
 
 
 def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
@@ -84,20 +93,6 @@ def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -
     if precision in ("int8", "int4"):
         return Int8Head(weight, bias) if weight.device.type == "cpu" and head_is_exact() else Int8(weight, bias)
     return make_linear(weight, bias, precision)
-
-
-class Plain:
-    """The tensor itself, where it lies."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self.bias = weight, bias
-        self.nbytes = weight.nbytes
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight, self.bias)
-
-    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
-        return "plain", [self._weight]
 
 
 class Packed:

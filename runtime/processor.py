@@ -28,6 +28,23 @@ def multiplies_bf16() -> bool:
 
 
 @functools.cache
+def each_product_alone() -> bool:
+    """Whether a number of a product in bf16 depends on its row and column alone: not on how many others there are, nor on its place."""
+    given = torch.Generator().manual_seed(1)
+    for width in (96, 576, 1_000):
+        x, weight = (torch.randn(rows, width, generator=given).bfloat16() for rows in (_ROWS + 3, 192))
+        bias = torch.randn(192, generator=given).bfloat16()
+        columns, some = torch.tensor([7, 64, 65, 130, 191]), slice(8, 16)
+        for all_bias, own_bias in ((None, None), (bias, bias[columns])):
+            together = F.linear(x, weight, all_bias)
+            apart = torch.cat([F.linear(row, weight, all_bias) for row in x.split(1)])
+            part = F.linear(x[some], weight[columns], own_bias)
+            if not torch.equal(together, apart) or not torch.equal(together[some][:, columns], part):
+                return False
+    return True
+
+
+@functools.cache
 def multiplies_whole_numbers() -> bool:
     """Whether 8-bit numbers are multiplied faster than by torch's kernel for matrices of 8 bits and rows of bf16."""
     weight, x = torch.ones(_WIDTH, _WIDTH, dtype=torch.int8), torch.ones(2 * _ROWS, _WIDTH, dtype=torch.int8)
