@@ -41,14 +41,18 @@ class LayerCompiler:
         self._worker, self._cache, self._scratch, self._within = worker, cache, scratch, within
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled-layers")
         self._wanted: dict[str, Compilable] = {}
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
+        """By name of a shape, why it can't be compiled here."""
         self._task: asyncio.Task[None] | None = None
         self.said: dict[str, str] = {}
         """By stage, what came of it."""
 
     def loaded(self, stage: str, told: StageLoaded) -> None:
         self.said.pop(stage, None)
-        if told.compilable is None or told.compilable.name in self._failed:
+        if told.compilable is None:
+            return
+        if (why := self._failed.get(told.compilable.name)) is not None:
+            self.said[stage] = why
             return
         self._wanted[told.compilable.name] = told.compilable
         if self._task is None or self._task.done():
@@ -68,6 +72,7 @@ class LayerCompiler:
                 await self._give(wanted, *await self._found(wanted))
             except (MfError, OSError) as error:
                 log.warning("layers run uncompiled: %s", error, extra={"event": "layers_uncompiled"})
+                self.said |= dict.fromkeys(self._of(wanted), f"not compiled: {error}")
 
     async def _found(self, wanted: Compilable) -> tuple[list[int], list[int]]:
         """Descriptors and lengths of the libraries, compiled first where they aren't here. What can't be compiled isn't tried again."""
@@ -75,8 +80,8 @@ class LayerCompiler:
         if found is None:
             try:
                 await self._compile(wanted)
-            except (MfError, OSError):
-                self._failed.add(wanted.name)
+            except (MfError, OSError) as error:
+                self._failed[wanted.name] = f"not compiled: {error}"
                 raise
             found = await self._blocking(lambda: self._cache.open(wanted.name))
         if found is None:
@@ -86,7 +91,7 @@ class LayerCompiler:
     async def _give(self, wanted: Compilable, fds: list[int], lengths: list[int]) -> None:
         """To all stages of that shape."""
         try:
-            for stage in [stage for stage, told in self._worker.stages.items() if told.compilable and told.compilable.name == wanted.name]:
+            for stage in self._of(wanted):
                 taken = await self._worker.take_compiled(stage, fds, lengths)
                 self.said[stage] = taken.said
                 event = "layers_compiled" if taken.taken else "layers_uncompiled"
@@ -94,6 +99,10 @@ class LayerCompiler:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _of(self, wanted: Compilable) -> list[str]:
+        """The stages loaded now that are of that shape."""
+        return [stage for stage, told in self._worker.stages.items() if told.compilable and told.compilable.name == wanted.name]
 
     async def _compile(self, wanted: Compilable) -> None:
         began = time.monotonic()

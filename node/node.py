@@ -179,6 +179,7 @@ class Node:
         self._locator.on_forget(self._forgotten)
         engines = Engines(config.engine, self._data.path)
         room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used, engines)
+        room.compiled = self._compiler.said.get
         self._steps = Steps(network, self._turn)
         self._links = LinkServer(self._steps.take)
         self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))

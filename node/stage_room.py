@@ -96,6 +96,8 @@ class StageRoom:
         self.lasting: str | None = None
         """Key of the stage that this node tells others it has: it isn't let go to stand by for another."""
         self.line = WaitingLine(time.monotonic)
+        self.compiled: Callable[[str], str | None] = lambda key: None
+        """What came of compiling a stage's layers; None: nothing yet."""
         self._lock = asyncio.Lock()
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
@@ -139,7 +141,10 @@ class StageRoom:
         kv = self._kv_bytes(located.manifest, first, end, tokens_max, precision)
         key, choice = self._choice(located, first, end, precision, "generate", kv)
         held = self._stages.get(key) if self.holds(located, first, end, precision) else None
-        return choice if held is None else Choice(held.engine, held.why)
+        if held is None:
+            return choice
+        compiled = self.compiled(held.key)
+        return Choice(held.engine, held.why if compiled is None else f"{held.why}; {compiled}")
 
     async def text(self, located: Located) -> TextLoaded:
         """The model's tokenizer and template in the worker."""

@@ -173,9 +173,12 @@ async def test_what_stands_in_the_way_is_told_once(
     assert said in caplog.text
     assert worker.given == []
     assert list((tmp_path / "scratch").iterdir()) == []
+    assert said in made.said["a"]
     made._task = None
+    worker.stages["b"] = worker.stages["a"]
     tell(made, worker)
     assert made._task is None, "not tried again before the next start"
+    assert made.said["b"].startswith("not compiled: ")
 
 
 async def test_a_node_that_stops_meanwhile_leaves_no_process(tmp_path: Path, program: Any) -> None:

@@ -332,6 +332,8 @@ async def test_a_crowd_goes_beside_the_first_few_through_torch(setting: Setting)
         assert setting.room.engine(setting.located, 0, 3, "bf16", 16).engine == "torch"
     assert [load.engine for load in setting.worker.loads] == ["auto", "torch"]
     assert setting.room.engine(setting.located, 0, 3, "bf16", 16).why == "by the worker"
+    setting.room.compiled = {stage_key(setting.located, 0, 3, "bf16"): "single rows compiled"}.get
+    assert setting.room.engine(setting.located, 0, 3, "bf16", 16).why == "by the worker; single rows compiled"
     assert {stage.key.endswith("+torch") for stage in setting.room.loaded()} == {True, False}
     async with AsyncExitStack() as stack:
         assert await crowd(stack, setting, 5) == ["llama"] * 4 + ["torch"]
