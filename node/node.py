@@ -13,18 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-from erasure.placement import Candidate, domain_of
 from node.account_methods import AccountMethods
 from node.accounts_setup import announced_urls, make_access
-from node.assemble import Assembler
-from node.assembled_cache import AssembledCache
 from node.audit import Auditor
 from node.audit_desk import AuditDesk
 from node.audit_tally import AuditTally
+from node.base import Base
 from node.blobs import BlobServer
-from node.block_list import BlockList
 from node.callbacks import NodeCallbacks
 from node.classify import Classifier
 from node.compile_layers import LayerCompiler
@@ -35,20 +31,10 @@ from node.data_dir import DataDir
 from node.drain import Drainer
 from node.embed import Embedder
 from node.encode_texts import TextEncoder
-from node.engines import Engines
-from node.evidence_store import EvidenceStore
-from node.explain import Explainer
 from node.fetch import Fetcher
-from node.generate import Generator
-from node.grant_book import GrantBook
-from node.grant_desk import DeskConfig, GrantDesk
-from node.hand_over import HandOver
 from node.http.app import HttpServer
 from node.http_setup import certificate_fingerprint, http_settings, tls_context
 from node.identity import Identity
-from node.keep_holdings import HoldingKeeper
-from node.kept_prefixes import KeptPrefixes
-from node.locate import Locator
 from node.machine import VERSION, advertised_hosts, default_memory, machine_name
 from node.model_list import ModelList
 from node.network.certificate import make_certificate
@@ -59,48 +45,30 @@ from node.node_metrics import register_gauges
 from node.owner import OwnerServer
 from node.owner_methods import OwnerMethods
 from node.owner_space import SpaceMethods
-from node.place import Placer
-from node.placement_view import PlacementView, ip_addresses
+from node.placement_view import ip_addresses
 from node.private.vault import Vault
 from node.probe import Probe
 from node.publish import Publisher
 from node.publishing_setup import make_publishing
-from node.put_desk import PutDesk
-from node.rebalancer import Rebalancer
-from node.renew_leases import LeaseRenewer
-from node.repair import Repairs, settings_for
-from node.repair_memory import RepairMemory
-from node.repair_sight import RepairSight
-from node.repair_work import RepairWork
 from node.report import Reporter
-from node.reuse import Reuser
-from node.route import Router
-from node.serve_layers import LayerServer
-from node.serve_stage import StageServer
-from node.stage_audit import StageAuditor
+from node.running_setup import make_running
 from node.stage_audit_report import StageAuditReport
-from node.stage_room import StageRoom
-from node.standby import StandBys
-from node.step_links import LinkServer
-from node.steps import Steps
+from node.storing_setup import make_storing
 from node.swarm.membership import Membership
 from node.swarm.own import SwarmConfig
 from node.swarm.state import StateFile, fresh_state
 from node.swarm.supervisor import Supervisor
-from node.traffic import CountedNetwork
 from node.transfer.jobs import TransferConfig
 from node.transfer.remote import Transfer
 from node.turn import Turn
 from node.unfinished import Unfinished
+from node.upkeep_setup import make_upkeep
 from node.watchdog import Watchdog
-from node.widen import Widener
 from node.worker import Worker
 from node.worker_pulse import WorkerPulse
 from protocol.errors import MfError
 from protocol.ids import ModelId
 from protocol.messages import AUDIT_PROTOCOL, BLOB_PROTOCOL, DIRECT_PROTOCOL, GRANT_PROTOCOL, SESSION_PROTOCOL, STEP_PROTOCOL
-from protocol.prints import seal_prints
-from runtime.expectation import Paces
 from runtime.short_slice import ask_short_slice
 
 log = logging.getLogger(__name__)
@@ -158,83 +126,56 @@ class Node:
         self._build_verbs(config, identity, stop)
 
     def _build_verbs(self, config: NodeConfig, identity: Identity, stop: Callable[[], None]) -> None:
-        swarm, transfer, network = self._swarm, self._transfer, self._network
-        self._desk_config = DeskConfig(urls=[], tls=self._tls)
-        self._blocks = BlockList(self._data.path)
-        self._puts = PutDesk(network, swarm, transfer, config.lend in ("storage", "both"), self._blocks)
-        desk = GrantDesk(identity.key, network, swarm, transfer, self._desk_config, self._puts)
-        counted = CountedNetwork(network)
-        self._book = GrantBook(network, swarm, desk)
-        self._locator = Locator(counted, swarm, transfer, self._executor)
-        assembler = Assembler(swarm, transfer, self._book, self._executor, self._data.path)
-        domain = domain_of(identity.peer_id, [], machine_name())
-        me = Candidate(identity.peer_id, domain, float(config.storage), config.operator, distance=0.0, region=config.region)
-        self._view = PlacementView(me, swarm, assembler.speed_of)
-        reuser = Reuser(identity.peer_id, swarm, transfer, self._book, self._locator, assembler)
-        placer = Placer(self._view, swarm, transfer, self._book, reuser)
-        self._assembled = AssembledCache(assembler, self._locator, self._executor, self._data.path, config.storage)
-        self._keeper = HoldingKeeper(swarm, transfer, self._locator, self._assembled.whole)
-        self._assembled.on_change(self._keeper.changed)
-        self._callbacks.connect(self._book, self._keeper, self._transfer_ended)
-        self._locator.on_forget(self._forgotten)
-        engines = Engines(config.engine, self._data.path)
-        room = StageRoom(self._worker, self._assembled, config.max_memory or default_memory(), self._assembled.used, engines)
-        room.compiled = self._compiler.said.get
-        self._steps = Steps(network, self._turn)
-        self._links = LinkServer(self._steps.take)
-        self._stages = server = StageServer(network, self._steps, self._locator, room, self._worker, config.lend in ("compute", "both"))
-        server.seal = partial(seal_prints, identity.key)
-        server.prefer(swarm.trusted)
-        router = Router(identity.peer_id, swarm, room, config.privacy, config.ends, config.round_trip_budget, server.figures.peers)
-        self._layers = LayerServer(identity.peer_id, swarm, self._locator, room, self._worker, self._keeper, server.figures.own)
-        paces = Paces(identity.peer_id)
-        explainer = Explainer(identity.peer_id, swarm, self._locator, router, paces, room)
-        self._standbys = StandBys(network, router, server)
-        generator = Generator(counted, swarm, self._locator, router, room, self._worker, self._steps, server, self._standbys, paces)
-        self._evidence = EvidenceStore(self._data.path, identity.key)
+        swarm, transfer, network, path = self._swarm, self._transfer, self._network, self._data.path
+        base = Base(config, identity, path, network, swarm, transfer, self._worker, self._executor, self._tls)
+        self._storing = storing = make_storing(base)
+        self._callbacks.connect(storing.book, storing.keeper, self._transfer_ended)
+        storing.locator.on_forget(self._forgotten)
         tally = AuditTally(lambda what, name, number: self._http.metrics.stage_audit(what, name, number))
-        self._stage_auditor = StageAuditor(network, swarm, router, self._steps, server, tally, self._evidence)
-        generator.auditor = self._stage_auditor if config.audits else None
-        generator.prefixes = KeptPrefixes(secrets.token_bytes(32)) if config.reuse else None
+        self._running = running = make_running(base, storing, self._turn, self._compiler.said.get, tally)
+        self._upkeep = make_upkeep(base, storing)
         self._unfinished = Unfinished()
-        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, self._locator, placer, self._unfinished)
-        converter = GgufConverter(self._data.path)
-        publisher = Publisher(swarm, transfer, self._locator, placer, reuser, converter, self._unfinished, self._executor, config.label)
-        fetcher = Fetcher(swarm, self._locator, assembler, self._executor)
-        work = RepairWork(swarm, transfer, self._book, placer, self._assembled.lying)
-        memory = RepairMemory(self._data.path / "repair.msgpack")
-        sight = RepairSight(identity.peer_id, swarm, transfer, self._locator, config.gone_after, time.monotonic, time.time)
-        settings = settings_for(config.gone_after, config.repair_bandwidth)
-        self._repairs = Repairs(sight, transfer, self._keeper, work, memory, self._executor, settings)
-        self._hands = HandOver(identity.peer_id, swarm, transfer, self._book, self._keeper)
-        self._rebalancer = Rebalancer(self._view, swarm, transfer, self._hands)
-        self._renewer = LeaseRenewer(identity.peer_id, swarm, self._book)
-        self._widener = Widener(identity.peer_id, swarm, transfer, self._locator, assembler, placer, reuser, self._keeper)
-        self._probe = Probe(swarm, transfer, self._worker, room, lambda: self._desk_config.urls[0], self._tls)
-        encoder = TextEncoder(swarm, self._locator, room, self._worker)
+        reporter = Reporter(identity.peer_id, VERSION, swarm, transfer, storing.locator, storing.placer, self._unfinished)
+        publisher = Publisher(
+            swarm, transfer, storing.locator, storing.placer, storing.reuser, GgufConverter(path), self._unfinished, self._executor,
+            config.label,
+        )  # fmt: skip
+        vault = Vault(identity.peer_id, identity.seed, swarm, self._executor)
+        swarm.on_change(vault.changed)
+        vault.on_lost(storing.locator.forget)
+        storing.locator.opener = vault
+        self._build_http(base, vault, reporter, publisher, tally)
+        self._build_owner(base, reporter, publisher, stop)
+        network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
+        network.serve(GRANT_PROTOCOL, storing.desk.handle)
+        network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
+        network.serve(SESSION_PROTOCOL, running.stages.handle)
+        network.serve(STEP_PROTOCOL, running.steps.handle)
+        network.serve(DIRECT_PROTOCOL, running.links.handle)
+
+    def _build_http(self, base: Base, vault: Vault, reporter: Reporter, publisher: Publisher, tally: AuditTally) -> None:
+        config, swarm, storing, running = base.config, base.swarm, self._storing, self._running
+        self._probe = Probe(swarm, base.transfer, base.worker, running.room, lambda: storing.desk_config.urls[0], base.tls)
+        encoder = TextEncoder(swarm, storing.locator, running.room, base.worker)
         listed = ModelList(swarm, reporter)
         swarm.on_change(listed.changed)
         gateway = NodeGateway(
             reporter,
             listed,
-            generator,
+            running.generator,
             swarm,
-            self._locator,
+            storing.locator,
             Embedder(encoder),
-            Classifier(identity.peer_id, encoder),
+            Classifier(base.identity.peer_id, encoder),
             self._probe,
-            explainer,
+            running.explainer,
             config.precision,
-            lambda: sum(group.survives < 0 for group in self._repairs.groups),
+            lambda: sum(group.survives < 0 for group in self._upkeep.repairs.groups),
         )
-        vault = Vault(identity.peer_id, identity.seed, swarm, self._executor)
-        swarm.on_change(vault.changed)
-        vault.on_lost(self._locator.forget)
-        self._locator.opener = vault
-        audits = StageAuditReport(self._evidence, tally)
-        self._access = make_access(self._data.path, identity.key, swarm, audits, config.allow, config.deny)
+        audits = StageAuditReport(running.evidence, tally)
+        self._access = make_access(base.path, base.identity.key, swarm, audits, config.allow, config.deny)
         self._publishing = make_publishing(
-            self._data.path,
+            base.path,
             config.storage,
             config.compression,
             config.webhook_targets,
@@ -244,65 +185,66 @@ class Node:
             reporter,
             publisher,
             self._unfinished,
-            self._locator,
-            self._assembled,
-            room,
-            generator,
-            self._executor,
+            storing.locator,
+            storing.assembled,
+            running.room,
+            running.generator,
+            base.executor,
         )
         self._http = HttpServer(gateway, http_settings(config), self._access, self._publishing)
         self.http_fingerprint: str | None = None
-        register_gauges(self._http.metrics, swarm, room, self._repairs)
-        server.figures.observe = self._http.metrics.step
-        self._auditor = Auditor(network, swarm, transfer, self._locator, lambda verdict: self._http.metrics.audit(verdict.value))
-        methods = OwnerMethods(
-            swarm, transfer, self._locator, publisher, fetcher, generator, explainer, reporter, self._keeper, config.compression, stop
+        register_gauges(self._http.metrics, swarm, running.room, self._upkeep.repairs)
+        running.stages.figures.observe = self._http.metrics.step
+        self._auditor = Auditor(
+            base.network, swarm, base.transfer, storing.locator, lambda verdict: self._http.metrics.audit(verdict.value)
         )
-        drainer = Drainer(self._view, transfer, self._puts, self._hands, self._tell_space)
-        space = SpaceMethods(swarm, transfer, self._locator, self._blocks, self._hands, drainer, self._rebalancer, stop)
-        self._owner = OwnerServer(self._data.path, methods.table() | space.table() | AccountMethods(self._access).table())
-        network.serve(BLOB_PROTOCOL, BlobServer(transfer).handle)
-        network.serve(GRANT_PROTOCOL, desk.handle)
-        network.serve(AUDIT_PROTOCOL, AuditDesk(identity.key, transfer, time.monotonic).handle)
-        network.serve(SESSION_PROTOCOL, server.handle)
-        network.serve(STEP_PROTOCOL, self._steps.handle)
-        network.serve(DIRECT_PROTOCOL, self._links.handle)
+
+    def _build_owner(self, base: Base, reporter: Reporter, publisher: Publisher, stop: Callable[[], None]) -> None:
+        swarm, transfer, storing, running, upkeep = base.swarm, base.transfer, self._storing, self._running, self._upkeep
+        fetcher = Fetcher(swarm, storing.locator, storing.assembler, base.executor)
+        methods = OwnerMethods(
+            swarm, transfer, storing.locator, publisher, fetcher, running.generator, running.explainer, reporter, storing.keeper,
+            base.config.compression, stop,
+        )  # fmt: skip
+        drainer = Drainer(storing.view, transfer, storing.puts, upkeep.hands, self._tell_space)
+        space = SpaceMethods(swarm, transfer, storing.locator, storing.blocks, upkeep.hands, drainer, upkeep.rebalancer, stop)
+        self._owner = OwnerServer(base.path, methods.table() | space.table() | AccountMethods(self._access).table())
 
     async def start(self) -> None:
         """Ready when it returns: listening, in its swarms, and an end-to-end probe has passed."""
         started = time.monotonic()
         self._clean()
-        self._blocks.load()
+        self._storing.blocks.load()
         self._access.rules.load()
         self._watchdog.start()
         ask_short_slice(os.nice(0))
         await self._transfer.start()
         if self._config.device != "cpu":
             await self._worker.start()  # says now whether there is such a device, and how much memory it has
-        await self._assembled.open()
-        await self._evidence.open()
+        await self._storing.assembled.open()
+        await self._running.evidence.open()
         await self._network.start()
         host, port = split_address(self._config.transfer)
-        await self._links.start(host, port + 1 if port else 0)
+        await self._running.links.start(host, port + 1 if port else 0)
         hosts = advertised_hosts(host, ip_addresses(self._network.addresses()))
         places = [f"{host}:{self._transfer.port}" for host in hosts]
-        self._desk_config.urls[:] = [f"https://{place}" for place in places]
+        self._storing.desk_config.urls[:] = [f"https://{place}" for place in places]
         self._swarm.set_data_plane(places, self._tls)
         await self._swarm.start()
         await self._tell_space()
-        self._supervisor.spawn(self._keeper.run(), "holdings")
+        self._supervisor.spawn(self._storing.keeper.run(), "holdings")
         self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._worker.refresh(FIGURES_EVERY), "figures of the worker")
-        self._supervisor.spawn(self._widener.run(), "widening")
-        self._supervisor.spawn(self._renewer.run(), "leases")
-        self._supervisor.spawn(self._rebalancer.run(), "rebalancing")
-        self._supervisor.spawn(self._assembled.run(), "loading ahead")
-        self._supervisor.spawn(self._repairs.run(), "repair")
+        self._supervisor.spawn(self._upkeep.widener.run(), "widening")
+        self._supervisor.spawn(self._upkeep.renewer.run(), "leases")
+        self._supervisor.spawn(self._upkeep.rebalancer.run(), "rebalancing")
+        self._supervisor.spawn(self._storing.assembled.run(), "loading ahead")
+        self._supervisor.spawn(self._upkeep.repairs.run(), "repair")
         if self._config.audits:
             self._supervisor.spawn(self._auditor.run(), "audits")
         if self._config.lend in ("compute", "both") and self._config.serve_layers:
-            self._supervisor.spawn(self._layers.run(), "layers served")
+            self._supervisor.spawn(self._running.layers.run(), "layers served")
         self._supervisor.spawn(self._directory.maintain(), "directory")
         await self._join()
         await self._owner.start()
@@ -317,18 +259,20 @@ class Node:
         log.info("ready", extra={"event": "ready", "fields": fields})
 
     async def stop(self) -> None:
-        await self._stages.leave()
+        await self._running.stages.leave()
         await self._owner.close()
         await self._http.stop()
         await self._publishing.uploads.close()
         await self._access.close()
-        await self._standbys.close()
+        await self._running.standbys.close()
         await self._unfinished.close()
         await self._supervisor.stop()
-        await self._stage_auditor.close()
-        self._evidence.close()
-        steps = asyncio.gather(self._steps.close(), self._links.stop(), return_exceptions=True)
-        parts = (self._worker.stop(), self._compiler.close(), self._assembled.close(), self._swarm.stop(), self._book.close(), steps)
+        await self._running.auditor.close()
+        self._running.evidence.close()
+        storing, running = self._storing, self._running
+        steps = asyncio.gather(running.steps.close(), running.links.stop(), return_exceptions=True)
+        worker, compiler = self._worker.stop(), self._compiler.close()
+        parts = (worker, compiler, storing.assembled.close(), self._swarm.stop(), storing.book.close(), steps)
         await asyncio.gather(*parts, return_exceptions=True)
         await asyncio.gather(self._network.stop(), self._transfer.stop(), return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -360,7 +304,7 @@ class Node:
         return self._swarm.ticket()
 
     def _forgotten(self, model: ModelId) -> None:
-        self._supervisor.spawn(self._assembled.forget(model), "forgetting what was assembled")
+        self._supervisor.spawn(self._storing.assembled.forget(model), "forgetting what was assembled")
 
     def _transfer_ended(self) -> None:
         self._supervisor.spawn(self._transfer_again(), "transfer restart")
@@ -389,11 +333,11 @@ class Node:
 
     async def _tell_space(self) -> None:
         space = await self._transfer.space()
-        self._view.tell_room(space.used, space.quota)
+        self._storing.view.tell_room(space.used, space.quota)
         lends_compute = self._config.lend in ("compute", "both")
-        free = max(0, min(space.quota - space.used, space.free)) if self._puts.takes else None
+        free = max(0, min(space.quota - space.used, space.free)) if self._storing.puts.takes else None
         memory = (self._config.max_memory or default_memory()) if lends_compute else None
-        await self._swarm.put_node(free, memory, space.quota if self._puts.takes else None)
+        await self._swarm.put_node(free, memory, space.quota if self._storing.puts.takes else None)
 
     async def _renew(self) -> None:
         while True:
