@@ -117,6 +117,7 @@ class Generator:
                 yield Piece(tail, len(reply.made))
             yield self._finished(reply)
         finally:
+            self._routes.over(reply)
             await text.close()
 
     async def _begin(self, request: GenerationRequest) -> Reply:

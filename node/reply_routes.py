@@ -2,14 +2,17 @@
 
 A reply that has begun waits for a route as long as somebody may come back. Over whole nodes' stages that run other replies just now it
 begins too, where those make a chain: they are loaded and warm, and a node that has just died is none of them. After a loss the stages
-that are left stay, whether a token has come or not: whoever has their layers would have to load them anew.
+that are left stay, whether a token has come or not: whoever has their layers would have to load them anew. Replies that lose the same
+stage at the same time go on over the same node: what one has chosen and waits for, the others choose too, instead of each having another
+one load the layers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from node.losses import is_full
 from node.reply import Reply
@@ -31,6 +34,7 @@ class ReplyRoutes:
         self._router = router
         self._standbys = standbys
         self._running: list[tuple[ModelId, str, StageSpec]] = []
+        self._chosen: dict[int, list[tuple[ModelId, str, StageSpec]]] = {}
 
     async def first(self, reply: Reply) -> Plan:
         """At once, or when peers that lend compute don't answer just now, once they do."""
@@ -46,21 +50,32 @@ class ReplyRoutes:
     async def after(self, reply: Reply, lost: StageLost, gone: set[PeerId]) -> Plan:
         """Without whom the reply avoids; where only full nodes are left, over them, to wait there. Waits for a route while somebody may
         come back, then asks whoever there is."""
+        self.over(reply)
+        if self._standbys is not None and not is_full(lost):
+            self._standbys.forget(gone)
         end = asyncio.get_running_loop().time() + PATIENCE
         while True:
             now = asyncio.get_running_loop().time()
             avoid, hopeless = reply.losses.avoided(now), reply.losses.avoided(now, full=False)
             try:
-                return self._without(reply, lost, gone, avoid, hopeless)
+                plan = self._without(reply, lost, gone, avoid, hopeless)
             except Unavailable as error:
                 if now > end or (not reply.made and not self._router.may_come_back() and not avoid):
                     raise Unavailable(f"{error.message}; before that, {lost.message}", hint=error.hint, details=error.details) from lost
+            else:
+                self._chosen[id(reply)] = _named(reply, plan)
+                return plan
             await asyncio.sleep(PAUSE)
+
+    def over(self, reply: Reply) -> None:
+        """It waits for no route any more."""
+        self._chosen.pop(id(reply), None)
 
     @contextmanager
     def running(self, reply: Reply) -> Iterator[None]:
         """Its route is one that others may share while this lasts."""
-        mine = [(reply.located.model, reply.request.precision, stage) for stage in reply.plan.stages] if reply.plan is not None else []
+        self.over(reply)
+        mine = _named(reply, reply.plan)
         self._running += mine
         try:
             yield
@@ -104,11 +119,11 @@ class ReplyRoutes:
         if not reply.made and is_full(lost):
             return self._anew(reply, avoid)
         precision, ready = reply.request.precision, self._prepared(reply)
-        force, others = reply.request.force, self._others(reply)
+        force, others = reply.request.force, self._shared(reply)
         return self._router.replace(reply.located, reply.plan, gone, reply.tokens_max, precision, avoid, ready, others, force=force)
 
     def _anew(self, reply: Reply, avoid: set[PeerId]) -> Plan:
-        others, force = self._others(reply), reply.request.force
+        others, force = self._shared(reply), reply.request.force
         return self._router.plan(reply.located, reply.tokens_max, reply.request.precision, avoid, others, force=force)
 
     def _prepared(self, reply: Reply) -> list[StageSpec]:
@@ -117,5 +132,17 @@ class ReplyRoutes:
 
     def _others(self, reply: Reply) -> list[StageSpec]:
         """Stages of this model that other replies of this node run on."""
-        wanted = reply.located.model, reply.request.precision
-        return [stage for model, precision, stage in self._running if (model, precision) == wanted]
+        return _of(reply, self._running)
+
+    def _shared(self, reply: Reply) -> list[StageSpec]:
+        """Those, and the stages that other replies have chosen after a loss and wait for."""
+        return self._others(reply) + _of(reply, chain.from_iterable(self._chosen.values()))
+
+
+def _named(reply: Reply, plan: Plan | None) -> list[tuple[ModelId, str, StageSpec]]:
+    return [(reply.located.model, reply.request.precision, stage) for stage in plan.stages] if plan is not None else []
+
+
+def _of(reply: Reply, stages: Iterable[tuple[ModelId, str, StageSpec]]) -> list[StageSpec]:
+    wanted = reply.located.model, reply.request.precision
+    return [stage for model, precision, stage in stages if (model, precision) == wanted]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
+from node.assemble import GroupBytes
 from node.engines import Engines
 from node.gather import Groups, gather, gather_texts, tensor_places
+from node.loaded_stage import LoadedStage, StageHold
 from node.locate import Located
 from node.model_cost import StageCost
 from node.remedies import megabytes
@@ -34,40 +35,6 @@ UNUSED = 60.0
 """Seconds for which a stage that nobody uses isn't let go for one that may never be used."""
 SUSPECT = 60.0
 """Seconds since llama.cpp ran a model within which a fault of the worker is laid to it."""
-
-
-@dataclass
-class LoadedStage:
-    """`key` names it to the worker; `bytes` of weights; `goes_back`: whether sessions can drop positions; `users` sessions on it now;
-    `timings` of its making, seconds; `checked` what its self-test says that it did. `engine` torch|llama and `why`; `model` and `precision`
-    as asked, of layers [first, end). `before`: the worker's measured memory before it was loaded, `beside` the stages in it then."""
-
-    key: str
-    bytes: int
-    goes_back: bool = False
-    engine: str = "torch"
-    why: str = ""
-    model: str = ""
-    precision: str = ""
-    first: int = 0
-    end: int = 0
-    users: int = 0
-    used_at: float = 0.0
-    timings: dict[str, float] = field(default_factory=dict)
-    checked: str = ""
-    before: int | None = None
-    beside: frozenset[str] = frozenset()
-
-
-@dataclass
-class StageHold:
-    """A session's place on a stage: `reused` positions are there from an earlier one; `left`, set before leaving: what it computed may stay
-    under that name.
-    """
-
-    stage: LoadedStage
-    reused: int = 0
-    left: Left | None = None
 
 
 Used = Callable[[Located, list[int]], None]
@@ -99,6 +66,7 @@ class StageRoom:
         self.compiled: Callable[[str], str | None] = lambda key: None
         """What came of compiling a stage's layers; None: nothing yet."""
         self._lock = asyncio.Lock()
+        self._load: asyncio.Task[LoadedStage] | None = None
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
 
@@ -171,7 +139,7 @@ class StageRoom:
         kv = self._kv_bytes(located.manifest, 0, layers, tokens_max, precision)
 
         async def attempt() -> LoadedStage:
-            async with self._lock:
+            async with self._alone():
                 return self._promise(session, await self._stage_now(located, 0, layers, precision, kv), kv)
 
         stage = await self.line.enter(asker, attempt)
@@ -194,11 +162,13 @@ class StageRoom:
 
         async def attempt() -> StageHold:
             while True:
-                async with self._lock:
+                async with self._alone():
                     stage = self._promise(opening.session, await self._stage_now(located, first, end, precision, kv), kv)
                 try:
                     opened = await self._worker.open_sequence(msgspec.structs.replace(opening, stage=stage.key))
-                    return StageHold(stage, opened.reused)
+                    hold = StageHold(stage, opened.reused)
+                    self._worker.when_ended(hold.fail)
+                    return hold
                 except BaseException as error:
                     try:
                         await self._close(opening.session)
@@ -206,7 +176,7 @@ class StageRoom:
                         self._take_back(opening.session, stage)
                     if not isinstance(error, Busy):
                         raise
-                    async with self._lock:
+                    async with self._alone():
                         await self._make_way(error, keep=stage.key)
 
         hold = await self.line.enter(asker, attempt)
@@ -216,8 +186,21 @@ class StageRoom:
             try:
                 await self._close(opening.session, hold.left)
             finally:
+                self._worker.forget(hold.fail)
                 self._take_back(opening.session, hold.stage)
                 self.line.freed()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One at a time. A load goes on to its end though its asker left: the worker does it anyway, and the next to ask finds it done."""
+        await self._lock.acquire()
+        try:
+            yield
+        finally:
+            if self._load is None or self._load.done():
+                self._lock.release()
+            else:
+                self._load.add_done_callback(lambda _load: self._lock.release())
 
     def _promise(self, session: str, stage: LoadedStage, kv: int) -> LoadedStage:
         stage.users += 1
@@ -271,7 +254,7 @@ class StageRoom:
     async def prepare(self, located: Located, first: int, end: int, precision: str) -> dict[str, float]:
         """Loads a stage ahead of its use, into room that nobody uses; its timings. `Busy` when others would have to go for it."""
         check_runnable(located.manifest)
-        async with self._lock:
+        async with self._alone():
             await self._worker_up()
             needed, key = StageCost(located.manifest, precision).total(first, end, 0), stage_key(located, first, end, precision)
             if key not in self._stages and needed > min(self._unused(), PREPARE_MOST):
@@ -291,7 +274,7 @@ class StageRoom:
         """The whole model, loaded to embed or classify; it isn't let go before leaving. It waits in line for room."""
 
         async def attempt() -> LoadedStage:
-            async with self._lock:
+            async with self._alone():
                 stage = await self._stage_now(located, 0, layer_count(located.manifest), precision, 0, task)
                 stage.users += 1
                 return stage
@@ -333,39 +316,53 @@ class StageRoom:
         await self._make_room(needed + kv)
         started = time.monotonic()
         before, beside = self._worker.memory(), frozenset(self._stages)
-        numbers = stage_groups(located.manifest, first, end)
-        groups = await gather(self._assembler, located, numbers)
-        assembled = time.monotonic()
+        groups = await gather(self._assembler, located, stage_groups(located.manifest, first, end))
+        assemble = time.monotonic() - started
+        making = LoadedStage(
+            key, 0, precision=precision, model=model_text(located.model), first=first, end=end, before=before, beside=beside
+        )
+        making.timings["assemble"] = assemble
+        self._load = asyncio.create_task(self._made(making, located, groups, choice, task), name="load a stage")
+        self._load.add_done_callback(lambda load: load.cancelled() or load.exception())
+        return await asyncio.shield(self._load)
+
+    async def _made(self, stage: LoadedStage, located: Located, groups: Sequence[GroupBytes], choice: Choice, task: str) -> LoadedStage:
+        """`stage` once the worker has it; `groups` are closed."""
+        started = time.monotonic()
         try:
-            places, lengths = tensor_places(located.manifest, numbers), [group.length for group in groups]
             load = LoadStage(
-                stage=key,
-                model=model_text(located.model),
-                first=first,
-                end=end,
+                stage=stage.key,
+                model=stage.model,
+                first=stage.first,
+                end=stage.end,
                 layers=layer_count(located.manifest),
-                tensors=places,
-                lengths=lengths,
-                precision=precision,
+                tensors=tensor_places(located.manifest, stage_groups(located.manifest, stage.first, stage.end)),
+                lengths=[group.length for group in groups],
+                precision=stage.precision,
                 task=task,
                 engine=self._engines.asked if choice.engine == "llama" else "torch",
             )
             await self.text(located)
-            loaded = await self._load(located, load, [group.fd for group in groups])
+            loaded = await self._load_or_instead(located, load, [group.fd for group in groups])
         finally:
             for group in groups:
                 group.close()
-        timings = {"assemble": assembled - started, "load": time.monotonic() - assembled}
-        stage = LoadedStage(key, loaded.bytes, loaded.goes_back, timings=timings, model=load.model, precision=precision)
+        stage.bytes, stage.goes_back, stage.checked = loaded.bytes, loaded.goes_back, loaded.self_test
         stage.engine, stage.why = loaded.engine, choice.why if choice.engine == "torch" else loaded.why
-        stage.checked, stage.first, stage.end = loaded.self_test, first, end
-        stage.before, stage.beside = before, beside
-        self._stages[key] = stage
-        fields = {"model": load.model, "first": first, "end": end, "bytes": loaded.bytes, "engine": stage.engine, "why": stage.why}
+        stage.timings["load"], stage.used_at = time.monotonic() - started, time.monotonic()
+        self._stages[stage.key] = stage
+        fields = {
+            "model": stage.model,
+            "first": stage.first,
+            "end": stage.end,
+            "bytes": stage.bytes,
+            "engine": stage.engine,
+            "why": stage.why,
+        }
         log.info("stage loaded", extra={"event": "stage_loaded", "fields": fields})
         return stage
 
-    async def _load(self, located: Located, load: LoadStage, fds: list[int]) -> StageLoaded:
+    async def _load_or_instead(self, located: Located, load: LoadStage, fds: list[int]) -> StageLoaded:
         """By torch where llama.cpp took the worker down; what else was loaded is gone then too."""
         try:
             return await self._worker.load_stage(load, fds)

@@ -136,22 +136,26 @@ class StageSession:
             self._goes_back = hold.stage.goes_back and request.drafts
             self.position = self._due = hold.reused
             self._history = list(request.known or ())[: hold.reused]
+            self._log = parts.logs.resume(opening.after if hold.reused else None, hold.reused)
             self.timings = {**hold.stage.timings, "open": time.monotonic() - started}
             if self._lined is not None:
                 self.timings["line"] = time.monotonic() - self._lined
             parts.steps.listen(request.session, self._take)
+            hold.when_lost(self._fail)
             self._warm()
             try:
                 self.ready.set()
                 await self._over
             finally:
                 parts.steps.forget(request.session, self._take)
-                self._log.drop()
                 self.statements.drop()
                 for task in self._warming:
                     task.cancel()
                 if request.keep and (self._over.cancelled() or not self._over.done()):
                     hold.left = leaving
+                    parts.logs.leave(leaving, self._log, time.monotonic())
+                else:
+                    self._log.drop()
 
     def _asker(self) -> Asker:
         """How it waits for room; that a reply has begun is believed of those whose word counts here."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Container
 
 from node.locate import Located
 from node.network.interface import Network
@@ -66,6 +67,11 @@ class StandBys:
                 task = asyncio.create_task(self._prepare(located, plan, stage, tokens_max, precision, avoid), name="prepare a stand-by")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def forget(self, peers: Container[PeerId]) -> None:
+        """Something was lost there: what they got ready is gone too, or will be found when they are asked again, which may be at once."""
+        self._ready = {key for key in self._ready if PeerId(key[1].peer) not in peers}
+        self._asked = {key: at for key, at in self._asked.items() if PeerId(key[1].peer) not in peers}
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -1,28 +1,63 @@
 """What a stage has sent to the next one, kept so that a dead stage is rebuilt by one prefill instead of running the prompt through all.
 
-Hidden states only, in memory, for as long as the session lives. All logs of a node share one bound: the log that would break it is
-given up whole, and a stage behind it is rebuilt from token ids instead.
+Hidden states only, in memory, for as long as the session lives; where it leaves what it computed to the next turn, the log stays with it.
+All logs of a node share one bound: those left go first, the oldest before others, then the log that would break it is given up whole, and
+a stage behind it is rebuilt from token ids instead.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol import limits
+from runtime.interface import Left
 
 CUT = 256
 """Positions that are sent again, or sent of a prompt, at once."""
 LOG_BYTES = 1 * limits.GIB
 
 
+LEFT_MOST = 64
+"""Logs that ended sessions left."""
+LEFT_SECONDS = 600.0
+"""As long as what they computed stays (runtime/kv_pool.py)."""
+
+
 class LogRoom:
-    """Bytes that all logs of this node may take."""
+    """Bytes that all logs of this node may take, and the logs that ended sessions left."""
 
     def __init__(self, most: int = LOG_BYTES) -> None:
         self._free = most
+        self._left: OrderedDict[tuple[str, str], tuple[StepLog, float]] = OrderedDict()
+
+    def leave(self, left: Left, log: StepLog, now: float) -> None:
+        """`log` stays under that name, for a while."""
+        self._forget(left)
+        self._left[left.owner, left.name] = log, now + LEFT_SECONDS
+        while self._left and (len(self._left) > LEFT_MOST or next(iter(self._left.values()))[1] <= now):
+            self._drop_oldest()
+
+    def resume(self, left: Left | None, positions: int) -> StepLog:
+        """The log of a session that has `positions` from the one named: it knows them too where that one's stayed."""
+        log, _until = self._left.pop((left.owner, left.name), (None, 0.0)) if left is not None else (None, 0.0)
+        if log is None:
+            return StepLog(self)
+        log.truncate(positions)
+        return log
+
+    def _forget(self, left: Left) -> None:
+        if (before := self._left.pop((left.owner, left.name), None)) is not None:
+            before[0].drop()
+
+    def _drop_oldest(self) -> None:
+        _name, (log, _until) = self._left.popitem(last=False)
+        log.drop()
 
     def take(self, size: int) -> bool:
+        while size > self._free and self._left:
+            self._drop_oldest()
         if size > self._free:
             return False
         self._free -= size

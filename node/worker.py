@@ -88,6 +88,7 @@ class Worker:
         self.on_loaded: Callable[[str, api.StageLoaded], None] = lambda _stage, _told: None
         self.stages: dict[str, api.StageLoaded] = {}
         """Loaded stages by name, emptied when the worker ends."""
+        self._hearing: list[Callable[[MfError], None]] = []
 
     @property
     def ended(self) -> str:
@@ -269,6 +270,17 @@ class Worker:
             await asyncio.wait([self._watcher], timeout=STOP_SECONDS + 1)
         done(Unavailable(self._ended, hint="ask again: it starts anew"))
 
+    def when_ended(self, told: Callable[[MfError], None]) -> None:
+        """`told` hears once of the process's end, whoever has asked it something just then or not; soon where it has ended already."""
+        self._hearing.append(told)
+        if not self.running:
+            told(Unavailable(self._ended, hint="ask again: it starts anew"))
+
+    def forget(self, told: Callable[[MfError], None]) -> None:
+        """It isn't told any more."""
+        if told in self._hearing:
+            self._hearing.remove(told)
+
     @property
     def waiting(self) -> int:
         """Calls that the worker hasn't answered yet."""
@@ -377,6 +389,9 @@ class Worker:
         self.stages.clear()
         self._ended = f"the worker ended ({how_it_ended(code)})"
         self.killed, self.crashed = code < 0 and not self._stopping, -code in _FAULTS
+        hearing, self._hearing = self._hearing, []
+        for told in hearing:
+            told(Unavailable(self._ended, hint="ask again: it starts anew"))
         if code == 0:
             self._failures = 0
             return

@@ -47,13 +47,12 @@ def check(stage: Stage, runner: ModelRunner) -> str:
     """Says what was compared; `Unlike` says what differs."""
     given = _Given(stage)
     wanted = given.all_by_stage(given.rows)
-    for slot in range(_SLOTS):
-        given.by_runner(runner, [slot], 0, AHEAD)
     alone = [
         *given.by_runner(runner, [0], 0, AHEAD),
         *(row for at in range(AHEAD, POSITIONS) for row in given.by_runner(runner, [0], at, 1)),
     ]
     runner.crop(0, AHEAD)
+    given.by_runner(runner, list(range(1, _SLOTS)), 0, AHEAD)
     together = [given.by_runner(runner, list(range(_SLOTS)), at, 1) for at in range(AHEAD, POSITIONS)]
     for slot in range(_SLOTS):
         runner.release(slot)
@@ -69,7 +68,19 @@ def _judge(given: _Given, wanted: list[torch.Tensor], apart: list[float], crowd:
     calm = _APART[given.dtype]
     if all(much <= calm for much in [*apart, *crowd]):
         return
-    moved = given.moved(wanted)
+    refused: Unlike | None = None
+    for moved in given.moved(wanted):
+        try:
+            _refuse_moved(moved, apart, crowd, calm)
+        except Unlike as error:
+            refused = error
+        else:
+            return  # more shaking would only allow more
+    if refused is not None:
+        raise refused
+
+
+def _refuse_moved(moved: list[float], apart: list[float], crowd: list[float], calm: float) -> None:
     allowed = [min(_MOST, max(calm, _TIMES * much)) for much in moved]
     _refuse_beyond(apart, allowed, "")
     _refuse_beyond(crowd, allowed[len(allowed) - len(crowd) :], " with several sequences together")
@@ -113,14 +124,14 @@ class _Given:
             out = stage.forward(cache, torch.tensor(self._words[at : at + count]), None)
         return [out] if stage.last else list(out)
 
-    def moved(self, wanted: list[torch.Tensor]) -> list[float]:
-        """How far each row moves from `wanted` at most when the stage is shaken."""
+    def moved(self, wanted: list[torch.Tensor]) -> Iterator[list[float]]:
+        """How far each row has moved from `wanted` at most, each time the stage is shaken."""
         most = [0.0] * len(wanted)
-        with self._shaken():
-            for _ in range(_SHAKES):
+        for _ in range(_SHAKES):
+            with self._shaken():
                 again = self.all_by_stage(self._shake(self.rows))
-                most = [max(much, self.apart(at, row, wanted[at])) for at, (much, row) in enumerate(zip(most, again, strict=True))]
-        return most
+            most = [max(much, self.apart(at, row, wanted[at])) for at, (much, row) in enumerate(zip(most, again, strict=True))]
+            yield most
 
     def _shake(self, x: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(x.shape, generator=self._random) * (torch.finfo(x.dtype).eps / 2)

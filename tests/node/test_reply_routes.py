@@ -30,6 +30,7 @@ class Router:
         self.asked: list[tuple[str, Any]] = []
         self.refuses = 0
         self.hope = False
+        self.running: list[StageSpec] = []
 
     def _answer(self, what: str, told: Any, stages: list[StageSpec]) -> Plan:
         self.asked.append((what, told))
@@ -42,7 +43,7 @@ class Router:
         return self._answer("plan", running, ROUTE)
 
     def replace(self, located: Any, plan: Plan, gone: set[PeerId], *rest: Any, force: bool) -> Plan:
-        avoid = rest[2]
+        avoid, self.running = rest[2], rest[4]
         taker = next(peer for peer in (ME, C) if peer not in avoid)
         return self._answer("replace", gone, [StageSpec(taker, one.first, one.end) if one.peer in gone else one for one in plan.stages])
 
@@ -113,11 +114,43 @@ def test_who_waits_for_a_route(made: int, hope: bool, gives_up_after: float) -> 
 @pytest.mark.parametrize(("warm", "taker"), [([StageSpec(C, 0, 2)], C), ([StageSpec(C, 2, 4)], ME), ([], ME)])
 def test_a_stage_of_this_nodes_own_goes_where_it_is_warm_while_the_worker_starts(warm: list[StageSpec], taker: PeerId) -> None:
     async def main() -> None:
-        standbys = SimpleNamespace(prepared=lambda model, precision: warm)
+        standbys = SimpleNamespace(prepared=lambda model, precision: warm, forget=lambda peers: None)
         ways = ReplyRoutes(Router(), standbys)  # type: ignore[arg-type]
         asked, lost = reply(5), StageLost(ME, "the worker ended")
         asked.plan = Plan("pipeline", [StageSpec(ME, 0, 2), ROUTE[1]], "")
         asked.losses.note(lost, asyncio.get_running_loop().time())
         assert (await ways.after(asked, lost, {ME})).stages == [StageSpec(taker, 0, 2), ROUTE[1]]
+
+    run_virtual(main())
+
+
+def test_what_one_reply_has_chosen_after_a_loss_the_others_may_choose_until_it_is_over() -> None:
+    async def main() -> None:
+        router, ways = routes()
+        one, other, lost = reply(5), reply(5), StageLost(B, "silent")
+        one.plan = await ways.after(one, lost, {B})
+        assert router.running == []
+        await ways.after(other, lost, {B})
+        assert router.running == one.plan.stages
+        await ways.after(one, lost, {B})
+        assert router.running == one.plan.stages, "of the other one, and not its own"
+        with ways.running(other):
+            await ways.after(one, lost, {B})
+            assert router.running == ROUTE, "on which it runs now"
+        ways.over(one)
+        await ways.after(other, lost, {B})
+        assert router.running == []
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("cause", "forgotten"), [(None, [{B}]), (Busy("full"), [])])
+def test_a_node_where_a_stage_was_lost_isnt_believed_to_stand_by(cause: Busy | None, forgotten: list[set[PeerId]]) -> None:
+    async def main() -> None:
+        told: list[set[PeerId]] = []
+        standbys = SimpleNamespace(prepared=lambda model, precision: [], forget=told.append)
+        ways = ReplyRoutes(Router(), standbys)  # type: ignore[arg-type]
+        await ways.after(reply(5), StageLost(B, "lost", cause), {B})
+        assert told == forgotten
 
     run_virtual(main())

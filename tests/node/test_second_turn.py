@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from node.kept_prefixes import Prefix
 from node.network.memory import MemoryHub
 from node.pipeline import Pipeline, PipelineRequest, StageLost
 from node.stage_checks import check_route
+from node.step_log import LEFT_SECONDS, LogRoom, StepLog
 from protocol.errors import BadInput
 from protocol.ids import ModelId
 from protocol.messages import Earlier, OpenSession, Sampling, StageSpec
@@ -177,12 +179,16 @@ async def test_a_stage_that_says_it_has_more_than_was_asked_is_lost(swarm: list[
     assert lost.value.peer == swarm[2].peer
 
 
-async def test_a_stage_lost_in_a_second_turn_is_replaced(swarm: list[Member]) -> None:
-    """What the stage before it sent isn't all there: the route starts over from the tokens, and the reply is what it would have been."""
+@pytest.mark.parametrize(("kept", "expected_losses"), [(True, 1), (False, 2)])
+async def test_a_stage_lost_in_a_second_turn_is_replaced(kept: bool, expected_losses: int, swarm: list[Member]) -> None:
+    """Where what was sent to it isn't there any more the route starts over from the tokens; the reply is what it would have been."""
     stages = route(swarm[1].peer, swarm[2].peer)
     made, prefix, _ = await turn(swarm, request(stages, HISTORY))
     prompt = [*HISTORY, *made, *QUESTION]
     swarm[2].worker.break_at = len(prompt) + 2
+    if not kept:
+        await put_away(swarm)
+        swarm[1].server._parts.logs._left.clear()
     got: list[int] = []
     async with Pipeline(swarm[0].network, swarm[0].steps, swarm[0].server, request(stages, prompt, prefix, drafts=False)) as pipeline:
         plan, losses = stages, 0
@@ -199,7 +205,7 @@ async def test_a_stage_lost_in_a_second_turn_is_replaced(swarm: list[Member]) ->
                     pipeline.start_over()
         assert pipeline.left() is not None
     assert got == expected(prompt, 8)
-    assert losses == 2
+    assert losses == expected_losses
 
 
 async def test_a_turn_waits_for_the_end_of_the_one_before() -> None:
@@ -248,3 +254,40 @@ def test_nonsense_about_earlier_sessions_is_refused(changes: dict[str, Any]) -> 
     check_route(opening(after=Earlier(bytes(16), 2), known=[1, 2]), me)
     with pytest.raises(BadInput, match="session:"):
         check_route(opening(**changes), me)
+
+
+async def test_a_stage_lost_in_the_second_turn_is_rebuilt_from_what_was_sent_in_the_first(swarm: list[Member]) -> None:
+    stages = route(swarm[1].peer, swarm[2].peer)
+    made, prefix, _ = await turn(swarm, request(stages, HISTORY, drafts=False))
+    forget_steps(swarm)
+    prompt, came = [*HISTORY, *made, *QUESTION], list[int]()
+    entry = swarm[0]
+    async with Pipeline(entry.network, entry.steps, entry.server, request(stages, prompt, prefix, drafts=False)) as pipeline:
+        async with aclosing(pipeline.run()) as tokens:
+            async for sampled in tokens:
+                came.append(sampled.token)
+                if len(came) == 3:
+                    break
+        await pipeline.reroute(route(swarm[1].peer, swarm[3].peer))
+        came += [sampled.token async for sampled in pipeline.run()]
+    assert came == expected(prompt, 8)
+    assert rows(swarm[1]) < 40, "the stage that stays computes nothing again"
+    assert rows(swarm[3]) > len(prompt)
+
+
+def test_logs_that_were_left_go_before_any_other_and_after_a_while() -> None:
+    room = LogRoom(100)
+    for number in range(3):
+        log = StepLog(room)
+        log.add(0, 3, bytes(30))
+        room.leave(Left(owner="e", name=str(number)), log, float(number))
+    assert (room.resume(Left(owner="e", name="2"), 2).end, room.resume(Left(owner="e", name="2"), 2).end) == (2, 0)
+    running = StepLog(room)
+    running.add(0, 4, bytes(40))
+    assert running.complete, "the first one went for it"
+    assert [room.resume(Left(owner="e", name=name), 3).end for name in "01"] == [0, 3]
+    first, second = StepLog(room), StepLog(room)
+    room.leave(Left(owner="e", name="a"), first, 0.0)
+    room.leave(Left(owner="e", name="b"), second, LEFT_SECONDS)
+    assert room.resume(Left(owner="e", name="a"), 0) is not first
+    assert room.resume(Left(owner="e", name="b"), 0) is second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ class FakeWorker:
         self.used = 1_000
         self.device: DeviceTold | None = None
         self.grows = 0
+        self.hearing: list[Callable[[MfError], None]] = []
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+
+    def when_ended(self, told: Callable[[MfError], None]) -> None:
+        self.hearing.append(told)
+
+    def forget(self, told: Callable[[MfError], None]) -> None:
+        if told in self.hearing:
+            self.hearing.remove(told)
 
     @property
     def running(self) -> bool:
@@ -66,6 +76,7 @@ class FakeWorker:
 
     async def load_stage(self, params: LoadStage, fds: list[int]) -> StageLoaded:
         await asyncio.sleep(0)
+        await self.may_load.wait()
         if self.fault:
             raise self.fault
         assert len(fds) == len(params.lengths)
@@ -207,6 +218,40 @@ async def test_a_session_of_a_dead_worker_ends_without_harm(setting: Setting) ->
             assert hold.stage.users == 1
     assert setting.room.free() == setting.room.memory
     assert [stage.users for stage in setting.room.loaded()] == [0]
+
+
+async def test_a_session_hears_at_once_that_its_worker_ended(setting: Setting) -> None:
+    heard: list[MfError] = []
+    async with setting.session(0, 3, "old") as hold:
+        (told,) = setting.worker.hearing
+        told(Unavailable(setting.worker.ended))
+        told(Unavailable("once more"))
+        hold.when_lost(heard.append)
+        assert [error.message for error in heard] == [setting.worker.ended]
+    assert not setting.worker.hearing
+
+
+@pytest.mark.parametrize("end", [3, 2])
+async def test_a_load_goes_on_though_its_asker_left(end: int, setting: Setting) -> None:
+    """Whoever is next finds it done, or waits until it is: never two loads at once."""
+    setting.worker.may_load.clear()
+
+    async def enter(end: int) -> None:
+        async with setting.session(0, end, f"to {end}"):
+            pass
+
+    left = asyncio.create_task(enter(3))
+    await until(lambda: bool(setting.worker.texts), 5, "the load begins")
+    left.cancel()
+    await asyncio.wait([left])
+    following = asyncio.create_task(enter(end))
+    await asyncio.wait([following], timeout=0.05)
+    assert not setting.worker.loads
+    setting.worker.may_load.set()
+    await following
+    assert [load.end for load in setting.worker.loads] == ([3] if end == 3 else [3, 2])
+    assert all(stage.users == 0 for stage in setting.room.loaded())
+    assert setting.room.free() == setting.room.memory
 
 
 async def test_a_stage_is_got_ready_in_the_room_of_those_that_nobody_uses_any_more(setting: Setting) -> None:

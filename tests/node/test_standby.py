@@ -118,3 +118,20 @@ def test_where_one_refuses_the_next_is_asked_and_it_is_left_alone_for_a_while() 
         await setting.standbys.close()
 
     run_virtual(main())
+
+
+def test_one_where_a_stage_was_lost_is_asked_again_at_once() -> None:
+    async def main() -> None:
+        setting = Setting(lambda _spec: asyncio.sleep(0))
+        setting.prepare()
+        await asyncio.sleep(0.1)
+        assert setting.ready == {"x": 0, "y": 2, "z": 4}
+        setting.standbys.forget({PeerId("y")})
+        assert setting.ready == {"x": 0, "z": 4}
+        setting.prepare()
+        await asyncio.sleep(0.1)
+        assert setting.ready == {"x": 0, "y": 2, "z": 4}
+        assert [spec.peer for spec in setting.asked[3:]] == ["y"]
+        await setting.standbys.close()
+
+    run_virtual(main())

@@ -114,7 +114,8 @@ def test_the_stage_is_left_as_it_was(tmp_path: Path) -> None:
     stage, _decoders = made(tmp_path, (0, 2), "bf16")
     given = lean_check._Given(stage)
     before = given.all_by_stage(given.rows)
-    assert all(0 < much < 0.06 for much in given.moved(before))
+    *_, most = given.moved(before)
+    assert all(0 < much < 0.06 for much in most)
     assert all(torch.equal(one, other) for one, other in zip(before, given.all_by_stage(given.rows), strict=True))
 
 
