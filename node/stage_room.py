@@ -67,6 +67,8 @@ class StageRoom:
         """What came of compiling a stage's layers; None: nothing yet."""
         self._lock = asyncio.Lock()
         self._load: asyncio.Task[LoadedStage] | None = None
+        self._lean: dict[str, str] = {}
+        """What comparing stages' lean steps said in earlier lives of the worker: the same weights needn't be compared again."""
         self._text_lock = asyncio.Lock()
         self._generation = worker.generation
 
@@ -341,12 +343,15 @@ class StageRoom:
                 precision=stage.precision,
                 task=task,
                 engine=self._engines.asked if choice.engine == "llama" else "torch",
+                checked=self._lean.get(stage.key, ""),
             )
             await self.text(located)
             loaded = await self._load_or_instead(located, load, [group.fd for group in groups])
         finally:
             for group in groups:
                 group.close()
+        if loaded.lean:
+            self._lean[stage.key] = loaded.lean
         stage.bytes, stage.goes_back, stage.checked = loaded.bytes, loaded.goes_back, loaded.self_test
         stage.engine, stage.why = loaded.engine, choice.why if choice.engine == "torch" else loaded.why
         stage.timings["load"], stage.used_at = time.monotonic() - started, time.monotonic()
@@ -402,6 +407,8 @@ class StageRoom:
         await self._worker.start()
         if self._worker.generation != self._generation:
             self._generation = self._worker.generation
+            if self._worker.crashed:
+                self._lean.clear()
             for stage in self._stages.values() if self._worker.crashed else ():
                 if stage.engine == "llama" and (stage.users or time.monotonic() - stage.used_at < SUSPECT):
                     self._engines.crashed(stage.model, stage.precision, self._worker.ended)

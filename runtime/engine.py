@@ -29,7 +29,8 @@ from runtime.engine_room import EngineRoom
 from runtime.generation import Generation
 from runtime.heap import pss, trim
 from runtime.kv_pool import KVPool, Place
-from runtime.loaded import Loaded, load, price_of
+from runtime.loaded import Loaded, Price, loading, price_of
+from runtime.loads import Answer, Loads
 from runtime.memory import ROWS, logit_rows
 from runtime.model_runner import ModelRunner, Reserving
 from runtime.passes import Part, compute, sample
@@ -37,11 +38,10 @@ from runtime.reply_state import ReplyState
 from runtime.scheduler import Scheduler, Told
 from runtime.sequence import Sequence
 from runtime.session import Session
+from runtime.sliced import Sliced, whole
 from runtime.texts import Texts
 
 log = logging.getLogger(__name__)
-Answer = Callable[[Any], None]
-"""Takes the result of a call, or the `MfError` that it failed with."""
 MAX_TEXTS = 256
 DRAFT_ROWS = 32
 """Guessed tokens in a pass, over all its replies."""
@@ -72,7 +72,9 @@ class Engine:
         self._weights = Told()
         self._scheduler = Scheduler(self._weights)
         self._pool = KVPool(self._drop_slot)
-        self._room = EngineRoom(config.memory, self._stages, self._pool)
+        self._coming: dict[str, Price] = {}
+        self._loads = Loads()
+        self._room = EngineRoom(config.memory, self._stages, self._coming, self._pool)
         self._opened: dict[str, tuple[int, int]] = {}
         self._by_stage: dict[str, api.StageUsage] = {}
         self._counts = api.Usage(weights=0, kv=0, activations=0, base=0, sequences=0)
@@ -85,8 +87,15 @@ class Engine:
 
     def load_stage(self, params: api.LoadStage, fds: Listed[int]) -> api.StageLoaded:
         """Refused with `Busy` before anything is loaded when the budget has no room."""
+        return whole(self._loading(params, fds))
+
+    def begin_load(self, params: api.LoadStage, fds: Listed[int], answer: Answer) -> None:
+        """As `load_stage`, a slice after each pass; `answer` is called at its end. `fds` may be closed at once."""
+        self._loads.begin(params.stage, self._loading(params, fds), answer)
+
+    def _loading(self, params: api.LoadStage, fds: Listed[int]) -> Sliced[api.StageLoaded]:
         begun = time.perf_counter()
-        if params.stage in self._stages:
+        if params.stage in self._stages or params.stage in self._coming:
             raise BadInput("load_stage: a stage of this name is loaded already")
         folder = self.texts.folders.get(params.model)
         if folder is None:
@@ -94,14 +103,19 @@ class Engine:
         price = price_of(folder, params)
         more = max(0, price.activations - self._room.activations)
         self._room.admit(price.weights + more, f"layers {params.first}..{params.end} at {params.precision}")
-        self._stages[params.stage] = loaded = load(folder, params, fds, price, self._device)
+        self._coming[params.stage] = price
+        try:
+            loaded = yield from loading(folder, params, fds, price, self._device)
+        finally:
+            del self._coming[params.stage]
+        self._stages[params.stage] = loaded
         self._by_stage[params.stage] = api.StageUsage(stage=params.stage)
         if loaded.runner is not None:
             self._scheduler.limit(params.stage, _rows_of(loaded.runner))
         trim()
         seconds = time.perf_counter() - begun
         told = api.StageLoaded(bytes=price.weights, seconds=seconds, self_test=loaded.checked, goes_back=loaded.goes_back)
-        told.engine, told.why = loaded.engine, loaded.why
+        told.engine, told.why, told.lean = loaded.engine, loaded.why, loaded.lean
         told.runs = loaded.runner.precision if loaded.runner is not None else params.precision
         told.compilable = compiled.compilable(loaded.runner) if self._device.type == "cpu" else None
         return told
@@ -111,6 +125,7 @@ class Engine:
         return compiled.take_from(self._stage(params.stage, "take_compiled").runner, self.texts.scratch, fds, params.lengths)
 
     def unload(self, params: api.Unload) -> None:
+        self._loads.give_up(params.stage)
         for session in [name for name, sequence in self._sequences.items() if sequence.stage == params.stage]:
             self._close(session, NotFound("this stage is unloaded"))
         self._say()
@@ -193,10 +208,16 @@ class Engine:
     @property
     def working(self) -> bool:
         """Whether `step` has something to compute."""
-        return len(self._scheduler) > 0
+        return len(self._scheduler) > 0 or len(self._loads) > 0
 
     def step(self) -> None:
-        """One pass of whoever is next."""
+        """One pass of whoever is next, and a slice of what is loaded meanwhile."""
+        if len(self._scheduler):
+            self._pass()
+        if self._loads:
+            self._loads.step()
+
+    def _pass(self) -> None:
         parts = [Part(self._sequences[share.session], share.count) for share in self._scheduler.next_pass()]
         if not parts:
             return

@@ -6,30 +6,35 @@ What is taken without being used goes before anybody is told that there is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from protocol.errors import Busy
 from runtime.kv_pool import KVPool
-from runtime.loaded import Loaded
+from runtime.loaded import Loaded, Price
 from runtime.model_runner import ModelRunner, Reserving
 
 
 class EngineRoom:
-    """Of `memory` bytes for all; `stages` and `pool` are the engine's, and change under it."""
+    """Of `memory` bytes for all; `stages`, those being loaded (`coming`) and `pool` are the engine's, and change under it."""
 
-    def __init__(self, memory: int, stages: Mapping[str, Loaded], pool: KVPool) -> None:
+    def __init__(self, memory: int, stages: Mapping[str, Loaded], coming: Mapping[str, Price], pool: KVPool) -> None:
         self._memory = memory
+        self._coming = coming
         self._stages = stages
         self._pool = pool
 
     @property
     def activations(self) -> int:
         """Those of one pass, since passes run one after the other."""
-        return max((loaded.price.activations for loaded in self._stages.values()), default=0)
+        return max((price.activations for price in self._prices()), default=0)
+
+    def _prices(self) -> Iterator[Price]:
+        yield from (loaded.price for loaded in self._stages.values())
+        yield from self._coming.values()
 
     @property
     def for_sequences(self) -> int:
-        return self._memory - self.activations - sum(loaded.price.weights for loaded in self._stages.values()) - self.reserved
+        return self._memory - self.activations - sum(price.weights for price in self._prices()) - self.reserved
 
     def admit(self, asked: int, what: str) -> None:
         if asked > self.for_sequences - self._pool.used:

@@ -80,7 +80,8 @@ class LoadStage(Record):
 
     `precision` as `runtime.memory.WIDTHS` names them; "fp32" is the reference mode (weights cast up once). `task` "generate", or "embed" or
     "classify": then it is a whole model (first 0, end = layers) that `encode` is asked of. `engine` auto, torch or llama; where llama.cpp
-    can't run it torch does, and the answer says why.
+    can't run it torch does, and the answer says why. `checked`: what comparing this very stage's lean step said on this machine before; it
+    isn't compared again.
     """
 
     stage: str
@@ -93,6 +94,7 @@ class LoadStage(Record):
     precision: str
     task: str = "generate"
     engine: str = "torch"
+    checked: str = ""
 
 
 class Compilable(Record):
@@ -106,7 +108,7 @@ class StageLoaded(Record):
     """`bytes` of weights by formula; `seconds` to load; `self_test` what was checked; `goes_back`: its sequences can drop positions.
 
     `engine` torch or llama, as it was loaded, and `why`; `runs` the precision that its weights have; `compilable`: what a compiled form
-    of its layers would be; None: there can't be one.
+    of its layers would be; None: there can't be one. `lean`: what comparing the lean step said, where that runs.
     """
 
     bytes: int
@@ -117,6 +119,7 @@ class StageLoaded(Record):
     why: str = ""
     runs: str = ""
     compilable: Compilable | None = None
+    lean: str = ""
 
 
 class TakeCompiled(Record):

@@ -32,6 +32,7 @@ import torch
 
 from runtime.lean_shape import Unlike
 from runtime.model_runner import ModelRunner, Row
+from runtime.sliced import Sliced, whole
 from runtime.stage import Stage
 
 POSITIONS, AHEAD = 40, 37
@@ -45,39 +46,46 @@ _SHAKES = 4
 
 def check(stage: Stage, runner: ModelRunner) -> str:
     """Says what was compared; `Unlike` says what differs."""
+    return whole(checking(stage, runner))
+
+
+def checking(stage: Stage, runner: ModelRunner) -> Sliced[str]:
+    """As `check`, a pass or a few at a time."""
     given = _Given(stage)
-    wanted = given.all_by_stage(given.rows)
-    alone = [
-        *given.by_runner(runner, [0], 0, AHEAD),
-        *(row for at in range(AHEAD, POSITIONS) for row in given.by_runner(runner, [0], at, 1)),
-    ]
+    wanted = yield from given.all_by_stage(given.rows)
+    alone = given.by_runner(runner, [0], 0, AHEAD)
+    yield
+    for at in range(AHEAD, POSITIONS):
+        alone += given.by_runner(runner, [0], at, 1)
     runner.crop(0, AHEAD)
     given.by_runner(runner, list(range(1, _SLOTS)), 0, AHEAD)
+    yield
     together = [given.by_runner(runner, list(range(_SLOTS)), at, 1) for at in range(AHEAD, POSITIONS)]
     for slot in range(_SLOTS):
         runner.release(slot)
+    yield
     apart = [given.apart(number, *pair) for number, pair in enumerate(zip(alone, wanted, strict=True))]
     late = range(len(wanted) - (POSITIONS - AHEAD), len(wanted))
     crowd = [max(given.apart(number, row, wanted[number]) for row in rows) for number, rows in zip(late, together, strict=True)]
-    _judge(given, wanted, apart, crowd)
+    yield from _judging(given, wanted, apart, crowd)
     return f"as transformers gives at {POSITIONS} positions, within {max(apart):.1g}"
 
 
-def _judge(given: _Given, wanted: list[torch.Tensor], apart: list[float], crowd: list[float]) -> None:
+def _judging(given: _Given, wanted: list[torch.Tensor], apart: list[float], crowd: list[float]) -> Sliced[None]:
     """`apart` of each row, `crowd` of the last ones with several sequences together; `Unlike` where that is too far."""
     calm = _APART[given.dtype]
     if all(much <= calm for much in [*apart, *crowd]):
         return
-    refused: Unlike | None = None
-    for moved in given.moved(wanted):
+    moved, refused = [0.0] * len(wanted), Unlike("it wasn't tried")
+    for _ in range(_SHAKES):
+        moved = yield from given.moved_again(moved, wanted)
         try:
             _refuse_moved(moved, apart, crowd, calm)
         except Unlike as error:
             refused = error
         else:
             return  # more shaking would only allow more
-    if refused is not None:
-        raise refused
+    raise refused
 
 
 def _refuse_moved(moved: list[float], apart: list[float], crowd: list[float], calm: float) -> None:
@@ -109,11 +117,15 @@ class _Given:
         self.rows = torch.randn(POSITIONS, stage.hidden, generator=self._random).to(stage.dtype)
         self._words = [(7 * position * position + 11 * position + 1) % stage.vocabulary for position in range(POSITIONS)]
 
-    def all_by_stage(self, rows: torch.Tensor) -> list[torch.Tensor]:
+    def all_by_stage(self, rows: torch.Tensor) -> Sliced[list[torch.Tensor]]:
         """Hidden states of each position, or the logits of the last one of each cut."""
         cache: Any = self._stage.new_cache()
-        first = self._by_stage(cache, rows, 0, AHEAD)
-        return [*first, *(row for at in range(AHEAD, POSITIONS) for row in self._by_stage(cache, rows, at, 1))]
+        found = self._by_stage(cache, rows, 0, AHEAD)
+        yield
+        for at in range(AHEAD, POSITIONS):
+            found += self._by_stage(cache, rows, at, 1)
+        yield
+        return found
 
     def _by_stage(self, cache: Any, rows: torch.Tensor, at: int, count: int) -> list[torch.Tensor]:
         stage = self._stage
@@ -124,14 +136,11 @@ class _Given:
             out = stage.forward(cache, torch.tensor(self._words[at : at + count]), None)
         return [out] if stage.last else list(out)
 
-    def moved(self, wanted: list[torch.Tensor]) -> Iterator[list[float]]:
-        """How far each row has moved from `wanted` at most, each time the stage is shaken."""
-        most = [0.0] * len(wanted)
-        for _ in range(_SHAKES):
-            with self._shaken():
-                again = self.all_by_stage(self._shake(self.rows))
-            most = [max(much, self.apart(at, row, wanted[at])) for at, (much, row) in enumerate(zip(most, again, strict=True))]
-            yield most
+    def moved_again(self, before: list[float], wanted: list[torch.Tensor]) -> Sliced[list[float]]:
+        """How far each row moves from `wanted` when the stage is shaken, or has moved `before`, whichever is more."""
+        with self._shaken():
+            again = yield from self.all_by_stage(self._shake(self.rows))
+        return [max(much, self.apart(at, row, wanted[at])) for at, (much, row) in enumerate(zip(before, again, strict=True))]
 
     def _shake(self, x: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(x.shape, generator=self._random) * (torch.finfo(x.dtype).eps / 2)

@@ -15,8 +15,9 @@ from runtime.encoder import Encoder, build_encoder
 from runtime.memory import DTYPE_WIDTH, activation_bytes, held_bytes
 from runtime.model_config import context_of, read_config
 from runtime.model_runner import ModelRunner
-from runtime.runners import make_runner
-from runtime.self_test import self_test
+from runtime.runners import making_runner
+from runtime.self_test import self_testing
+from runtime.sliced import Sliced
 from runtime.stage import Stage, build_stage
 from runtime.weights import build_tensors, check_finite, check_stored, let_go, map_groups
 
@@ -33,7 +34,7 @@ class Price:
 class Loaded:
     """One of `runner` and `encoder`; `checked` says what the self-test saw, `context` how many positions the model takes.
 
-    `engine` torch or llama, and `why`.
+    `engine` torch or llama, and `why`; `lean` what comparing the lean step said, where that runs.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Loaded:
     context: int | None = None
     engine: str = "torch"
     why: str = ""
+    lean: str = ""
 
     def close(self) -> None:
         """Gives back what Python's memory doesn't."""
@@ -66,12 +68,18 @@ def price_of(folder: Path, params: api.LoadStage) -> Price:
     return Price(weights, activation_bytes(text.hidden_size, head, width))
 
 
-def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price, device: torch.device = CPU) -> Loaded:
-    """Maps the groups, builds what is asked on `device` and tries it; `BadInput` says what is wrong with it."""
+def loading(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price, device: torch.device = CPU) -> Sliced[Loaded]:
+    """Maps the groups, builds what is asked on `device` and tries it; `BadInput` says what is wrong with it.
+
+    `fds` may be closed once the first slice is done.
+    """
     groups = map_groups(fds, params.lengths)
+    yield
     tensors = build_tensors(groups, params.tensors)
     check_stored(tensors)
-    check_finite(tensors)
+    for name in list(tensors):
+        check_finite({name: tensors[name]})
+        yield
     runs: Stage | Encoder
     if params.task == "generate":
         runs = build_stage(folder, tensors, params.first, params.end, params.layers, params.precision)
@@ -83,9 +91,11 @@ def load(folder: Path, params: api.LoadStage, fds: Sequence[int], price: Price, 
     if isinstance(runs, Encoder):
         let_go(runs.model, groups)
         return Loaded(params.model, price, "a few tokens give finite numbers of the right shape", encoder=runs)
-    checked = self_test(runs)
-    made = make_runner(runs, tensors, params.engine, params.precision, folder, price.weights)
+    yield
+    checked = yield from self_testing(runs)
+    made = yield from making_runner(runs, tensors, params.engine, params.precision, folder, price.weights, params.checked)
     del tensors
     let_go(made.kept, groups)
     said, context = f"{checked}; {made.said}", context_of(runs.config)
-    return Loaded(params.model, price, said, runner=made.runner, context=context, engine=made.engine, why=made.why)
+    lean = made.said if made.lean else ""
+    return Loaded(params.model, price, said, runner=made.runner, context=context, engine=made.engine, why=made.why, lean=lean)

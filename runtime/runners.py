@@ -19,7 +19,8 @@ from runtime.lean_shape import Decoder, Unlike, decoder_of
 from runtime.llama.engine import build_llama
 from runtime.model_runner import ModelRunner
 from runtime.quantised import quantise
-from runtime.self_test import self_test
+from runtime.self_test import self_testing
+from runtime.sliced import Sliced, whole
 from runtime.stage import Stage
 from runtime.stage_runner import StageRunner
 from runtime.widened import Widened
@@ -32,17 +33,23 @@ REFERENCE = "fp32"
 
 @dataclass(frozen=True)
 class Made:
-    """`kept`: what still lies on the groups' memory; `engine` and `why` it is that one; `said` of what was tried."""
+    """`kept`: what still lies on the groups' memory; `engine` and `why` it is that one; `said` of what was tried; `lean`: it runs so."""
 
     runner: ModelRunner
     kept: nn.Module
     engine: str
     why: str
     said: str
+    lean: bool = False
 
 
-def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int) -> Made:
-    """For a stage that passed its self-test, by the engine asked for, or torch and why. `scratch`: a folder for a file of weights."""
+def making_runner(
+    stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int, checked: str = ""
+) -> Sliced[Made]:
+    """For a stage that passed its self-test, by the engine asked for, or torch and why. `scratch`: a folder for a file of weights.
+
+    `checked` as for `lean_runner`.
+    """
     choice = choose_here(Asked(engine, precision, str(getattr(stage.config, "model_type", "")), device=stage.device.type))
     why = choice.why
     if choice.engine == "llama":
@@ -53,18 +60,24 @@ def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, 
             why = error.message
             log.warning("torch runs layers %d..%d in llama.cpp's place: %s", stage.first, stage.end, why)
     instead = torch_precision(precision)
-    lean, said = lean_runner(stage, instead)
+    lean, said = yield from making_lean(stage, instead, checked)
     runner: ModelRunner = StageRunner(stage, weight_bytes) if lean is None else lean
     if instead != precision:
         why, runner = f"{instead} in place of {precision}: {why}", Widened(runner)
-    return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said)
+    return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said, lean is not None)
 
 
-def lean_runner(stage: Stage, precision: str) -> tuple[LeanRunner | None, str]:
+def lean_runner(stage: Stage, precision: str, checked: str = "") -> tuple[LeanRunner | None, str]:
     """For a stage that passed its self-test; None where it is to run itself, and what is to be said of either.
 
-    A stage at int8 or int4 has its matrices replaced. `BadInput` where the precision can't be had for its class.
+    A stage at int8 or int4 has its matrices replaced. `BadInput` where the precision can't be had for its class. `checked`: what was said
+    of the same stage, in the same precision and on this machine, when it was compared before: it isn't again.
     """
+    return whole(making_lean(stage, precision, checked))
+
+
+def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple[LeanRunner | None, str]]:
+    """As `lean_runner`, some passes at a time."""
     if precision == REFERENCE:
         return None, "run by transformers, the reference"
     decoder: Decoder | None = None
@@ -75,11 +88,13 @@ def lean_runner(stage: Stage, precision: str) -> tuple[LeanRunner | None, str]:
         why = str(unlike)
     if precision in ("int8", "int4"):
         quantise(stage, precision)
-        self_test(stage)
+        yield
+        yield from self_testing(stage)
     if decoder is not None:
         try:
             runner = LeanRunner(stage, decoder, precision)
-            return runner, f"run lean, {lean_check.check(stage, runner)}"
+            yield
+            return runner, checked or f"run lean, {yield from lean_check.checking(stage, runner)}"
         except Unlike as unlike:
             why = str(unlike)
     return None, f"run by transformers: {why}"

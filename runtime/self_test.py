@@ -26,6 +26,7 @@ from torch import nn
 
 from protocol.errors import BadInput, MfError
 from runtime import transformers_names as names
+from runtime.sliced import Sliced, whole
 from runtime.stage import Stage
 
 POSITIONS = 8
@@ -39,13 +40,21 @@ _FORGETFUL = {torch.float32: 0.05, torch.bfloat16: 0.25}
 
 def self_test(stage: Stage) -> str:
     """Says what was checked; `BadInput` says what is wrong."""
+    return whole(self_testing(stage))
+
+
+def self_testing(stage: Stage) -> Sliced[str]:
+    """As `self_test`, a pass or a few at a time."""
     try:
         with missing_named(stage.model):
             _learn_return_kind(stage)
+            yield
             trace, out = _traced(stage)
             _check_output(stage, out, POSITIONS)
+            yield
             if stage.outside:
                 _check_cut(stage, trace, out)
+                yield
             _check_memory(stage, out)
     except MfError:
         raise

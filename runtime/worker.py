@@ -118,8 +118,10 @@ class Server:
         kind, method = entry
         if request.method in _UNHURRIED:
             self._step_back()
-        if request.method in ("load_stage", "take_compiled"):
+        if request.method == "take_compiled":
             return method(_params(request, kind), request.fds)
+        if request.method == "load_stage":
+            return self._begin(request, lambda params, answer: method(params, request.fds, answer), _params(request, kind))
         if request.method in ("step", "generate"):
             return self._begin(request, method, _params(request, kind))
         return method(_params(request, kind) if kind is not None else None)
@@ -130,7 +132,7 @@ class Server:
             ask_short_slice(os.nice(_NICE))
 
     def _begin(self, request: Request, method: Callable[..., Any], params: Any) -> Any:
-        """Work that is answered after a pass."""
+        """Work that is answered after a pass, or many."""
         number = request.number
 
         def answer(result: Any) -> None:
@@ -181,7 +183,7 @@ class Server:
         texts = engine.texts
         return {
             "load_text": (api.LoadText, texts.load_text),
-            "load_stage": (api.LoadStage, engine.load_stage),
+            "load_stage": (api.LoadStage, engine.begin_load),
             "take_compiled": (api.TakeCompiled, engine.take_compiled),
             "unload": (api.Unload, engine.unload),
             "encode_chat": (api.EncodeChat, texts.encode_chat),

@@ -87,7 +87,7 @@ class FakeWorker:
             raise Unavailable(self.ended)
         engine = "torch" if params.engine == "torch" else "llama"
         told = StageLoaded(bytes=self.cost.total(params.first, params.end, 0), seconds=0.0, self_test="none")
-        told.engine, told.why = engine, "by the worker"
+        told.engine, told.why, told.lean = engine, "by the worker", f"run lean {params.end}" if engine == "torch" else ""
         return told
 
     async def unload(self, stage: str) -> None:
@@ -218,6 +218,17 @@ async def test_a_session_of_a_dead_worker_ends_without_harm(setting: Setting) ->
             assert hold.stage.users == 1
     assert setting.room.free() == setting.room.memory
     assert [stage.users for stage in setting.room.loaded()] == [0]
+
+
+@pytest.mark.parametrize(("crashed", "told"), [(False, "run lean 3"), (True, "")])
+async def test_a_stage_compared_before_isnt_again_unless_the_worker_crashed(crashed: bool, told: str, setting: Setting) -> None:
+    async with setting.session(0, 3):
+        pass
+    setting.worker.generation, setting.worker.crashed = setting.worker.generation + 1, crashed
+    for end in (2, 3):
+        async with setting.session(0, end):
+            pass
+    assert [load.checked for load in setting.worker.loads] == ["", "", told]
 
 
 async def test_a_session_hears_at_once_that_its_worker_ended(setting: Setting) -> None:

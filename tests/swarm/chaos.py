@@ -155,7 +155,7 @@ class Chaos:
     def gaps(self) -> list[float]:
         """Of each reply that differs: how far the token where it first does, or the undisturbed one there, lies behind the best."""
         differing = self.different()
-        wanted = [(self.prompts[told.prompt], self.undisturbed[told.prompt], told.reply.pieces) for told in differing]
+        wanted = [(self.prompts[told.prompt], self.undisturbed[told.prompt], told.reply.text) for told in differing]
         return near_ties.gaps(self.folder, wanted) if differing else []
 
     def longest_wait(self) -> float:
@@ -163,6 +163,9 @@ class Chaos:
         return max((told.reply.longest_wait for told in self.told), default=0.0)
 
     def report(self, what: str) -> None:
+        """The figures to whoever reads the output, all replies beside the nodes' logs."""
+        kept = {"undisturbed": self.undisturbed, "told": [[one.prompt, one.reply.text, str(one.reply.error)] for one in self.told]}
+        (self.swarm.folder / "replies.json").write_text(json.dumps(kept, indent=1))
         replaced = sum(told.reply.replaced for told in self.told)
         figures = f"{len(self.told)} replies, {len(self.failed())} failed, {len(self.different())} different, {replaced} stages replaced"
         pause = max((told.reply.longest_pause for told in self.told), default=0.0)
