@@ -77,7 +77,7 @@ def test_what_comes_counts_before_it_is_there(tmp_path: Path) -> None:
     begin(engine, SECOND)
     with pytest.raises(BadInput, match="loaded already"):
         begin(engine, SECOND)
-    small = engine_with(tmp_path / "small", tiny_config(), memory=first[0].bytes * 5 // 2)
+    small = engine_with(tmp_path / "small", tiny_config(), memory=first[0].bytes * 7 // 2)
     begin(small, "one")
     with pytest.raises(Busy, match="no room for layers"):
         begin(small, SECOND)
