@@ -95,12 +95,13 @@ class Told:
 
 @dataclass
 class Chaos:
-    """`with chaos(...)`: `undisturbed` replies by their pieces, then `run` for so many seconds."""
+    """`with chaos(...)`: `undisturbed` replies by their pieces, then `run` for so many seconds; `kept` is where its logs lie."""
 
     swarm: Swarm
     folder: Path
     model: str
     prompts: list[str]
+    kept: Path
     precision: str = "fp32"
     undisturbed: list[list[str]] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
@@ -165,7 +166,7 @@ class Chaos:
     def report(self, what: str) -> None:
         """The figures to whoever reads the output, all replies beside the nodes' logs."""
         kept = {"undisturbed": self.undisturbed, "told": [[one.prompt, one.reply.text, str(one.reply.error)] for one in self.told]}
-        (self.swarm.folder / "replies.json").write_text(json.dumps(kept, indent=1))
+        (self.kept / "replies.json").write_text(json.dumps(kept, indent=1))
         replaced = sum(told.reply.replaced for told in self.told)
         figures = f"{len(self.told)} replies, {len(self.failed())} failed, {len(self.different())} different, {replaced} stages replaced"
         pause = max((told.reply.longest_pause for told in self.told), default=0.0)
@@ -191,7 +192,7 @@ def chaos(folder: Path, sessions: int, precision: str = "fp32"):  # type: ignore
         told = swarm.nodes[0].cli("publish", str(model), "--name", "deep", "--k", "2", "--n", "5", "--compression", "raw")
         for node in swarm.nodes:
             wait_until(lambda node=node: node.cli("models", "deep")["models"] != [], 20.0, "every node knows the model")
-        made = Chaos(swarm, model, told["model_id"], prompts, precision)
+        made = Chaos(swarm, model, told["model_id"], prompts, folder, precision)
         made.calm()
         yield made
 
