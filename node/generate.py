@@ -95,6 +95,7 @@ class Generator:
         try:
             echo.check()
             reply.plan = self._where_it_began(reply, await _before(deadline, self._routes.first(reply)))
+            self._routes.chose(reply)
             if reply.plan.kind == "here":
                 self._room.line.check()
             yield self._planned(reply, reply.plan)
@@ -338,6 +339,7 @@ class Generator:
         if guilty == self._network.peer_id and not full:
             await asyncio.sleep(PAUSE * min(reply.fruitless, 4))  # its worker takes a while to start
         reply.plan = await self._routes.after(reply, lost, {lost.peer} if guilty is not None else set())
+        self._routes.chose(reply)
         reply.pause.planned(asyncio.get_running_loop().time())
 
     def _told(self, plan: Plan) -> list[dict[str, Any]]:

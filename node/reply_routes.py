@@ -2,9 +2,9 @@
 
 A reply that has begun waits for a route as long as somebody may come back. Over whole nodes' stages that run other replies just now it
 begins too, where those make a chain: they are loaded and warm, and a node that has just died is none of them. After a loss the stages
-that are left stay, whether a token has come or not: whoever has their layers would have to load them anew. Replies that lose the same
-stage at the same time go on over the same node: what one has chosen and waits for, the others choose too, instead of each having another
-one load the layers.
+that are left stay, whether a token has come or not: whoever has their layers would have to load them anew. Replies that begin together,
+or lose the same stage together, go over the same nodes: what one has chosen and waits for, the others choose too, instead of each having
+another node load the layers, and then having to wait until one of them has room.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ class ReplyRoutes:
             now = asyncio.get_running_loop().time()
             avoid, hopeless = reply.losses.avoided(now), reply.losses.avoided(now, full=False)
             try:
-                plan = self._without(reply, lost, gone, avoid, hopeless)
+                return self._without(reply, lost, gone, avoid, hopeless)
             except Unavailable as error:
                 if now > end or (not reply.made and not self._router.may_come_back() and not avoid):
                     raise Unavailable(f"{error.message}; before that, {lost.message}", hint=error.hint, details=error.details) from lost
-            else:
-                self._chosen[id(reply)] = _named(reply, plan)
-                return plan
             await asyncio.sleep(PAUSE)
+
+    def chose(self, reply: Reply) -> None:
+        """Others may choose what its plan is too while it waits for that."""
+        if reply.plan is not None and reply.plan.kind != "here":
+            self._chosen[id(reply)] = _named(reply, reply.plan)
 
     def over(self, reply: Reply) -> None:
         """It waits for no route any more."""
@@ -135,7 +137,7 @@ class ReplyRoutes:
         return _of(reply, self._running)
 
     def _shared(self, reply: Reply) -> list[StageSpec]:
-        """Those, and the stages that other replies have chosen after a loss and wait for."""
+        """Those, and the stages that other replies have chosen and wait for."""
         return self._others(reply) + _of(reply, chain.from_iterable(self._chosen.values()))
 
 

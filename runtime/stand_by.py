@@ -1,12 +1,12 @@
 """Which node takes a stage over, or should get ready to. Pure: offers in, a node out.
 
-When a stage is lost, the best is a node that runs just this stage for another reply: its weights are shared, and it is warm. Then one
-that got ready for it, then one that got ready for nothing, whose memory is free; then the rest, with the most of the model, then near.
-Who runs another stage already comes late: what both take it takes from both. So does the node that asks: it turns the reply into text,
-which waits while its worker loads.
+When a stage is lost, the best is a node that runs just this stage for other replies, for most of them: its weights are shared, it is
+warm, and where memory is short two nodes with the same stage are one to spare too few. Then one that got ready for it, then one that got
+ready for nothing, whose memory is free; then the rest, with the most of the model, then near. Who runs another stage already comes late:
+what both take it takes from both. So does the node that asks: it turns the reply into text, which is slower while its worker loads.
 
-Ahead of any loss the same order holds, but nobody is asked to give up what it got ready for another stage, as far as its memory goes:
-a route's stages would else all take the same node, which can't stand by for more than its memory holds, and all but one would have none.
+Ahead of any loss the same order holds, but nobody is asked to give up what it got ready for another stage, as far as its memory goes: a
+route's stages would else all take the same node, which can't stand by for more than its memory holds, and all but one would have none.
 Where there are fewer nodes to spare than stages, some stage has none; a node that got ready for another one steps in then, and loads.
 """
 
@@ -46,11 +46,12 @@ def stand_by(
     if not fitting:
         return None
 
-    def order(offer: Offer) -> tuple[bool, bool, bool, bool, bool, bool, int, float, str]:
+    def order(offer: Offer) -> tuple[int, bool, bool, bool, bool, bool, int, float, str]:
         mine = StageSpec(offer.peer, stage.first, stage.end)
         used = any(one.peer == offer.peer for one in route if one != stage)
         elsewhere = any(one.peer == offer.peer and one != mine for one in running)
-        return (mine not in running, elsewhere, mine not in prepared, crowded(offer), used, offer.here, -offer.held, offer.rtt, offer.peer)
+        shared = sum(one == mine for one in running)
+        return (-shared, elsewhere, mine not in prepared, crowded(offer), used, offer.here, -offer.held, offer.rtt, offer.peer)
 
     return StageSpec(min(fitting, key=order).peer, stage.first, stage.end)
 

@@ -124,22 +124,37 @@ def test_a_stage_of_this_nodes_own_goes_where_it_is_warm_while_the_worker_starts
     run_virtual(main())
 
 
-def test_what_one_reply_has_chosen_after_a_loss_the_others_may_choose_until_it_is_over() -> None:
+def test_what_one_reply_has_chosen_the_others_may_choose_while_it_waits_for_it() -> None:
     async def main() -> None:
         router, ways = routes()
         one, other, lost = reply(5), reply(5), StageLost(B, "silent")
         one.plan = await ways.after(one, lost, {B})
+        ways.chose(one)
         assert router.running == []
-        await ways.after(other, lost, {B})
+        await ways.first(other)
+        assert router.asked[-1] == ("plan", one.plan.stages)
+        other.plan = await ways.after(other, lost, {B})
+        ways.chose(other)
         assert router.running == one.plan.stages
         await ways.after(one, lost, {B})
-        assert router.running == one.plan.stages, "of the other one, and not its own"
+        assert router.running == other.plan.stages, "of the other one, and not its own"
         with ways.running(other):
             await ways.after(one, lost, {B})
-            assert router.running == ROUTE, "on which it runs now"
-        ways.over(one)
-        await ways.after(other, lost, {B})
+            assert router.running == other.plan.stages, "on which it runs now"
+        await ways.after(one, lost, {B})
         assert router.running == []
+
+    run_virtual(main())
+
+
+def test_what_is_made_here_is_none_of_others_routes() -> None:
+    async def main() -> None:
+        router, ways = routes()
+        one = reply()
+        one.plan = Plan("here", [StageSpec(ME, 0, 4)], "")
+        ways.chose(one)
+        await ways.first(reply())
+        assert router.asked == [("plan", [])]
 
     run_virtual(main())
 

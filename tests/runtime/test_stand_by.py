@@ -70,6 +70,12 @@ def test_who_runs_it_for_another_reply_comes_first_who_runs_something_else_late(
     assert chosen(ROUTE[0], SPARES, [at("x", ROUTE[0])], [at("x", ROUTE[1])]) == "y"
 
 
+def test_of_several_that_run_it_the_one_that_most_replies_run_on() -> None:
+    running = [at("y", ROUTE[0]), at("z", ROUTE[0]), at("z", ROUTE[0]), at("x", ROUTE[1])]
+    assert chosen(ROUTE[0], SPARES, [], running) == "z"
+    assert chosen(ROUTE[0], SPARES[:2], [at("x", ROUTE[0])], running) == "y"
+
+
 def test_the_node_that_asks_is_spared() -> None:
     assert chosen(ROUTE[0], [Offer("me", 50, 0.0, here=True), *SPARES]) == "x"
     assert chosen(ROUTE[0], [Offer("me", 50, 0.0, here=True)]) == "me"
