@@ -211,11 +211,15 @@ class Engine:
         return len(self._scheduler) > 0 or len(self._loads) > 0
 
     def step(self) -> None:
-        """One pass of whoever is next, and a slice of what is loaded meanwhile."""
+        """One pass of whoever is next, and as much time for what is loaded meanwhile, a slice at least: replies may wait for it too."""
+        begun = time.perf_counter()
         if len(self._scheduler):
             self._pass()
-        if self._loads:
+        end = 2 * time.perf_counter() - begun
+        while self._loads:
             self._loads.step()
+            if time.perf_counter() >= end:
+                break
 
     def _pass(self) -> None:
         parts = [Part(self._sequences[share.session], share.count) for share in self._scheduler.next_pass()]

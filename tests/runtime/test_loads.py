@@ -61,7 +61,7 @@ def test_a_reply_goes_on_while_another_stage_loads(engine: Engine) -> None:
         engine.step()
         assert answers, "a token after each slice"
         steps += 1
-    assert steps > 8
+    assert steps > 4
     assert (loaded[0].self_test, loaded[0].lean) == (first[0].self_test, first[0].lean)
 
 
