@@ -11,7 +11,8 @@ something went and nothing came out while nobody computes. `run` then raises `St
     new       opened on the stand-by, from position 0
     sender    a kept stage before a new one sends again what it sent before; the entry does it for the first stage, with tokens
 
-so that one stage's death costs one prefill of that stage alone. When a kept stage can't go back (a recurrent state) or has given up its
+so that one stage's death costs one prefill of that stage alone. A token that was under way when the stage was lost still counts, and comes
+first in the next `run`. When a kept stage can't go back (a recurrent state) or has given up its
 log, it fails with a conflict, and the caller replaces everything. A stage on this node is served through the same code
 over an in-process pair of streams.
 """
@@ -194,6 +195,8 @@ class Pipeline:
 
         `wait`: seconds that it may stay in line at stages without room, instead of being refused.
         """
+        if self._inbox and self._inbox[-1].finish is not None:
+            return  # its last token came while another route was looked for
         try:
             await self._reroute(stages, wait)
         except StageLost:
@@ -208,7 +211,6 @@ class Pipeline:
         leaving = [link for link in self.links if link not in kept.values()]
         self._epoch += 1
         self._lost, self._stages = None, stages
-        self._inbox.clear()
         self._moved, self._through = asyncio.get_running_loop().time(), 0
         begin = len(self._tokens) - 1 if kept else 0
         await asyncio.gather(*(link.close() for link in leaving), return_exceptions=True)

@@ -111,6 +111,27 @@ def test_any_stage_is_replaced_alone(which: int, harm: str, prompt: list[int]) -
     virtually(test)
 
 
+@pytest.mark.parametrize("new_max", [12, 30])
+def test_a_token_that_comes_between_the_loss_and_the_next_route_is_kept(new_max: int) -> None:
+    """The others finish the step they are in; where it gives the last token there is nothing left to do."""
+
+    async def test(nodes: list[Member], hub: MemoryHub) -> None:
+        stages, made = route(*(node.peer for node in nodes[1:4])), list[int]()
+        async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(stages, SHORT, new_max)) as pipeline:
+            with pytest.raises(StageLost):
+                async for sampled in pipeline.run():
+                    made.append(sampled.token)
+                    if len(made) == 11:
+                        pipeline._lose(StageLost(nodes[1].peer, "its worker ended"))
+            await until(lambda: bool(pipeline._inbox), 3.0, "the step under way gives a token")
+            await pipeline.reroute(swapped(stages, nodes[1].peer, nodes[4].peer))
+            made += [sampled.token async for sampled in pipeline.run()]
+        assert made == expected(SHORT, new_max)
+        assert bool(nodes[4].worker.steps) == (new_max > 12)
+
+    virtually(test)
+
+
 def test_two_neighbours_lost_at_once_are_both_rebuilt() -> None:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         stages = route(*(node.peer for node in nodes[1:4]))
