@@ -118,11 +118,15 @@ def test_a_token_that_comes_between_the_loss_and_the_next_route_is_kept(new_max:
     async def test(nodes: list[Member], hub: MemoryHub) -> None:
         stages, made = route(*(node.peer for node in nodes[1:4])), list[int]()
         async with Pipeline(nodes[0].network, nodes[0].steps, nodes[0].server, request(stages, SHORT, new_max)) as pipeline:
-            with pytest.raises(StageLost):
+
+            async def read() -> None:
                 async for sampled in pipeline.run():
                     made.append(sampled.token)
                     if len(made) == 11:
                         pipeline._lose(StageLost(nodes[1].peer, "its worker ended"))
+
+            with pytest.raises(StageLost):
+                await read()
             await until(lambda: bool(pipeline._inbox), 3.0, "the step under way gives a token")
             await pipeline.reroute(swapped(stages, nodes[1].peer, nodes[4].peer))
             made += [sampled.token async for sampled in pipeline.run()]
