@@ -43,6 +43,11 @@ class Made:
     lean: bool = False
 
 
+def make_runner(stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int) -> Made:
+    """As `making_runner`, at once."""
+    return whole(making_runner(stage, tensors, engine, precision, scratch, weight_bytes))
+
+
 def making_runner(
     stage: Stage, tensors: Mapping[str, torch.Tensor], engine: str, precision: str, scratch: Path, weight_bytes: int, checked: str = ""
 ) -> Sliced[Made]:
