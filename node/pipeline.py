@@ -12,9 +12,8 @@ something went and nothing came out while nobody computes. `run` then raises `St
     sender    a kept stage before a new one sends again what it sent before; the entry does it for the first stage, with tokens
 
 so that one stage's death costs one prefill of that stage alone. A token that was under way when the stage was lost still counts, and comes
-first in the next `run`. When a kept stage can't go back (a recurrent state) or has given up its
-log, it fails with a conflict, and the caller replaces everything. A stage on this node is served through the same code
-over an in-process pair of streams.
+first in the next `run`. When a kept stage can't go back (a recurrent state) or has given up its log, it fails with a conflict, and the
+caller replaces everything. A stage on this node is served through the same code over an in-process pair of streams.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from node.stage_checks import WIDTH, all_finite, check_route
 from node.stage_room import StageRoom
 from node.stage_times import with_own
 from node.statements import WAITING_BYTES, Seal, Statements
-from node.step_log import LogRoom, StepLog
+from node.step_log import LEFT_SECONDS, LogRoom, StepLog
 from node.steps import Steps
 from node.waiting_line import PEERS_MOST, Asker
 from node.worker import STEP_SECONDS, Worker
@@ -153,7 +153,9 @@ class StageSession:
                     task.cancel()
                 if request.keep and (self._over.cancelled() or not self._over.done()):
                     hold.left = leaving
+                if hold.left is not None and hold.stage.goes_back and parts.worker.reuse:
                     parts.logs.leave(leaving, self._log, time.monotonic())
+                    asyncio.get_running_loop().call_later(LEFT_SECONDS, lambda: parts.logs.expire(time.monotonic()))
                 else:
                     self._log.drop()
 

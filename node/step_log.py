@@ -34,9 +34,16 @@ class LogRoom:
 
     def leave(self, left: Left, log: StepLog, now: float) -> None:
         """`log` stays under that name, for a while."""
-        self._forget(left)
+        if (before := self._left.pop((left.owner, left.name), None)) is not None:
+            before[0].drop()
         self._left[left.owner, left.name] = log, now + LEFT_SECONDS
-        while self._left and (len(self._left) > LEFT_MOST or next(iter(self._left.values()))[1] <= now):
+        self.expire(now)
+        while len(self._left) > LEFT_MOST:
+            self._drop_oldest()
+
+    def expire(self, now: float) -> None:
+        """Logs whose time is up go."""
+        while self._left and next(iter(self._left.values()))[1] <= now:
             self._drop_oldest()
 
     def resume(self, left: Left | None, positions: int) -> StepLog:
@@ -46,10 +53,6 @@ class LogRoom:
             return StepLog(self)
         log.truncate(positions)
         return log
-
-    def _forget(self, left: Left) -> None:
-        if (before := self._left.pop((left.owner, left.name), None)) is not None:
-            before[0].drop()
 
     def _drop_oldest(self) -> None:
         _name, (log, _until) = self._left.popitem(last=False)

@@ -96,6 +96,11 @@ class Worker:
         return self._ended
 
     @property
+    def reuse(self) -> bool:
+        """Whether what a session computed may stay for the next one."""
+        return self._outfit.reuse
+
+    @property
     def running(self) -> bool:
         return self._channel is not None and not self._channel.closed.is_set()
 

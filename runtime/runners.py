@@ -53,7 +53,7 @@ def making_runner(
 ) -> Sliced[Made]:
     """For a stage that passed its self-test, by the engine asked for, or torch and why. `scratch`: a folder for a file of weights.
 
-    `checked` as for `lean_runner`.
+    `checked` as for `making_lean`.
     """
     choice = choose_here(Asked(engine, precision, str(getattr(stage.config, "model_type", "")), device=stage.device.type))
     why = choice.why
@@ -72,17 +72,17 @@ def making_runner(
     return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said, lean is not None)
 
 
-def lean_runner(stage: Stage, precision: str, checked: str = "") -> tuple[LeanRunner | None, str]:
+def lean_runner(stage: Stage, precision: str) -> tuple[LeanRunner | None, str]:
+    """As `making_lean`, at once."""
+    return whole(making_lean(stage, precision))
+
+
+def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple[LeanRunner | None, str]]:
     """For a stage that passed its self-test; None where it is to run itself, and what is to be said of either.
 
     A stage at int8 or int4 has its matrices replaced. `BadInput` where the precision can't be had for its class. `checked`: what was said
     of the same stage, in the same precision and on this machine, when it was compared before: it isn't again.
     """
-    return whole(making_lean(stage, precision, checked))
-
-
-def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple[LeanRunner | None, str]]:
-    """As `lean_runner`, some passes at a time."""
     if precision == REFERENCE:
         return None, "run by transformers, the reference"
     decoder: Decoder | None = None

@@ -52,6 +52,8 @@ def embedding() -> np.ndarray:
 class RowWorker:
     """`skips` layers; gives the `wrong_token` in place of its own at every second place; `lies` of its gaps."""
 
+    reuse = True
+
     def __init__(self, seed: int) -> None:
         self.toys: dict[str, Toy] = {}
         self.rng = np.random.default_rng(seed)

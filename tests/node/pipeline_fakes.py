@@ -15,9 +15,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.loaded_stage import LoadedStage, StageHold
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.serve_stage import StageServer
-from node.stage_room import LoadedStage, StageHold
 from node.steps import Steps
 from node.waiting_line import IMPATIENT, Asker, NoRoomNow, WaitingLine
 from protocol.errors import BadInput, Conflict, MfError
@@ -54,6 +54,8 @@ class SumWorker:
     `break_at`: the first step from there fails. `spoil` changes an answer. `recurrent` can't go back. `stuck` never answers.
     `words`: so many tokens there are; with few of them guesses are often right.
     """
+
+    reuse = True
 
     def __init__(self) -> None:
         self.toys: dict[str, Toy] = {}

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from node.http.metrics import Metrics
+from node.loaded_stage import LoadedStage
 from node.node_metrics import register_gauges
-from node.stage_room import LoadedStage
 from runtime.interface import StageUsage, Usage
 
 

@@ -286,8 +286,23 @@ def test_logs_that_were_left_go_before_any_other_and_after_a_while() -> None:
     running.add(0, 4, bytes(40))
     assert running.complete, "the first one went for it"
     assert [room.resume(Left(owner="e", name=name), 3).end for name in "01"] == [0, 3]
+    room.expire(LEFT_SECONDS - 1)
+    old = StepLog(room)
+    old.add(0, 1, bytes(10))
+    room.leave(Left(owner="e", name="old"), old, 0.0)
+    room.expire(LEFT_SECONDS)
+    assert room.resume(Left(owner="e", name="old"), 1).end == 0, "ten minutes at most, though nobody leaves another"
     first, second = StepLog(room), StepLog(room)
     room.leave(Left(owner="e", name="a"), first, 0.0)
     room.leave(Left(owner="e", name="b"), second, LEFT_SECONDS)
     assert room.resume(Left(owner="e", name="a"), 0) is not first
     assert room.resume(Left(owner="e", name="b"), 0) is second
+
+
+@pytest.mark.parametrize(("reuse", "goes_back"), [(False, True), (True, False)])
+async def test_where_nothing_of_a_session_stays_neither_does_what_it_sent(reuse: bool, goes_back: bool, swarm: list[Member]) -> None:
+    swarm[1].worker.reuse, swarm[1].room.goes_back = reuse, goes_back
+    await turn(swarm, request(route(swarm[1].peer, swarm[2].peer), HISTORY))
+    await put_away(swarm)
+    assert not swarm[1].server._parts.logs._left
+    assert swarm[2].server._parts.logs._left
