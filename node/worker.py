@@ -273,13 +273,16 @@ class Worker:
     async def _tell_ended(self, done: Callable[[api.Stepped | MfError], None]) -> None:
         if self._watcher is not None:
             await asyncio.wait([self._watcher], timeout=STOP_SECONDS + 1)
-        done(Unavailable(self._ended, hint="ask again: it starts anew"))
+        done(self._gone())
+
+    def _gone(self) -> Unavailable:
+        return Unavailable(self._ended, hint="ask again: it starts anew")
 
     def when_ended(self, told: Callable[[MfError], None]) -> None:
         """`told` hears once of the process's end, whoever has asked it something just then or not; soon where it has ended already."""
         self._hearing.append(told)
         if not self.running:
-            told(Unavailable(self._ended, hint="ask again: it starts anew"))
+            told(self._gone())
 
     def forget(self, told: Callable[[MfError], None]) -> None:
         """It isn't told any more."""
@@ -337,7 +340,7 @@ class Worker:
         except ChannelClosed:
             if self._watcher is not None:
                 await asyncio.wait([self._watcher], timeout=STOP_SECONDS + 1)
-            raise Unavailable(self._ended, hint="ask again: it starts anew") from None
+            raise self._gone() from None
         except DeadlineExceeded:
             self._end_if_stuck(seconds or CALL_SECONDS)
             raise
@@ -396,7 +399,7 @@ class Worker:
         self.killed, self.crashed = code < 0 and not self._stopping, -code in _FAULTS
         hearing, self._hearing = self._hearing, []
         for told in hearing:
-            told(Unavailable(self._ended, hint="ask again: it starts anew"))
+            told(self._gone())
         if code == 0:
             self._failures = 0
             return
