@@ -143,6 +143,7 @@ def _environment(scratch: Path, threads: int) -> dict[str, str]:
         "GOMP_SPINCOUNT": "5000",  # some microseconds: a step waits hundreds of times, and to be woken takes longer than that
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "MKL_CBWR": "AUTO,STRICT",  # sums in the same order wherever a matrix lies in memory: runtime/row_attention.py counts on it
         "PYTHONNOUSERSITE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -39,7 +39,8 @@ _TABLE = 512
 class Norm:
     """Root mean square over the last dimension, times `weight` (fp32); squares are summed in fp32.
 
-    For one row a layer norm of the row and its negative, whose mean is nought: one call of torch where the sum of squares takes four.
+    A layer norm of each row and its negative, whose mean is nought: one call of torch where the sum of squares takes four, which are left
+    to the norms of heads. Each row is what it is by itself.
     """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
@@ -49,8 +50,9 @@ class Norm:
         self._twice = torch.cat((weight, weight), -1) if weight.dim() == 1 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1 and self._twice is not None:
-            return torch.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self._eps).narrow(1, 0, self._width)
+        if self._twice is not None:
+            both = torch.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self._eps)
+            return both.narrow(1, 0, self._width).contiguous()
         size = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
         scaled = x * torch.addcmul(self._all_eps, size, size).rsqrt_()
         return torch.mul(scaled, self._weight, out=torch.empty_like(x, memory_format=torch.contiguous_format))

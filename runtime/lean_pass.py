@@ -3,7 +3,8 @@
 Rows of one new token whose sequences lie in the same slab attend together: two batched multiplications over the places of
 the slab, over its whole room (oneDNN copies a matrix whose rows don't fill their batch, all of it, every time: 1383 against
 533 microseconds a layer for 64 sequences of SmolLM2's heads, where the memory's speed would allow 470; fused attention 2647). Where bf16 is
-multiplied one by one, through fused attention (1147 against 5772 for 32 at 256 positions).
+multiplied one by one, through fused attention (1147 against 5772 for 32 at 256 positions), and there every row by itself
+(`row_attention.py`).
 All others (prefills, drafts, a sequence by itself) attend alone through fused attention, the fastest for one (20 against 52 at
 100 positions).
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 
 from runtime.kv_slabs import Place, Shape, Slab
 from runtime.model_runner import Row
-from runtime.processor import multiplies_bf16
+from runtime.row_attention import attend_many, attend_one, attend_places, begin_of, by_rows, end_of, one_by_one
 
 _TOGETHER = 3
 """Rows in a slab from which one multiplication for all is faster than one for each."""
@@ -49,12 +50,19 @@ class Alone:
         self._heads, self._at, self._count = heads, at, count
         kv, index, end = place.slab.kv, place.index, start + count
         self._into = kv[:, :, index, :, start:end].unbind(1)
+        self._by_rows = heads.softcap is None and by_rows(kv)
+        reach = end_of(end) if self._by_rows else end
         self._past: dict[int | None, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
         self._masks: dict[int | None, torch.Tensor | None] = {}
         for window in set(heads.windows):
             begin = max(0, start + 1 - window) if window else 0
-            self._past[window] = kv[0, :, index : index + 1, :, begin:end].unbind(0), kv[1, :, index : index + 1, :, begin:end].unbind(0)
-            self._masks[window] = _causal(kv, begin, start, count, window) if count > 1 else None
+            begin = begin_of(begin) if self._by_rows else begin
+            self._past[window] = (
+                kv[0, :, index : index + 1, :, begin:reach].unbind(0),
+                kv[1, :, index : index + 1, :, begin:reach].unbind(0),
+            )
+            hides = count > 1 or reach > end or (window is not None and begin < end - window)
+            self._masks[window] = _causal(kv, begin, reach, start, count, window) if hides else None
 
     def write(self, layer: int, new: torch.Tensor) -> None:
         """`new` [rows, 2 * kv_heads, head_dim]: rotated keys, then values."""
@@ -68,7 +76,9 @@ class Alone:
         keys, values = self._past[window][0][layer], self._past[window][1][layer]
         mine = q[at : at + count].view(count, heads.kv_heads, heads.group, heads.head_dim)
         if count == 1:
-            return _attention(mine, keys, values, None, heads).view(1, heads.queries, heads.head_dim)
+            return self._one(mine, keys, values, window).view(1, heads.queries, heads.head_dim)
+        if self._by_rows and (mask := self._masks[window]) is not None:
+            return attend_many(mine, keys, values, mask, heads.scale)
         turned = mine.permute(1, 2, 0, 3).reshape(1, heads.queries, count, heads.head_dim)
         size = (1, heads.kv_heads, heads.group, keys.shape[2], heads.head_dim)
         wide = [one.unsqueeze(2).expand(size).flatten(1, 2) for one in (keys, values)]
@@ -76,15 +86,21 @@ class Alone:
 
     def single(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
         """Both for a pass of one row: `heads` [1, heads + 2 * kv_heads, head_dim] to [1, heads * head_dim]. The same in fewer calls."""
-        of, (keys, values) = self._heads, self._past[self._heads.windows[layer]]
+        of, window = self._heads, self._heads.windows[layer]
+        keys, values = self._past[window]
         self._into[layer].copy_(heads.narrow(1, of.queries, 2 * of.kv_heads).view(2, of.kv_heads, 1, of.head_dim))
         q = heads.narrow(1, 0, of.queries).view(1, of.kv_heads, of.group, of.head_dim)
-        return _attention(q, keys[layer], values[layer], None, of).view(1, -1)
+        return self._one(q, keys[layer], values[layer], window).view(1, -1)
+
+    def _one(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
+        if self._by_rows:
+            return attend_one(q, keys, values, self._masks[window], self._heads.scale)
+        return _attention(q, keys, values, None, self._heads)
 
 
-def _causal(kv: torch.Tensor, begin: int, start: int, count: int, window: int | None) -> torch.Tensor:
-    """[count, positions from `begin` on]: what each new position may look at, as numbers to add."""
-    seen = torch.arange(begin, start + count, device=kv.device)
+def _causal(kv: torch.Tensor, begin: int, reach: int, start: int, count: int, window: int | None) -> torch.Tensor:
+    """[count, positions from `begin` to `reach`]: what each new position may look at, as numbers to add."""
+    seen = torch.arange(begin, reach, device=kv.device)
     asking = torch.arange(start, start + count, device=kv.device).unsqueeze(1)
     hidden = seen > asking
     if window:
@@ -110,7 +126,7 @@ class Together:
         kv, self._top = slab.kv, places[-1] + 1
         layers = kv.shape[1]
         self._room = slab.room
-        self._fused = heads.softcap is None and kv.device.type == "cpu" and kv.dtype == torch.bfloat16 and not multiplies_bf16()
+        self._fused = heads.softcap is None and one_by_one(kv)
         self._holes = None if self._top == len(places) else torch.tensor(places, device=kv.device)
         self._flat = kv.view(-1, heads.head_dim)
         self._lines = _lines(slab, heads.kv_heads, layers, torch.tensor(places), torch.tensor(lengths) - 1).to(kv.device)
@@ -140,7 +156,9 @@ class Together:
             spread = mine.new_zeros(self._top, heads.queries, heads.head_dim)
             mine = spread.index_copy_(0, self._holes, mine)
         if self._fused:
-            found = self._attend_fused(layer, mine, window)
+            size = (self._top, heads.kv_heads, -1, heads.head_dim)
+            asked, keys, values = (one.view(size) for one in (mine.contiguous(), self._keys[layer], self._values[layer]))
+            found = attend_places(asked, keys, values, self._masks[window], heads.scale)
             return found if self._holes is None else found.index_select(0, self._holes)
         asked = mine.reshape(self._top * heads.kv_heads, heads.group, heads.head_dim)
         scores = torch.bmm(asked, self._keys[layer].transpose(1, 2))
@@ -152,13 +170,6 @@ class Together:
             scores.view(self._top, heads.queries, self._room).add_(mask)
         found = torch.bmm(torch.softmax(scores, -1), self._values[layer]).view(self._top, heads.queries, heads.head_dim)
         return found if self._holes is None else found.index_select(0, self._holes)
-
-    def _attend_fused(self, layer: int, mine: torch.Tensor, window: int | None) -> torch.Tensor:
-        heads, mask = self._heads, self._masks[window]
-        size = (self._top, heads.kv_heads, -1, heads.head_dim)
-        q, k, v = (one.view(size) for one in (mine.contiguous(), self._keys[layer], self._values[layer]))
-        seen = None if mask is None else mask.unsqueeze(1)
-        return _attention(q, k, v, seen, heads).view(self._top, heads.queries, heads.head_dim)
 
     def single(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
         raise AssertionError("several rows are no single one")

@@ -11,6 +11,13 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+# As in the worker: sums in the same order wherever a matrix lies. MKL reads it once.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+# As many tests run beside each other as there are cores: threads that wait for one another's cores made small models ten times as slow.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+
 # A change is judged on the same examples each time; the search for new ones goes on wherever CI isn't set.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
