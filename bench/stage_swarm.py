@@ -1,4 +1,4 @@
-"""A swarm of node processes in which a model takes so many stages and no fewer: each lends just enough memory for its part."""
+"""A swarm of node processes in which a model takes so many stages and no fewer: each lends too little for a part of one stage less."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from tests.swarm import tools
 
 
 def memory_for(folder: Path, stages: int, tokens: int, precision: str = "bf16") -> int:
-    """Bytes with which the model in `folder` takes `stages` nodes and no fewer."""
+    """The most bytes with which the model in `folder` takes `stages` nodes and no fewer."""
+    if stages > 1:
+        return least_for(folder, stages - 1, tokens, precision) - 1
+    return least_for(folder, 1, tokens, precision)
+
+
+def least_for(folder: Path, stages: int, tokens: int, precision: str = "bf16") -> int:
+    """The fewest with which it does."""
     manifest, _ = build_manifest(scan(folder), lambda done, total: None)
     cost, layers = StageCost(manifest, precision), manifest.summary.layers or 0
     if stages == 1:
