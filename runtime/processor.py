@@ -2,8 +2,8 @@
 loop over single numbers.
 
 Flags of the processor don't tell: kernels come from oneDNN, FBGEMM or torch itself, by rules of their own. What is compared differs
-by a factor of three and more either way on the machines seen (Zen 3, Zen 4), so that a busy moment doesn't turn it: a reply
-shouldn't change with the weather. Once a process.
+by a factor of three and more either way on the machines seen (Zen 3, Zen 4), in turns, by what the thread spent on the processor: by
+the clock one process in five took the wrong way while others were busy, and a reply shouldn't change with the weather. Once a process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def multiplies_bf16() -> bool:
     """Whether several rows of bf16 are multiplied about as quickly as in fp32."""
     weight, x = torch.ones(_WIDTH, _WIDTH), torch.ones(_ROWS, _WIDTH)
     narrow_weight, narrow_x = weight.bfloat16(), x.bfloat16()
-    return _least(lambda: F.linear(narrow_x, narrow_weight)) < 2 * _least(lambda: F.linear(x, weight))
+    narrow, wide = _least(lambda: F.linear(narrow_x, narrow_weight), lambda: F.linear(x, weight))
+    return narrow < 2 * wide
 
 
 @functools.cache
@@ -50,17 +51,22 @@ def multiplies_whole_numbers() -> bool:
     weight, x = torch.ones(_WIDTH, _WIDTH, dtype=torch.int8), torch.ones(2 * _ROWS, _WIDTH, dtype=torch.int8)
     rows, scale = torch.ones(_ROWS, _WIDTH).bfloat16(), torch.ones(_WIDTH).bfloat16()
     try:
-        return _least(lambda: torch._int_mm(x, weight.t())) < _least(lambda: torch._weight_int8pack_mm(rows, weight, scale))
+        whole, mixed = _least(lambda: torch._int_mm(x, weight.t()), lambda: torch._weight_int8pack_mm(rows, weight, scale))
     except RuntimeError:
         return False
+    return whole < mixed
 
 
-def _least(run: Callable[[], object]) -> float:
-    """Seconds of the quickest of some runs."""
-    found = []
+_CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
+
+
+def _least(*runs: Callable[[], object]) -> list[float]:
+    """Seconds of the quickest try of each, tried in turns."""
+    found: list[list[float]] = [[] for _ in runs]
     with torch.inference_mode():
         for _ in range(_TRIES):
-            began = time.perf_counter()
-            run()
-            found.append(time.perf_counter() - began)
-    return min(found)
+            for run, took in zip(runs, found, strict=True):
+                began = _CLOCK()
+                run()
+                took.append(_CLOCK() - began)
+    return [min(took) for took in found]
