@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import log2
 from statistics import median
 
 from protocol.errors import Unavailable
@@ -144,10 +145,11 @@ def _most_layers(shape: Shape, offer: Offer, index: int, count: int) -> int:
 
 
 def _paces(offers: Sequence[Offer]) -> list[float]:
-    """Seconds a layer takes at each; who wasn't measured is taken for one in the middle."""
-    known = [offer.layer for offer in offers if offer.layer is not None and offer.layer > 0]
+    """What a layer takes at each beside one in the middle, to the power of two next to 1: figures waver, and replies that are dealt a model
+    alike share its loaded stages. Who wasn't measured is taken for one in the middle."""
+    known = [offer.layer for offer in offers if offer.layer]
     middle = median(known) if known else 1.0
-    return [offer.layer if offer.layer is not None and offer.layer > 0 else middle for offer in offers]
+    return [2.0 ** int(log2(offer.layer / middle)) if offer.layer else 1.0 for offer in offers]
 
 
 def _share(layers: int, room: Sequence[int], pace: Sequence[float]) -> list[int]:

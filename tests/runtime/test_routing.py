@@ -98,12 +98,13 @@ def test_equal_nodes_get_equal_stages_though_the_ends_carry_more() -> None:
     assert dealt(offers) == {"me": 10, "a": 10, "b": 10}
 
 
-def test_who_is_quick_gets_more() -> None:
-    roomy = [Offer("quick", 250, layer=0.001), Offer("slow", 250, layer=0.003)]
-    assert dealt(roomy) == {"quick": 21, "slow": 9}, "of 27 layers it keeps room for six"
-    assert dealt(roomy, 40) == {"quick": 23, "slow": 17}, "of 27 layers it keeps room for four"
-    unknown = [Offer("quick", 250, layer=0.001), Offer("new", 250)]
-    assert dealt(unknown) == {"quick": 15, "new": 15}
+def test_who_is_slow_gets_less() -> None:
+    """By powers of two: figures waver, and what is dealt alike is shared."""
+    three = [Offer("a", 220, layer=0.001), Offer("b", 219, layer=0.0012), Offer("slow", 218, layer=0.0023)]
+    assert dealt(three, 50) == {"a": 17, "slow": 17, "b": 16}
+    three[2] = Offer("slow", 218, layer=0.005)
+    assert dealt(three, 50) == {"a": 18, "slow": 14, "b": 18}, "of 23 layers the quick ones keep room for five"
+    assert dealt([Offer("a", 250, layer=0.001), Offer("new", 250)]) == {"a": 15, "new": 15}
 
 
 def test_nobody_is_filled_to_the_brim_while_another_idles() -> None:
