@@ -18,10 +18,12 @@ same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
     bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does; up to 15 rows
            in fp32, cast on the way                  – / 738 /  930 /  2000   but greedy replies part from transformers'
            the same, made as F.linear gives it       – /   – / 2420 /  4340   `runtime/linear_wide.py`
-    int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656   a row's result doesn't depend on the others
+    int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656
            `_int_mm`                              1934 / 4941 / 18697 / 73647
            in fp32, cast on the way                364 / 738 /  842 /  2028
     int4   `_weight_int4pack_mm_for_cpu`           140 / 276 /  681 /  2724
+
+In what is used of these a row's result doesn't depend on the others, nor on how many they are (`runtime/row_attention.py` builds on it).
 
 The int8 way: an activation row is its greatest magnitude times (hi + lo / 254) / 127, hi and lo whole numbers of 8 bits;
 both go through one 8-bit multiplication, whose sums are exact, so that a row's result doesn't depend on its neighbours. That

@@ -6,13 +6,16 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from runtime.row_attention import by_rows
 from tests.swarm import chaos, tools
 
 pytestmark = pytest.mark.swarm
 PAUSE = 5.0
 EQUAL = 0.95
-"""In the reference precision. In bf16 it depends on how often a model finds two tokens as good as equal, and it is shown."""
+"""In the reference precision, and in bf16 where each row is what it is by itself. Elsewhere it depends on how often a model finds two
+tokens as good as equal, and it is shown."""
 
 
 def check(made: chaos.Chaos, what: str) -> None:
@@ -20,7 +23,8 @@ def check(made: chaos.Chaos, what: str) -> None:
     assert made.failed() == []
     assert sum(told.reply.replaced for told in made.told) > 0, "nothing was disturbed"
     assert max(made.gaps(), default=0.0) <= chaos.EPSILON[made.precision]
-    assert made.precision != "fp32" or len(made.different()) <= (1 - EQUAL) * len(made.told)
+    if made.precision == "fp32" or by_rows(torch.zeros(1, dtype=torch.bfloat16)):
+        assert len(made.different()) <= (1 - EQUAL) * len(made.told)
     assert made.longest_wait() <= tools.SLACK * PAUSE
 
 
