@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bench.stage_swarm import memory_for
+from bench.stage_swarm import least_for
 from bootstrap.demo_model import demo_model
 from tests.support.processes import Node, Swarm
 from tests.support.wait import wait_until
@@ -28,7 +28,7 @@ class Served:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = demo_model()
-    options = ("--lend", "both", "--max-memory", str(memory_for(folder, 3, TOKENS)), "--ollama")
+    options = ("--lend", "both", "--max-memory", str(least_for(folder, 3, TOKENS)), "--ollama")
     with Swarm(tmp_path_factory.mktemp("clients"), 3, *options) as swarm:
         told = swarm.nodes[0].cli("publish", str(folder), "--name", "smollm2", timeout=240.0)
         asked = swarm.nodes[1]
