@@ -3,7 +3,8 @@ loop over single numbers.
 
 Flags of the processor don't tell: kernels come from oneDNN, FBGEMM or torch itself, by rules of their own. What is compared differs
 by a factor of three and more either way on the machines seen (Zen 3, Zen 4), in turns, by what the thread spent on the processor: by
-the clock one process in five took the wrong way while others were busy, and a reply shouldn't change with the weather. Once a process.
+the clock one process of five tried took the wrong way while others were busy, and a reply shouldn't change with the weather. Once a
+process.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from protocol.errors import Unavailable
 from protocol.messages import StageSpec
 
 MAX_STAGES = 16
+_STEPS = 4
+"""Powers of two by which a node counts as slower or quicker than one in the middle."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,11 @@ def _most_layers(shape: Shape, offer: Offer, index: int, count: int) -> int:
 
 def _paces(offers: Sequence[Offer]) -> list[float]:
     """What a layer takes at each beside one in the middle, to the power of two next to 1: figures waver, and replies that are dealt a model
-    alike share its loaded stages. Who wasn't measured is taken for one in the middle."""
-    known = [offer.layer for offer in offers if offer.layer]
-    middle = median(known) if known else 1.0
-    return [2.0 ** int(log2(offer.layer / middle)) if offer.layer else 1.0 for offer in offers]
+    alike share its loaded stages. Who wasn't measured is taken for one in the middle, and nobody's word for more than sixteenfold."""
+    known = [log2(offer.layer) for offer in offers if offer.layer]
+    middle = median(known) if known else 0.0
+    steps = [int(log2(offer.layer) - middle) if offer.layer else 0 for offer in offers]
+    return [2.0 ** max(-_STEPS, min(_STEPS, step)) for step in steps]
 
 
 def _share(layers: int, room: Sequence[int], pace: Sequence[float]) -> list[int]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Unavailable
-from runtime.routing import Offer, Shape, _share, plan_route
+from runtime.routing import Offer, Shape, _paces, _share, plan_route
 
 EMBED, LAYER = 56, 7
 
@@ -110,6 +110,12 @@ def test_who_is_slow_gets_less() -> None:
 def test_nobody_is_filled_to_the_brim_while_another_idles() -> None:
     offers = [Offer("small", 140), Offer("large", 260)]
     assert dealt(offers) == {"small": 10, "large": 20}
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(5e-324, 60.0)), min_size=1, max_size=6))
+def test_whatever_nodes_say_of_themselves_counts_sixteenfold_at_most(said: list[float | None]) -> None:
+    paces = _paces([Offer(str(at), 1, layer=one) for at, one in enumerate(said)])
+    assert all(1 / 16 <= pace <= 16 for pace in paces)
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=6), st.data())
