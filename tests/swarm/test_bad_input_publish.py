@@ -182,8 +182,11 @@ def refusals(swarm: Swarm, path: Path) -> dict[str, str]:
 
 
 def test_no_room(cramped: Swarm, tmp_path: Path, model_folder: Path) -> None:
-    """A disk too full, then quotas too small; a model that fits is published afterwards, and stays when its publisher fails to do more."""
-    full = refusals(cramped, synthetic_llama(tmp_path / "for-quotas", 16 * MIB))
+    """A disk too full, then quotas too small; a model that fits is published afterwards, and stays when its publisher fails to do more.
+
+    What is dealt to each of the first is within their quotas: others are still asked while the full disk says no.
+    """
+    full = refusals(cramped, synthetic_llama(tmp_path / "for-the-disk", 10 * MIB))
     assert set(full) == {cramped.nodes[1].peer_id}
     assert "disk" in str(full), full
     over = refusals(cramped, synthetic_llama(tmp_path / "for-none", 48 * MIB))
