@@ -23,7 +23,11 @@ from typing import Any, TextIO
 from bootstrap.demo_nodes import DemoNode
 from protocol.errors import Cancelled, MfError, Unavailable
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
+"""Asked so, every greedy token leads the next best by 1.0 and more in logits (measured in fp32).
+
+"What is the capital …?" leaves 0.1 between "The" and "L'Étoile", which rounding at a stage's boundary (bf16) may turn about.
+"""
 NAME = "smollm2-135m-instruct"
 SMALL_MEMORY = "120MB"
 PUBLISH_WITHIN, ANSWER_WITHIN, MEET_WITHIN = 240.0, 180.0, 60.0

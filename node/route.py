@@ -194,9 +194,10 @@ class Router:
             view.peer: sum(len(entry.shards) for entry in view.held) + 1_000 * len(view.full)
             for view in self._swarm.holdings(located.model)
         }
+        now = time.monotonic()
         mine = Offer(self._me, self._room.memory, 0.0, held.get(self._me, 0), here=True)
         others = [
-            Offer(view.peer, view.record.memory or 0, _about(view.rtt), held.get(view.peer, 0))
+            Offer(view.peer, view.record.memory or 0, _about(view.rtt), held.get(view.peer, 0), layer=self._figures.layer(view.peer, now))
             for view in self._swarm.peers()
             if view.record is not None and self._may_run(view) and view.peer not in avoid and self._shared_with(located, view.peer)
         ]

@@ -2,31 +2,38 @@
 
 Here if it fits; else whole at the peer that holds the most of it and answers quickest; else the fewest stages that hold
 all layers. Within a count of stages the nodes with the most memory are taken, this node first among equals (its prompt
-then never leaves as text), and layers are dealt in proportion to the room each has, so that no stage is full to the brim
-while another idles. The first stage also embeds, the last also carries the head (and the tied embedding). Rejected for
-now: measured throughput per stage (the max-min chooser), which needs measurements nobody has on a first request.
+then never leaves as text), and layers are dealt so that the stages take equally long, by what nodes said of a layer (alike where nobody
+did): the longest stage is what replies queue for, and what takes longest to compute again when it is lost. For that no node gives up
+more than half of what it would keep free if all were filled alike. The first stage also embeds, the last also carries the head (and the
+tied embedding). Rejected: by memory alone (17 of 30 layers went to the middle one of three equal nodes, as the ends carry embeddings).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import log2
+from statistics import median
 
 from protocol.errors import Unavailable
 from protocol.messages import StageSpec
 
 MAX_STAGES = 16
+_STEPS = 4
+"""Powers of two by which a node counts as slower or quicker than one in the middle."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A node that may run layers. `memory` bytes it lends, `rtt` seconds (0 here), `held` bytes of the model it has."""
+    """A node that may run layers. `memory` bytes it lends, `rtt` seconds (0 here), `held` bytes of the model it has, `layer` seconds that a
+    token takes in a layer, if anybody said so."""
 
     peer: str
     memory: int
     rtt: float = 0.0
     held: int = 0
     here: bool = False
+    layer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def _with_ends_here(shape: Shape, offers: Sequence[Offer]) -> Plan:
         room = [_most_between(shape, offer) for offer in chosen]
         if min(room) >= 1 and sum(room) >= last - 1:
             stages, first = [StageSpec(here.peer, 0, 1)], 1
-            for offer, size in zip(chosen, _share(last - 1, room), strict=True):
+            for offer, size in zip(chosen, _share(last - 1, room, _paces(chosen)), strict=True):
                 stages.append(StageSpec(offer.peer, first, first + size))
                 first += size
             stages.append(StageSpec(here.peer, last, shape.layers))
@@ -118,7 +125,7 @@ def _deal(shape: Shape, chosen: Sequence[Offer]) -> list[StageSpec] | None:
     room = [_most_layers(shape, offer, index, len(order)) for index, offer in enumerate(order)]
     if min(room) < 1 or sum(room) < shape.layers:
         return None
-    counts = _share(shape.layers, room)
+    counts = _share(shape.layers, room, _paces(order))
     stages, first = [], 0
     for offer, count in zip(order, counts, strict=True):
         stages.append(StageSpec(offer.peer, first, first + count))
@@ -139,16 +146,27 @@ def _most_layers(shape: Shape, offer: Offer, index: int, count: int) -> int:
     return _most_between(shape, offer)
 
 
-def _share(layers: int, room: Sequence[int]) -> list[int]:
-    """`layers` dealt in proportion to `room`, at least one each, none over its room."""
+def _paces(offers: Sequence[Offer]) -> list[float]:
+    """What a layer takes at each beside one in the middle, to the power of two next to 1: figures waver, and replies that are dealt a model
+    alike share its loaded stages. Who wasn't measured is taken for one in the middle, and nobody's word for more than sixteenfold."""
+    known = [log2(offer.layer) for offer in offers if offer.layer]
+    middle = median(known) if known else 0.0
+    steps = [int(log2(offer.layer) - middle) if offer.layer else 0 for offer in offers]
+    return [2.0 ** max(-_STEPS, min(_STEPS, step)) for step in steps]
+
+
+def _share(layers: int, room: Sequence[int], pace: Sequence[float]) -> list[int]:
+    """`layers` dealt so that the longest stage is as short as it can be, at least one each, none over its room.
+
+    Where all would be filled to a part of their room if it were dealt by room alone, none gives more than half of the rest for that. Needs
+    `layers` of room in all.
+    """
     total = sum(room)
-    counts = [max(1, layers * space // total) for space in room]
-    while sum(counts) > layers:
-        index = max((at for at in range(len(counts)) if counts[at] > 1), key=lambda at: counts[at] / room[at])
-        counts[index] -= 1
-    while sum(counts) < layers:
-        index = min((at for at in range(len(counts)) if counts[at] < room[at]), key=lambda at: counts[at] / room[at])
-        counts[index] += 1
+    most = [max(1, -(-layers * space // total), space * (total + layers) // (2 * total)) for space in room]
+    counts = [1] * len(room)
+    for _ in range(layers - len(room)):
+        open_ = (at for at in range(len(room)) if counts[at] < most[at])
+        counts[min(open_, key=lambda at: ((counts[at] + 1) * pace[at], counts[at] / room[at]))] += 1
     return counts
 
 

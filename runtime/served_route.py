@@ -1,4 +1,4 @@
-"""A route over stages that are loaded already, where there is one; else `routing.py` deals layers by memory. Pure.
+"""A route over stages that are loaded already, where there is one; else `routing.py` deals layers. Pure.
 
 What fits here runs here. One peer that has the whole model loaded comes before any chain: it spends one way a token on the network. A chain
 of loaded stages and a peer with room for all that would have to load it first are held against each other by when a reply of `REPLY` tokens

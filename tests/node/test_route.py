@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,12 @@ def test_away_banned_and_avoided_peers_arent_asked(located: Located) -> None:
     swarm.board.away.add(FRIEND)
     swarm.bans.add(STRANGER)
     assert offered(router, located) == ["me"]
+
+
+def test_offers_carry_what_peers_said_of_a_layer(located: Located) -> None:
+    router, _swarm = setting("swarm")
+    router._figures.said(FRIEND, {"layer": 0.002}, time.monotonic())
+    assert {offer.peer: offer.layer for offer in router.offers(located, set())} == {"me": None, "friend": 0.002, "stranger": None}
 
 
 def test_local_never_leaves_even_when_it_doesnt_fit(located: Located) -> None:

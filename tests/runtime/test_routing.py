@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Unavailable
-from runtime.routing import Offer, Shape, plan_route
+from runtime.routing import Offer, Shape, _paces, _share, plan_route
 
 EMBED, LAYER = 56, 7
 
@@ -87,3 +87,41 @@ def test_ends_here_never_sends_the_whole_request_away() -> None:
 
 def test_ends_here_with_room_runs_here() -> None:
     assert plan_route(shape(30), [Offer("me", 10_000, here=True), Offer("peer", 99_999)], ends_here=True).kind == "here"
+
+
+def dealt(offers: list[Offer], layers: int = 30) -> dict[str, int]:
+    return {stage.peer: stage.end - stage.first for stage in plan_route(shape(layers), offers).stages}
+
+
+def test_equal_nodes_get_equal_stages_though_the_ends_carry_more() -> None:
+    offers = [Offer("me", 140, here=True), Offer("a", 140), Offer("b", 140)]
+    assert dealt(offers) == {"me": 10, "a": 10, "b": 10}
+
+
+def test_who_is_slow_gets_less() -> None:
+    """By powers of two: figures waver, and what is dealt alike is shared."""
+    three = [Offer("a", 220, layer=0.001), Offer("b", 219, layer=0.0012), Offer("slow", 218, layer=0.0023)]
+    assert dealt(three, 50) == {"a": 17, "slow": 17, "b": 16}
+    three[2] = Offer("slow", 218, layer=0.005)
+    assert dealt(three, 50) == {"a": 18, "slow": 14, "b": 18}, "of 23 layers the quick ones keep room for five"
+    assert dealt([Offer("a", 250, layer=0.001), Offer("new", 250)]) == {"a": 15, "new": 15}
+
+
+def test_nobody_is_filled_to_the_brim_while_another_idles() -> None:
+    offers = [Offer("small", 140), Offer("large", 260)]
+    assert dealt(offers) == {"small": 10, "large": 20}
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(5e-324, 60.0)), min_size=1, max_size=6))
+def test_whatever_nodes_say_of_themselves_counts_sixteenfold_at_most(said: list[float | None]) -> None:
+    paces = _paces([Offer(str(at), 1, layer=one) for at, one in enumerate(said)])
+    assert all(1 / 16 <= pace <= 16 for pace in paces)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=6), st.data())
+def test_layers_are_dealt_within_the_rooms(nodes: list[tuple[int, int]], data: st.DataObject) -> None:
+    rooms, paces = [room for room, _pace in nodes], [float(pace) for _room, pace in nodes]
+    layers = data.draw(st.integers(len(nodes), sum(rooms)))
+    counts = _share(layers, rooms, paces)
+    assert sum(counts) == layers
+    assert all(1 <= count <= room for count, room in zip(counts, rooms, strict=True))
