@@ -111,7 +111,11 @@ async def own_pace(worker: WholeWorker, number: int) -> float:
     return (len(at) - 1) / (at[-1] - at[0])
 
 
-async def whole(rounds: int) -> dict[str, Any]:
+def whole(rounds: int) -> dict[str, Any]:
+    return asyncio.run(_whole(rounds))
+
+
+async def _whole(rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"asked": ASKED["whole"], "ratio": {}, "per_second": {}}
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory(prefix="mf-llama-") as place:
@@ -126,7 +130,7 @@ async def whole(rounds: int) -> dict[str, Any]:
     return found
 
 
-async def stages(rounds: int) -> dict[str, Any]:
+def stages(rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"asked": ASKED, "ratio": {}, "per_second": {}}
     for precision in PRECISIONS:
         paces: dict[int, list[float]] = {1: [], 2: [], 3: []}
@@ -150,7 +154,7 @@ async def stages(rounds: int) -> dict[str, Any]:
     return found
 
 
-async def together(rounds: int) -> dict[str, Any]:
+def together(rounds: int) -> dict[str, Any]:
     """In this process; torch's threads wait as the worker's do only where this was started with the same settings."""
     from bench.engine import Bench, Crowd
     from runtime.llama.engine import build_llama
@@ -177,7 +181,7 @@ def run(rounds: int = 3, parts: list[str] | None = None) -> dict[str, Any]:
     every = {"whole": whole, "stages": stages, "together": together}
     found: dict[str, Any] = {"bench": "llama", "rounds": rounds}
     for name in parts or PARTS:
-        found[name] = asyncio.run(every[name](rounds))
+        found[name] = every[name](rounds)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     return found
 
