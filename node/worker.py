@@ -8,6 +8,7 @@ next to ask would else wait for it, seconds in the middle of a reply. Where anot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -71,7 +72,7 @@ class Worker:
         self._failures = 0
         self._not_before = 0.0
         self._begun = 0.0
-        self._answered = 0.0
+        self._answered = self._made = 0.0
         self._loading = 0
         self._undoing: set[asyncio.Task[None]] = set()
         self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
@@ -222,7 +223,7 @@ class Worker:
     async def generate(self, params: api.Generate) -> AsyncGenerator[api.Made | api.Generated, None]:
         """A whole reply by a stage that is a whole model, as it is made, and at last how it went; closing the iterator ends it there.
 
-        Nothing new for `STEP_SECONDS` is `DeadlineExceeded`.
+        Nothing new for it nor for any other reply for `STEP_SECONDS` is `DeadlineExceeded`: one of many waits for the others' prompts.
         """
         made: asyncio.Queue[api.Made | None] = asyncio.Queue()
         self._replies[params.session] = made
@@ -238,16 +239,17 @@ class Worker:
             await asyncio.gather(call, return_exceptions=True)
 
     async def _next_note(self, made: asyncio.Queue[api.Made | None]) -> api.Made | None:
-        try:
-            async with asyncio.timeout(STEP_SECONDS):
-                return await made.get()
-        except TimeoutError:
-            self._end_if_stuck(STEP_SECONDS)
-            raise DeadlineExceeded(f"the worker made no token within {STEP_SECONDS:.0f} s") from None
+        begun = time.monotonic()
+        while (left := max(begun, self._made) + STEP_SECONDS - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    return await made.get()
+        self._end_if_stuck(STEP_SECONDS)
+        raise DeadlineExceeded(f"the worker made no token within {STEP_SECONDS:.0f} s")
 
     async def _take_made(self, params: Any, _fds: list[int]) -> None:
         """What replies made in one pass of the worker."""
-        self._answered = time.monotonic()
+        self._answered = self._made = time.monotonic()
         for note in msgspec.convert(params, list[api.Made], builtin_types=(bytes,)):
             if (waiting := self._replies.get(note.session)) is not None:
                 waiting.put_nowait(note)

@@ -14,7 +14,7 @@ import pytest
 
 from bootstrap.demo_model import demo_model
 from node.worker import Worker
-from protocol.errors import BadInput, Busy, MfError, NotFound, Unavailable
+from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, NotFound, Unavailable
 from protocol.messages import Sampling
 from runtime import interface as api
 from tests.runtime.support import config_bytes, lay_out, load_message, model_files, stored_tensors, tiny_config, tiny_model
@@ -180,6 +180,25 @@ async def test_replies_are_made_side_by_side_and_one_that_is_left_ends_at_once(w
     assert await together == [alone] * 4
     assert (await worker.usage()).kv == 0
     assert worker._replies == {}
+
+
+async def test_one_of_many_waits_for_as_long_as_others_are_answered_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.worker.STEP_SECONDS", 0.4)
+    worker, loop = Worker(tmp_path / "scratch", threads=1, memory=MEMORY), asyncio.get_running_loop()
+    mine: asyncio.Queue[api.Made | None] = asyncio.Queue()
+    worker._replies["mine"] = mine
+    making = set()
+
+    def others(session: str) -> None:
+        making.add(asyncio.ensure_future(worker._take_made([[session, [1]]], [])))
+
+    for turn in range(1, 7):
+        loop.call_later(0.2 * turn, others, "mine" if turn == 6 else "another's")
+    began = loop.time()
+    note = await worker._next_note(mine)
+    assert (note is not None and note.session, loop.time() - began >= 1.0) == ("mine", True)
+    with pytest.raises(DeadlineExceeded, match="no token"):
+        await asyncio.wait_for(worker._next_note(mine), 3 * 0.4)
 
 
 async def test_a_crash_in_the_middle_of_a_reply_is_told_and_the_next_life_works(worker: Worker) -> None:
