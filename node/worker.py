@@ -32,6 +32,8 @@ T = TypeVar("T")
 LOAD_SECONDS = 600.0
 CALL_SECONDS = 30.0
 STEP_SECONDS = 120.0
+_LINE_SECONDS = 600.0
+"""At most so long a reply waits for its next token while others get theirs."""
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _REVIVED_AFTER = 2.0
@@ -223,7 +225,8 @@ class Worker:
     async def generate(self, params: api.Generate) -> AsyncGenerator[api.Made | api.Generated, None]:
         """A whole reply by a stage that is a whole model, as it is made, and at last how it went; closing the iterator ends it there.
 
-        Nothing new for it nor for any other reply for `STEP_SECONDS` is `DeadlineExceeded`: one of many waits for the others' prompts.
+        Nothing new for it nor for any other reply for `STEP_SECONDS` is `DeadlineExceeded`, as ten minutes beside others' are:
+        one of many waits for the prompts of the rest.
         """
         made: asyncio.Queue[api.Made | None] = asyncio.Queue()
         self._replies[params.session] = made
@@ -240,12 +243,12 @@ class Worker:
 
     async def _next_note(self, made: asyncio.Queue[api.Made | None]) -> api.Made | None:
         begun = time.monotonic()
-        while (left := max(begun, self._made) + STEP_SECONDS - time.monotonic()) > 0:
+        while (left := min(max(begun, self._made) + STEP_SECONDS, begun + _LINE_SECONDS) - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     return await made.get()
         self._end_if_stuck(STEP_SECONDS)
-        raise DeadlineExceeded(f"the worker made no token within {STEP_SECONDS:.0f} s")
+        raise DeadlineExceeded(f"the worker made no token within {time.monotonic() - begun:.0f} s")
 
     async def _take_made(self, params: Any, _fds: list[int]) -> None:
         """What replies made in one pass of the worker."""

@@ -199,6 +199,11 @@ async def test_one_of_many_waits_for_as_long_as_others_are_answered_and_no_longe
     assert (note is not None and note.session, loop.time() - began >= 1.0) == ("mine", True)
     with pytest.raises(DeadlineExceeded, match="no token"):
         await asyncio.wait_for(worker._next_note(mine), 3 * 0.4)
+    monkeypatch.setattr("node.worker._LINE_SECONDS", 0.5)
+    for turn in range(1, 7):
+        loop.call_later(0.2 * turn, others, "another's")
+    with pytest.raises(DeadlineExceeded, match="no token"):
+        await asyncio.wait_for(worker._next_note(mine), 1.1)
 
 
 async def test_a_crash_in_the_middle_of_a_reply_is_told_and_the_next_life_works(worker: Worker) -> None:
