@@ -39,6 +39,7 @@ from runtime.scheduler import Scheduler, Told
 from runtime.sequence import Sequence
 from runtime.session import Session
 from runtime.sliced import Sliced, whole
+from runtime.telling import Telling
 from runtime.texts import Texts
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ class Engine:
         self.texts = Texts(Path(config.scratch))
         self._reuse = config.reuse
         self._device = torch.device(config.device)
-        self._tell = tell or (lambda _notes: None)
-        self._notes: list[api.Made] = []
+        self._news = Telling(tell or (lambda _notes: None))
         self._ended: list[tuple[Answer, Any]] = []
         self._stages: dict[str, Loaded] = {}
         self._sequences: dict[str, Sequence] = {}
@@ -189,7 +189,7 @@ class Engine:
             self._close(params.session)
             self._ended.append((answer, result))
 
-        made = Generation(sequence, params, stream, drafter, ended, self._notes.append, reused, self._draft_room)
+        made = Generation(sequence, params, stream, drafter, ended, self._news.keep, reused, self._draft_room)
         self._replies[params.session] = made, params.reader
         self._reused(sequence, reused)
         self._wait(sequence)
@@ -213,6 +213,8 @@ class Engine:
     def step(self) -> None:
         """One pass of whoever is next, and as much time for what is loaded meanwhile, a slice at least: replies may wait for it too."""
         begun = time.perf_counter()
+        if self._news and self._scheduler.long:
+            self._say()
         if len(self._scheduler):
             self._pass()
         end = 2 * time.perf_counter() - begun
@@ -232,10 +234,9 @@ class Engine:
         self._say()
 
     def _say(self) -> None:
-        """What replies made, and only then that some are at their end."""
-        if self._notes:
-            notes, self._notes[:] = list(self._notes), []
-            self._tell(notes)
+        """What replies made, and only then that some are at their end. What may wait does so while short passes follow."""
+        may_wait = bool(self._news) and not self._ended and not self._loads and len(self._scheduler) > 0 and not self._scheduler.long
+        self._news.say(self.now(), may_wait=may_wait)
         ended, self._ended[:] = list(self._ended), []
         for answer, result in ended:
             answer(result)

@@ -92,6 +92,11 @@ class Scheduler:
         """Sequences of one stage that wait."""
         return sum(one.stage == stage for one in self._waiting.values())
 
+    @property
+    def long(self) -> bool:
+        """Whether a prompt waits, and a pass may take long."""
+        return any(not one.token for one in self._waiting.values())
+
     def limit(self, stage: str, rows: int) -> None:
         """At most `rows` rows in a pass of `stage`, or one sequence that alone is more."""
         self._rows[stage] = rows

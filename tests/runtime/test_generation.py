@@ -25,7 +25,7 @@ class Asker:
         self.engine = engine
         self.made: dict[str, list[int]] = {}
         self.ends: dict[str, api.Generated | MfError] = {}
-        engine._tell = self._take
+        engine._news.tell = self._take
 
     def ask(self, session: str, tokens: list[int], sampling: Sampling | None = None, new_max: int = 12, **more: Any) -> None:
         asked = api.Generate(

@@ -46,7 +46,7 @@ def test_rows_without_a_token_have_none() -> None:
 def test_a_whole_models(tmp_path: Path, likeliest: int) -> None:
     asker = Asker(make(tmp_path))
     told: list[Made] = []
-    asker.engine._tell = told.extend
+    asker.engine._news.tell = told.extend
     for _ in range(2):  # the second time nothing is reused of the first: its rows weren't scored
         told.clear()
         asker.ask("one", PROMPT, Sampling(logprobs=likeliest, temperature=2.0, logit_bias=[LogitBias(5, -50.0)]), new_max=4, score=True)
@@ -60,7 +60,7 @@ def test_a_whole_models(tmp_path: Path, likeliest: int) -> None:
 def test_a_prompt_of_one_token_has_none(tmp_path: Path) -> None:
     asker = Asker(make(tmp_path))
     told: list[Made] = []
-    asker.engine._tell = told.extend
+    asker.engine._news.tell = told.extend
     asker.ask("one", [5], Sampling(logprobs=0), new_max=2, score=True)
     asker.run()
     assert told[0].scored == []
