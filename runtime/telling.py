@@ -1,8 +1,8 @@
 """When the node hears of the tokens that replies made in a pass.
 
-A message for every pass wakes the node, which takes a core from the next pass: where a token takes 10 ms that is a tenth of it (SmolLM2-135M
-through llama.cpp on two cores: 12.0 ms a token told one by one, 10.6 told in fours). So tokens that come faster than anybody reads go
-together, and those that don't go at once: what was told lately may wait for the next pass, if that is a short one.
+A message for every pass wakes the node, which takes a core from the next pass: where a token takes 10 ms that is a tenth of it
+(SmolLM2-135M through llama.cpp on two cores: 12.0 ms a token told one by one, 10.6 told in fours). So tokens that come faster than
+anybody reads go together, and those that don't go at once: what was told lately may wait for the next pass, if that is a short one.
 """
 
 from __future__ import annotations

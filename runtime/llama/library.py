@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections import deque
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_size_t, c_ubyte, c_uint32, c_void_p
+from ctypes import c_bool, c_char_p, c_float, c_int32, c_size_t, c_ubyte, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,7 +147,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_init_from_model": (c_void_p, [c_void_p, ContextParams]),
     "llama_free": (None, [c_void_p]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
-    "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
+    "llama_get_logits_ith": (c_void_p, [c_void_p, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_state_seq_get_size": (c_size_t, [c_void_p, c_int32]),
