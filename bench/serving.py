@@ -33,6 +33,7 @@ from tests.support.wait import wait_until
 MEMORY = 3_000_000_000
 LAYERS = 30
 THREADS = os.cpu_count() or 1
+LOOK_EVERY = 2.0
 SUBJECTS = ("rivers", "bread", "the moon", "glass", "trains", "bees", "salt", "clocks", "paper", "wind")
 
 
@@ -119,7 +120,7 @@ async def alone(folder: Path, scratch: Path, chats: int, tokens: int, precision:
         assert worker.pid is not None
         idle = copy(await worker.usage())
         begun = time.perf_counter()
-        with Peak(worker.pid) as peak:
+        with Peak(worker.pid, LOOK_EVERY) as peak:
             asking = asyncio.gather(*(chat(number, tokens) for number in range(chats)))
             await asyncio.sleep(1.0)
             full = copy(await worker.usage())

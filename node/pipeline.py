@@ -416,6 +416,11 @@ class Pipeline:
         return StageLost(culprit, f"nothing came through for {STALL:g} s, though no stage computes")
 
     def _lose(self, lost: StageLost) -> None:
+        if lost.accuser is not None and all(lost.peer != stage.peer for stage in self._stages):
+            # Who is blamed is replaced already; a stage that failed for it is lost itself.
+            if all(link.peer != lost.accuser or not link.dead for link in self.links):
+                return
+            lost = StageLost(lost.accuser, lost.message)
         if self._lost is None:
             self._lost = lost
         self._wake.set()

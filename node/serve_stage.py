@@ -142,6 +142,7 @@ class StageServer:
                 told = True
                 await stream.send(pack(SessionEvent(kind="ready", timings=session.timings, position=session.position or None)))
             else:
+                trouble = session.trouble()
                 event = SessionEvent(
                     kind="alive" if told else "loading",
                     timings=(self.figures.own.told(time.monotonic()) or None) if told else None,
@@ -151,11 +152,13 @@ class StageServer:
                     prints=session.statements.take() or None,
                     line=session.line,
                     moved=[traffic.sent, traffic.received] if told and traffic is not None else None,
+                    blames=trouble[0] if trouble is not None else None,
+                    error=trouble[1].to_wire() if trouble is not None else None,
                 )
                 await stream.send(pack(event))
             if told:
                 session.check(asyncio.get_running_loop().time())
-                await asyncio.sleep(HEARTBEAT)
+                await _set_within(session.troubled, HEARTBEAT)
             else:
                 await _set_within(session.ready, HEARTBEAT)
 

@@ -103,13 +103,11 @@ class StageLink:
             self._heard(event)
 
     def _heard(self, event: SessionEvent) -> None:
-        if event.kind == "failed":
+        if event.blames is not None and event.blames != self.peer:
+            self._blamed(event, PeerId(event.blames))
+        elif event.kind == "failed":
             cause = error_from_wire(event.error or {})
-            if event.blames is not None and event.blames != self.peer:
-                self.dead = True
-                self._tell_lost(StageLost(PeerId(event.blames), f"{cause.message} (says {self.peer})", accuser=self.peer))
-            else:
-                self._lose(cause.message, cause)
+            self._lose(cause.message, cause)
         elif event.kind == "leaving":
             self._tell_lost(StageLost(self.peer, "its node is stopping", leaving=True))
         elif event.kind == "ready":
@@ -124,6 +122,12 @@ class StageLink:
             self.position, self.busy = event.position, event.busy
             if event.pace is not None and len(event.pace) == 2:
                 self.pace = event.pace[0], event.pace[1]
+
+    def _blamed(self, event: SessionEvent, peer: PeerId) -> None:
+        """It fails for what the other did, or only can't bring it a step: then it stays as it is, to go on with whoever comes instead."""
+        cause = error_from_wire(event.error or {})
+        self.dead = self.dead or event.kind == "failed"
+        self._tell_lost(StageLost(peer, f"{cause.message} (says {self.peer})", accuser=self.peer))
 
     def _take_held(self, positions: int) -> None:
         if not 0 <= positions <= self._asked:

@@ -103,6 +103,9 @@ class StageSession:
         self._lined: float | None = None
         self.timings: dict[str, float] = {}
         self.position = 0
+        self._unsent: tuple[PeerId, MfError] | None = None
+        self.troubled = asyncio.Event()
+        """Set while the entry hasn't heard what `trouble` gives."""
         self.blames: PeerId | None = None
         self.pace: list[float] = []
 
@@ -174,6 +177,12 @@ class StageSession:
         if self._begun is not None and now - self._begun > STEP_SECONDS:
             self._fail(DeadlineExceeded(f"the worker didn't finish a step within {STEP_SECONDS:.0f} s"))
 
+    def trouble(self) -> tuple[PeerId, MfError] | None:
+        """Once: whom a step couldn't be brought to, and why, while the session goes on."""
+        unsent, self._unsent = self._unsent, None
+        self.troubled.clear()
+        return unsent
+
     def reroute(self, change: Reroute) -> None:
         """Another stage is replaced: the new route, and what the next stage lacks from the log. `Conflict` when the log hasn't got it."""
         changed = OpenSession(
@@ -187,6 +196,7 @@ class StageSession:
             raise Conflict(f"the stage stands at position {self.position}, the route begins again at {change.position}")
         self._stages, self._index, self._epoch, self._resume = change.stages, change.index, change.epoch, change.resume
         self._queue.clear()
+        self.trouble()
         self._guessed, self._drafter = 0, None
         self._ids.clear()
         self._due = self.position = change.position
@@ -281,7 +291,7 @@ class StageSession:
         self._drafter.learn(self._sent_guesses, len(tokens) - 1)
         self._drafter.extend(tokens)
         # What came before the newest is in the caches here already: those were the right guesses.
-        position = head.position + len(tokens) - 1
+        position = self.position = head.position + len(tokens) - 1
         guesses = self._drafter.draft(self._request.tokens_max - position - 2)
         self._guessed = self._sent_guesses = len(guesses)
         given = [tokens[-1], *guesses]
@@ -428,8 +438,10 @@ class StageSession:
         epoch = head.epoch
 
         def failed(error: MfError) -> None:
+            # What was computed here stays: the entry replaces who is gone, and this stage sends it again.
             if epoch == self._epoch and peer != self._request.entry:
-                self._fail(PeerFault(f"a step couldn't be sent to {peer}: {error.message}"), blames=PeerId(peer))
+                self._unsent = PeerId(peer), PeerFault(f"a step couldn't be sent to {peer}: {error.message}")
+                self.troubled.set()
 
         self._parts.steps.post(PeerId(peer), head, raw, failed)
 

@@ -225,8 +225,8 @@ class Worker:
     async def generate(self, params: api.Generate) -> AsyncGenerator[api.Made | api.Generated, None]:
         """A whole reply by a stage that is a whole model, as it is made, and at last how it went; closing the iterator ends it there.
 
-        Nothing new for it nor for any other reply for `STEP_SECONDS` is `DeadlineExceeded`, as ten minutes beside others' are:
-        one of many waits for the prompts of the rest.
+        Nothing new for it nor for any other reply, be it a part of a prompt, for `STEP_SECONDS` is `DeadlineExceeded`, as ten minutes
+        beside others' are: one of many waits for the prompts of the rest.
         """
         made: asyncio.Queue[api.Made | None] = asyncio.Queue()
         self._replies[params.session] = made
@@ -248,7 +248,7 @@ class Worker:
                 async with asyncio.timeout(left):
                     return await made.get()
         self._end_if_stuck(STEP_SECONDS)
-        raise DeadlineExceeded(f"the worker made no token within {time.monotonic() - begun:.0f} s")
+        raise DeadlineExceeded(f"the worker made no token and got no further with the prompt within {time.monotonic() - begun:.0f} s")
 
     async def _take_made(self, params: Any, _fds: list[int]) -> None:
         """What replies made in one pass of the worker."""

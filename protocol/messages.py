@@ -242,7 +242,8 @@ class SessionEvent(Record):
     `kind`: "loading" (twice a second while it loads or waits for room, `line` then its place there, 1 is next), "ready" (with `timings`,
     seconds), then "alive" twice a second; "rerouted" (with `epoch`) answers a `Reroute`; "leaving" asks for another stage in this one's
     place, since the node is stopping.
-    "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session.
+    "failed" (with `error`, and in `blames` the peer whose bytes made no sense) ends the session. "alive" with `error` and `blames` tells of
+    the peer to which a step can't be brought: the session waits for a `Reroute` with all that it has.
 
     `position`: all before it are computed (of "ready": there from the session named in `after`); `busy`: a step is being computed now;
     `pace`: seconds of computing for one token, and per token of a prompt (0: none yet). `prints`: signed statements of rows computed since

@@ -262,6 +262,8 @@ class Engine:
                 sequence.driver.failed(part.fault)
             elif part.job is not None:
                 sequence.driver.computed(part.job, part.hidden, part.chosen or [])
+            elif sequence.name in self._replies:
+                self._news.keep(api.Made(sequence.name, []))  # a long prompt takes minutes: whoever waits hears that it goes on
             if sequence.name in self._sequences:
                 self._wait(sequence)
 

@@ -293,6 +293,7 @@ class Generate(Record):
 
 class Made(msgspec.Struct, array_like=True, frozen=True):
     """New `tokens` of a session's reply, `text` of whole characters, `logprobs` of each token, its own first; `finish` on the last.
+    None while a part of the prompt was computed.
 
     `scored`, on the first: of each token of the prompt but the first its logarithm, then those of the likeliest.
     """

@@ -23,7 +23,7 @@ from node.network.kad_table import K, Table, peer_bytes, position
 from node.network.kad_wire import ADD_PROVIDER, FIND_NODE, GET_PROVIDERS, PING, Found, KadMessage, decode, encode
 from node.network.provider_store import ProviderStore
 from node.network.stream_pool import StreamPool
-from protocol.errors import MfError
+from protocol.errors import DeadlineExceeded, MfError
 from protocol.ids import ModelId, PeerId
 from protocol.messages import KAD_PROTOCOL
 
@@ -215,7 +215,10 @@ class Directory:
 
     async def _respond(self, stream: Stream) -> None:
         while True:
-            request = decode(await stream.receive(_IDLE))
+            try:
+                request = decode(await stream.receive(_IDLE))
+            except DeadlineExceeded:
+                return  # nobody asks over it any more, which is no fault; who does later opens another
             self._notice(stream.peer, request)
             reply = self._reply(stream.peer, request)
             if reply is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.interface import CloseSequence, Made
+from runtime.memory import CUT
 from runtime.telling import TOGETHER_SECONDS, Telling
 from tests.runtime.test_generation import Asker, make
 
@@ -94,3 +95,14 @@ def test_one_that_is_cancelled_leaves_the_others_their_tokens(asker: Asker) -> N
     asker.run()
     assert len(asker.made["two"]) == 12
     assert len(asker.made["one"]) <= 3
+
+
+def test_a_prompt_computed_in_parts_is_heard_of_at_each(asker: Asker) -> None:
+    heard: list[tuple[str, int]] = []
+    asker.engine._news.tell = lambda notes: heard.extend((note.session, len(note.tokens)) for note in notes)
+    for session in ("one", "two"):
+        asker.ask(session, [number % 128 for number in range(CUT - 56)], new_max=2, drafts=False)
+    asker.engine.step()
+    assert sorted(heard) == [("one", 1), ("two", 0)]
+    asker.run()
+    assert sorted(heard) == [("one", 1), ("one", 1), ("two", 0), ("two", 1), ("two", 1)]

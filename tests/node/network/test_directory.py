@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.network.directory import REANNOUNCE, Directory, model_key
 from node.network.host import LibP2PNetwork
-from node.network.interface import Network
+from node.network.interface import Network, StreamClosed
 from node.network.kad_wire import ADD_PROVIDER, GET_PROVIDERS, Found, KadMessage, decode, encode
 from node.network.memory import MemoryHub, MemoryNetwork
 from protocol.ids import ModelId
@@ -186,3 +186,20 @@ async def _real_swarm(count: int, models: int) -> None:
     for directory in directories[1:]:
         await directory.close()
     await asyncio.gather(*(network.stop() for network in networks[1:]))
+
+
+def test_a_stream_over_which_nobody_asks_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        crowd = Crowd(2)
+        await crowd.join()
+        stream = await crowd.networks[1].open(crowd.networks[0].peer_id, KAD_PROTOCOL, 5.0)
+        await stream.send(encode(KadMessage(GET_PROVIDERS, crowd.key())))
+        await stream.receive(5.0)
+        with pytest.raises(StreamClosed):
+            await stream.receive(150.0)
+        await crowd.stop()
+
+    run_virtual(main())
+    assert [record.message for record in caplog.records if "ended" in record.message] == []
