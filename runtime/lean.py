@@ -290,7 +290,12 @@ class LeanRunner:
 
 
 def _stored(matrix: Matrix, precision: str) -> Linear:
-    return make_linear(*matrix.joined(), precision)
+    """A matrix that stays as it came would keep the whole group it came in, and of that most was joined, which is a copy."""
+    weight, bias = matrix.joined()
+    made = make_linear(weight, bias, precision)
+    if isinstance(made, Plain) and len(matrix.parts) == 1 and weight.device.type == "cpu":
+        made.move_out()
+    return made
 
 
 def _head(decoder: Decoder, precision: str) -> Linear | None:

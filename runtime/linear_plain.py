@@ -13,6 +13,10 @@ class Plain:
         self._weight, self.bias = weight, bias
         self.nbytes = weight.nbytes
 
+    def move_out(self) -> None:
+        """It lies on memory of its own from now on, whatever lay beside it."""
+        self._weight = self._weight.clone()
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._weight, self.bias)
 

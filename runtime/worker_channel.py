@@ -7,6 +7,7 @@ ask for is in one pass. What a pass gives goes together too: each message by its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -132,7 +133,8 @@ class WorkerChannel:
             self._kept.append(message)
             return
         payload = msgspec.msgpack.encode(message)
-        self._sock.sendall(len(payload).to_bytes(4, "big") + payload)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the node is gone, which `receive` finds too
+            self._sock.sendall(len(payload).to_bytes(4, "big") + payload)
 
 
 def _message(payload: bytes | msgspec.Raw) -> _Message:

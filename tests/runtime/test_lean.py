@@ -10,6 +10,7 @@ import torch
 from protocol.errors import BadInput, Conflict
 from runtime import quantised
 from runtime.lean_shape import Unlike, decoder_of
+from runtime.linear_plain import Plain
 from runtime.model_runner import Row
 from runtime.runners import lean_runner
 from runtime.self_test import self_test
@@ -100,6 +101,18 @@ def test_fewer_bits_stay_close(name: str, precision: str, most: float, tmp_path:
     got = through(runners, [Row(0, 0, 40, tokens, 40)]).float()
     assert float((got - right).norm() / right.norm()) < most
     assert [runner.precision for runner in runners] == [precision] * 2
+
+
+def test_no_matrix_of_a_layer_keeps_the_group_that_it_came_in(tmp_path: Path) -> None:
+    """But for what others are made of it stays where it is: the embedding."""
+    config, model = reference("llama")
+    (stage,) = stages_of(tmp_path, config, model, 1, "bf16")
+    came = {part.untyped_storage().data_ptr() for part in stage.model.parameters()}
+    runner, said = lean_runner(stage, "bf16")
+    assert runner is not None, said
+    kept = [one._weight for step in runner.steps for one in step.matrices() if isinstance(one, Plain)]
+    assert all(weight.untyped_storage().data_ptr() not in came for weight in kept)
+    assert {part.untyped_storage().data_ptr() for part in runner.kept.parameters()} <= came
 
 
 def test_stored_weights_shrink_with_the_precision(tmp_path: Path) -> None:
