@@ -53,7 +53,7 @@ def test_a_whole_models(tmp_path: Path, likeliest: int) -> None:
         asker.run()
         first, *others = [note for note in told if note.scored is not None]
         assert not others
-        assert first is told[0]
+        assert first is next(note for note in told if note.tokens or note.scored is not None)  # empty ones say that it goes on
         check(first.scored or [], PROMPT, likeliest)
 
 

@@ -124,7 +124,7 @@ def test_a_whole_reply_is_made_in_the_worker(tmp_path: Path, tensors: dict[str, 
     one, _ = asker(tmp_path, tensors)
     made = one.greedy(PROMPT, 12)
     notes: list[api.Made] = []
-    one.engine._tell = notes.extend
+    one.engine._news.tell = notes.extend
     ended: list[Any] = []
     asked = api.Generate(
         stage="s", session="whole", tokens=PROMPT, tokens_max=100, new_max=12, stop_tokens=[], sampling=Sampling(temperature=0.0)
