@@ -9,7 +9,8 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
            `_int_mm`, activations as two int8 rows  45 / 213 /  627   8 + 8 bits of each activation; from four rows on
            cast to bf16 on the way                 314 / 456 /  722   from 32 rows on
            FBGEMM, the same in its own order        43 / 200 /  686   the head
-    int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16
+    int4   `_weight_int4pack_mm_for_cpu`            67 / 424 / 1382   groups of 32 with scale and zero in bf16; up to 55 rows
+           the same bytes as bf16 on the way                          `runtime/int4_order.py`
            two in a byte, bf16 on the way                             other devices than the CPU; never tried on one
 
 Processors without instructions for products of bf16 or of 8-bit numbers (`runtime/processor.py`) do those one by one. Microseconds for the
@@ -44,6 +45,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from runtime.int4_order import block, unpacked
 from runtime.linear_plain import Plain
 from runtime.linear_wide import Wide
 from runtime.processor import each_product_alone, multiplies_bf16, multiplies_whole_numbers
@@ -57,6 +59,10 @@ _FEW = 3
 """Rows up to which int8 goes through torch's own kernel."""
 _MANY = 32
 """Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
+_MANY_INT4 = 56
+"""The same of int4, whose order of bytes takes longer to undo."""
+_TILE_INT4 = 1 << 22
+"""Weights of int4 that are in bf16 at a time."""
 _PACK_FOR = 64
 """Rows of activations that oneDNN is told to expect; the order of bytes that this gives is good from 1 on."""
 
@@ -194,10 +200,26 @@ class Int4:
         self._scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
         self.bias = bias
         self.nbytes = self._weight.nbytes + self._scales.nbytes
+        found = block() if multiplies_bf16() and weight.dtype == torch.bfloat16 else None
+        self._block = found if found and len(weight) % found == 0 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
+        if self._block and len(x) >= _MANY_INT4:
+            out = self._in_bf16(x, self._block)
+        else:
+            out = torch._weight_int4pack_mm_for_cpu(x, self._weight, GROUP, self._scales)
         return out if self.bias is None else out.add_(self.bias)
+
+    def _in_bf16(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """By tiles of whole blocks, so that what is unpacked at a time stays small however large the matrix is."""
+        width, total = x.shape[1], len(self._weight)
+        step = max(1, _TILE_INT4 // (width * rows)) * rows
+        out, room = x.new_empty(len(x), total), x.new_empty(width * min(step, total))
+        for begin in range(0, total, step):
+            part = slice(begin, min(begin + step, total))
+            tile = room[: width * (part.stop - begin)].view(width, -1)
+            out[:, part] = x @ unpacked(self._weight[part], self._scales[:, part], rows, tile)
+        return out
 
     def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
         return "int4", [self._weight, self._scales]
