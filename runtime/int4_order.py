@@ -1,8 +1,8 @@
 """Weights of 4 bits back out of the order that torch's packed kernel for the CPU keeps them in.
 
 That kernel takes as long a row for a hundred rows as for four. From some fifty on a product in bf16 is faster, the weights made anew on
-the way, where the processor has instructions for it (microseconds for 3072 x 576 on two Sapphire Rapids cores, 32 / 64 / 128 / 256 rows:
-packed 619 / 1233 / 2476 / 5007, this way 944 / 977 / 1065 / 1179). The same stored bytes serve both.
+the way, where the processor has instructions for it (microseconds for 3072 x 576 on two Sapphire Rapids cores, 128 rows:
+packed 2476, this way 962). The same stored bytes serve both.
 
 The order isn't documented, it is read from what the kernel's packing makes: rows in blocks of 64 (32 without AVX-512); of a block, column
 after column, a byte for each two rows, the one from the block's first half in its lower bits. `block` tries and says which it is, or
@@ -23,11 +23,10 @@ def unpacked(packed: torch.Tensor, scales: torch.Tensor, rows_block: int, out: t
     width, rows = out.shape
     blocks, groups = rows // rows_block, len(scales)
     both = packed.reshape(-1).view(torch.int16).view(blocks, width, rows_block // 4)
-    whole = torch.empty((blocks, width, 2, rows_block // 4), dtype=torch.int16)
-    torch.bitwise_and(both, _LOWER, out=whole[:, :, 0])
-    torch.bitwise_and(both >> 4, _LOWER, out=whole[:, :, 1])
-    numbers = whole.view(torch.int8).view(blocks, width, rows_block).sub_(8)
-    out.view(width, blocks, rows_block).copy_(numbers.transpose(0, 1))
+    halves = out.view(width, blocks, 2, rows_block // 2)
+    for half, shifted in enumerate((both, both >> 4)):
+        numbers = torch.bitwise_and(shifted, _LOWER).view(torch.int8).sub_(8)
+        halves[:, :, half].copy_(numbers.transpose(0, 1))
     scale, zero = (scales[..., at].contiguous().unsqueeze(1) for at in (0, 1))
     grouped = out.view(groups, width // groups, rows)
     return torch.addcmul(zero, grouped, scale, out=grouped).view(width, rows)
