@@ -28,11 +28,16 @@ def given(
     return x.bfloat16(), (weight * 0.02).bfloat16(), bias.bfloat16()
 
 
+EXACT = each_product_alone() and not multiplies_bf16()
+"""Where it is used. Processors with instructions for bf16 may choose the order of a sum by the size of the whole product."""
+
+
 def same(got: torch.Tensor, right: torch.Tensor) -> bool:
-    """All bits; where torch's kernel makes several numbers together, the next one in bf16 is as good."""
-    if each_product_alone():
+    """All bits; elsewhere than in use the next one in bf16 is as good, and what fp32 leaves where a sum's numbers cancel."""
+    if EXACT:
         return torch.equal(got.view(torch.int16), right.view(torch.int16))
-    return torch.allclose(got.float(), right.float(), rtol=2**-7, atol=1e-6, equal_nan=True)
+    left = 2**-16 * float(right.abs().max())
+    return torch.allclose(got.float(), right.float(), rtol=2**-7, atol=left, equal_nan=True)
 
 
 @pytest.mark.parametrize(("rows", "bias"), list(product([1, FROM - 1, FROM, FROM + 1, 40, 133], [False, True])))
@@ -58,14 +63,14 @@ def test_so_many_numbers_that_fp32_alone_gives_others() -> None:
     right = F.linear(x, weight)
     assert same(Wide(weight, None)(x), right)
     alone = F.linear(x.float(), weight.float()).bfloat16()
-    assert not torch.equal(alone, right) or not each_product_alone()
+    assert not torch.equal(alone, right) or not EXACT
 
 
 def test_rows_without_numbers_and_without_anything() -> None:
     x, weight, _ = given(40)
     x[5, 7], x[9, 1], x[11] = float("nan"), float("inf"), 0.0
     got, right = Wide(weight, None)(x), F.linear(x, weight)
-    torch.testing.assert_close(got, right, rtol=0 if each_product_alone() else 2**-7, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(got, right, rtol=0 if EXACT else 2**-7, atol=1e-6, equal_nan=True)
     assert bool(got[5].isnan().all())
     assert not got[11].any()
 
