@@ -5,8 +5,8 @@ the way, where the processor has instructions for it (microseconds for 3072 x 57
 packed 2476, this way 962). The same stored bytes serve both.
 
 The order isn't documented, it is read from what the kernel's packing makes: rows in blocks of 64 (32 without AVX-512); of a block, column
-after column, a byte for each two rows, the one from the block's first half in its lower bits. `block` tries and says which it is, or
-that it is neither. Two bytes are cut at a time: torch shifts numbers of 16 bits in vectors, of 8 bits one by one.
+after column, a byte for each two rows, the one from the block's first half in its lower bits. `rows_in_block` tries and says which it is,
+or that it is neither. Two bytes are cut at a time: torch shifts numbers of 16 bits in vectors, of 8 bits one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unpacked(packed: torch.Tensor, scales: torch.Tensor, rows_block: int, out: t
 
 
 @functools.cache
-def block() -> int | None:
+def rows_in_block() -> int | None:
     """Rows in a block of the packed order here; None: it is none that `unpacked` knows."""
     rows, width, group = 192, 64, 32
     given = torch.Generator().manual_seed(1)

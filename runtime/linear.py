@@ -45,7 +45,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from runtime.int4_order import block, unpacked
+from runtime.int4_order import rows_in_block, unpacked
 from runtime.linear_plain import Plain
 from runtime.linear_wide import Wide
 from runtime.processor import each_product_alone, multiplies_bf16, multiplies_whole_numbers
@@ -200,7 +200,7 @@ class Int4:
         self._scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
         self.bias = bias
         self.nbytes = self._weight.nbytes + self._scales.nbytes
-        found = block() if multiplies_bf16() and weight.dtype == torch.bfloat16 else None
+        found = rows_in_block() if multiplies_bf16() and weight.dtype == torch.bfloat16 else None
         self._block = found if found and len(weight) % found == 0 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
