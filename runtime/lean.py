@@ -30,6 +30,7 @@ from runtime.linear import Linear, make_head, make_linear, make_plain
 from runtime.linear_plain import Plain
 from runtime.memory import SMALL_HEAD
 from runtime.model_runner import Row
+from runtime.sliced import Sliced, whole
 from runtime.stage import Stage
 
 _TABLE = 512
@@ -154,6 +155,16 @@ class Layer:
         return (found[0] if len(found) == 1 else torch.cat(found)).reshape(len(heads), -1)
 
 
+def making_layers(decoder: Decoder, precision: str) -> Sliced[list[Layer]]:
+    """A layer at a time: to store its matrices takes longer than to read them."""
+    made: list[Layer] = []
+    for number, parts in enumerate(decoder.layers):
+        with torch.inference_mode():
+            made.append(Layer(number, parts, decoder, precision))
+        yield
+    return made
+
+
 OneRow = Callable[[torch.Tensor, Alone | Together, dict[str, tuple[torch.Tensor, torch.Tensor]]], torch.Tensor]
 """`x` [1, hidden], its group, the tables by kind: to [1, hidden]."""
 
@@ -164,11 +175,12 @@ class LeanRunner:
     batched = True
     fixed_bytes = 0
 
-    def __init__(self, stage: Stage, decoder: Decoder, precision: str) -> None:
+    def __init__(self, stage: Stage, decoder: Decoder, precision: str, steps: list[Layer] | None = None) -> None:
+        """`steps`: what `making_layers` made, where that is done by slices."""
         self.first, self.end, self.layers = stage.first, stage.end, stage.layers
         self.hidden, self.vocabulary, self.dtype, self.precision = stage.hidden, stage.vocabulary, stage.dtype, precision
+        self._steps = whole(making_layers(decoder, precision)) if steps is None else steps
         with torch.inference_mode():
-            self._steps = [Layer(number, parts, decoder, precision) for number, parts in enumerate(decoder.layers)]
             self._norm = None if decoder.norm is None else Norm(decoder.norm, decoder.eps)
             self._head = _head(decoder, precision)
         self._embed, self._logit_cap, self.decoder = decoder.embed, decoder.logit_cap, replace(decoder, layers=[], embed=None, head=None)

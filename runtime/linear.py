@@ -16,49 +16,39 @@ Microseconds for 3072 x 576 on two Zen 4 cores, 1 / 16 / 64 rows:
 Processors without instructions for products of bf16 or of 8-bit numbers (`runtime/processor.py`) do those one by one. Microseconds for the
 same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
 
-    bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does; up to 15 rows
-           in fp32, cast on the way                  – / 738 /  930 /  2000   but greedy replies part from transformers'
-           the same, made as F.linear gives it       – /   – / 2420 /  4340   `runtime/linear_wide.py`
+    bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does
+           FBGEMM, in fp16                         145 / 237 /  535 /  1723   `runtime/linear_half.py`
+           in fp32, cast on the way                  – / 738 /  930 /  2000
+           the same, made as F.linear gives it       – /   – / 2420 /  4340   `runtime/linear_wide.py`: a large tied head, from 16 rows on
     int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656
            `_int_mm`                              1934 / 4941 / 18697 / 73647
            in fp32, cast on the way                364 / 738 /  842 /  2028
     int4   `_weight_int4pack_mm_for_cpu`           140 / 276 /  681 /  2724
 
 In what is used of these a row's result doesn't depend on the others, nor on how many they are (`runtime/row_attention.py` builds on it).
-
-The int8 way: an activation row is its greatest magnitude times (hi + lo / 254) / 127, hi and lo whole numbers of 8 bits;
-both go through one 8-bit multiplication, whose sums are exact, so that a row's result doesn't depend on its neighbours. That
-is closer to the stored weights than bf16 activations are, and costs what a bf16 multiplication costs. Where 8-bit products
-saturate (processors without VNNI) it isn't used: `whole_products_are_exact` and `head_is_exact` try. For one row the calls
-that cut activations in two take longer than they save, except for the head. Rejected: activations in 8 bits alone (twice as
-fast from 16 rows on, but a row with one large value loses the small ones), one scale for a whole batch (a
-reply would depend on its neighbours), a 4-bit head (agrees with bf16 in 81-84 % of words, 8 bits in 97 %).
 """
 
 from __future__ import annotations
 
 import functools
-import sys
-import warnings
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from runtime.fbgemm import greatest_exact
 from runtime.int4_order import rows_in_block, unpacked
+from runtime.linear_half import halved, halves_are_exact
+from runtime.linear_int8 import Int8, Int8Head
 from runtime.linear_plain import Plain
 from runtime.linear_wide import Wide
-from runtime.processor import each_product_alone, multiplies_bf16, multiplies_whole_numbers
+from runtime.processor import each_product_alone, multiplies_bf16, multiplies_fp16
 
 GROUP = 32
 """Weights of a row that share scale and zero in int4."""
 _NOTHING: list[float | None] = []
 _INT4_ROWS = 16
 """The packed kernel takes matrices of a multiple of this many rows."""
-_FEW = 3
-"""Rows up to which int8 goes through torch's own kernel."""
-_MANY = 32
-"""Rows from which int8 is cast to bf16 on the way: the cast costs the same for any number of rows."""
 _MANY_INT4 = 56
 """The same of int4, whose order of bytes takes longer to undo."""
 _TILE_INT4 = 1 << 22
@@ -81,13 +71,19 @@ class Linear(Protocol):
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
     """The stored form of `weight` [out, in] for `precision`. The same weights give the same bytes."""
+    cpu = weight.device.type == "cpu"
     if precision == "int4" and weight.shape[1] % GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0:
-        return Int4(weight, bias) if weight.device.type == "cpu" else Int4Elsewhere(weight, bias)
+        return Int4(weight, bias) if cpu else Int4Elsewhere(weight, bias)
     if precision in ("int8", "int4"):
         return Int8(weight, bias)
-    if precision == "bf16" and weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies_bf16() and _packs():
-        return Packed(weight, bias)
-    return make_plain(weight, bias)
+    return _make_bf16(weight, bias) if precision == "bf16" and cpu else make_plain(weight, bias)
+
+
+def _make_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    if multiplies_bf16():
+        return Packed(weight, bias) if torch.backends.mkldnn.is_available() and _packs() else make_plain(weight, bias)
+    half = halved(weight, bias) if multiplies_fp16() and halves_are_exact() else None
+    return half or make_plain(weight, bias)
 
 
 def make_plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
@@ -99,7 +95,8 @@ def make_plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Plain:
 def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> Linear:
     """The head's: 8 bits where the rest has 4."""
     if precision in ("int8", "int4"):
-        return Int8Head(weight, bias) if weight.device.type == "cpu" and head_is_exact() else Int8(weight, bias)
+        most = greatest_exact() if weight.device.type == "cpu" else None
+        return Int8Head(weight, bias, most) if most else Int8(weight, bias)
     return make_linear(weight, bias, precision)
 
 
@@ -117,78 +114,6 @@ class Packed:
 
     def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
         return None
-
-
-def round_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers [out, in] and a scale for each row [out] in fp32."""
-    wide = weight.float()
-    scale = (wide.abs().amax(1) / 127).clamp_min(1e-12)
-    return wide.div_(scale.unsqueeze(1)).round_().to(torch.int8), scale
-
-
-class Int8:
-    """One scale a row. Few rows go through torch's own kernel, some through an 8-bit multiplication where exact, many through bf16."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._wide_scale = round_int8(weight)
-        self._scale = self._wide_scale.to(weight.dtype)
-        self.bias = bias
-        cpu = weight.device.type == "cpu"
-        self._exact = cpu and multiplies_whole_numbers() and whole_products_are_exact()
-        # Where whole numbers are multiplied one by one, any number: each row by itself is worth more than the third that many would save.
-        few = _FEW if self._exact or multiplies_bf16() else sys.maxsize
-        self._few = few if cpu and weight.dtype == torch.bfloat16 else 0
-        self.nbytes = self._weight.nbytes + self._wide_scale.nbytes
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= self._few:
-            out = torch._weight_int8pack_mm(x, self._weight, self._scale)
-        elif self._exact and len(x) < _MANY:
-            both, greatest = in_two(x)
-            products = torch._int_mm(both.to(torch.int8), self._weight.t())
-            out = _joined(products, greatest).mul_(self._wide_scale).to(x.dtype)
-        else:
-            out = F.linear(x, self._weight.to(x.dtype)) * self._scale
-        return out if self.bias is None else out + self.bias
-
-    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
-        return ("int8", [self._weight, self._scale]) if self._few else None
-
-
-class Int8Head:
-    """The same numbers in FBGEMM's order: the fastest for a large matrix, but for small ones what is done to the activations first
-    takes longer than the multiplication. Gives fp32, in which there are no ties that bf16 would make."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        whole, scale = round_int8(weight)
-        self._weight = _prepack(whole, scale)
-        self.bias = None if bias is None else bias.float()
-        self._run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        self.nbytes = whole.nbytes + scale.nbytes
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        both, greatest = in_two(x)
-        out = _joined(self._run(both, 1.0, 128, self._weight), greatest)
-        return out if self.bias is None else out.add_(self.bias)
-
-    def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
-        return None
-
-
-def in_two(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`x` [rows, width] as whole numbers of 8 bits [2 * rows, width] in fp32, coarse ones first, and each row's greatest [rows, 1]."""
-    rows = len(x)
-    greatest = torch.linalg.vector_norm(x, float("inf"), -1, True, dtype=torch.float32).clamp_min_(1e-30)
-    exact = x * (127 / greatest)
-    both = torch.empty((2 * rows, x.shape[1]), device=x.device)
-    torch.round(exact, out=both[:rows])
-    torch.mul(exact.sub_(both[:rows]), 254, out=both[rows:]).round_()
-    return both, greatest
-
-
-def _joined(products: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
-    rows = len(greatest)
-    return torch.add(products[:rows], products[rows:].float(), alpha=1 / 254).mul_(greatest.div_(127))
 
 
 class Int4:
@@ -257,40 +182,6 @@ def round_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     zero = (least + 8 * scale.float()).bfloat16()
     whole = groups.sub_(zero.float().unsqueeze(-1)).div_(scale.float().unsqueeze(-1)).add_(8).round_().clamp_(0, 15)
     return whole.to(torch.int32).view(rows, width), scale, zero
-
-
-def _prepack(whole: torch.Tensor, scale: torch.Tensor) -> object:
-    """FBGEMM's order, whatever engine torch is set to otherwise."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch advises to quantise by a package of its own
-            given = torch._make_per_channel_quantized_tensor(whole, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0)
-            return torch.ops.quantized.linear_prepack(given, None)
-    finally:
-        torch.backends.quantized.engine = before
-
-
-@functools.cache
-def head_is_exact() -> bool:
-    """Whether FBGEMM is here and keeps sums that would overflow 16 bits."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        return False
-    packed = _prepack(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))
-    out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(torch.full((2, 64), 127.0), 1.0, 128, packed)
-    return bool((out == 127 * 127 * 64).all())
-
-
-@functools.cache
-def whole_products_are_exact() -> bool:
-    """The same of `_int_mm`, with both signs."""
-    one = torch.full((8, 64), 127, dtype=torch.int8)
-    try:
-        products = [torch._int_mm(one, other.t()) for other in (one, -one)]
-    except RuntimeError:
-        return False
-    return bool((products[0] == 127 * 127 * 64).all()) and bool((products[1] == -127 * 127 * 64).all())
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from torch import nn
 from protocol.errors import MfError
 from runtime import lean_check
 from runtime.engine_choice import Asked, choose_here, torch_precision
-from runtime.lean import LeanRunner
+from runtime.lean import LeanRunner, making_layers
 from runtime.lean_shape import Decoder, Unlike, decoder_of
 from runtime.llama.engine import build_llama
 from runtime.model_runner import ModelRunner
@@ -97,7 +97,8 @@ def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple
         yield from self_testing(stage)
     if decoder is not None:
         try:
-            runner = LeanRunner(stage, decoder, precision)
+            steps = yield from making_layers(decoder, precision)
+            runner = LeanRunner(stage, decoder, precision, steps)
             yield
             return runner, checked or f"run lean, {yield from lean_check.checking(stage, runner)}"
         except Unlike as unlike:

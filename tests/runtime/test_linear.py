@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime import linear
-from runtime.linear import make_head, make_linear, round_int4, round_int8
+from runtime import linear, linear_int8
+from runtime.linear import make_head, make_linear, round_int4
+from runtime.linear_int8 import round_int8
 from runtime.linear_wide import Wide
 
 OUT, WIDTH = 96, 128
@@ -60,9 +61,9 @@ def test_a_head_has_8_bits_or_more(precision: str) -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_int8_without_exact_products(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "whole_products_are_exact", lambda: exact)
-    monkeypatch.setattr(linear, "multiplies_whole_numbers", lambda: True)
-    monkeypatch.setattr(linear, "head_is_exact", lambda: False)
+    monkeypatch.setattr(linear_int8, "whole_products_are_exact", lambda: exact)
+    monkeypatch.setattr(linear_int8, "multiplies_whole_numbers", lambda: True)
+    monkeypatch.setattr(linear, "greatest_exact", lambda: None)
     weight, x = matrix(), rows(9)
     right = x.float() @ stored(weight, "int8").T
     for made in (make_linear(weight, None, "int8"), make_head(weight, None, "int8")):
@@ -76,8 +77,9 @@ def test_a_row_does_not_depend_on_its_neighbours(precision: str) -> None:
 
 
 def test_int8_where_it_is_multiplied_one_by_one_takes_each_row_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("multiplies_bf16", "multiplies_whole_numbers", "head_is_exact"):
-        monkeypatch.setattr(linear, name, lambda: False)
+    for name in ("multiplies_bf16", "multiplies_whole_numbers"):
+        monkeypatch.setattr(linear_int8, name, lambda: False)
+    monkeypatch.setattr(linear, "greatest_exact", lambda: None)
     x = rows(70)
     for made in (make_linear(matrix(), None, "int8"), make_head(matrix(), None, "int8")):
         assert torch.equal(made(x), torch.cat([made(x[at : at + 1]) for at in range(len(x))]))
