@@ -91,6 +91,12 @@ class _Outgoing:
             self.gone.set_exception(error)
 
 
+class Unreadable(Unavailable):
+    """The other end answered, and not what was asked for."""
+
+    code = "unreadable_answer"
+
+
 class Channel:
     """One end. `methods` serves the other end's calls; `closed` is set when the other end is gone."""
 
@@ -119,7 +125,7 @@ class Channel:
     async def call(
         self, method: str, params: Any, kind: type[T], *, fds: Sequence[int] = (), timeout: float | None = None, together: bool = False
     ) -> T:
-        """The other end's answer as `kind`; raises its error, `ChannelClosed` or `DeadlineExceeded`.
+        """The other end's answer as `kind`; raises its error, `ChannelClosed`, `Unreadable` or `DeadlineExceeded`.
 
         `together`: goes with all that is called so in the same turn of the loop.
         """
@@ -150,7 +156,10 @@ class Channel:
             os.close(fd)
         if "error" in message:
             raise error_from_wire(message["error"])
-        return msgspec.convert(message.get("result"), kind, builtin_types=(bytes,))
+        try:
+            return msgspec.convert(message.get("result"), kind, builtin_types=(bytes,))
+        except msgspec.ValidationError as error:
+            raise Unreadable(f"the {self._name} answered {method} with something else than {kind.__name__}: {error}") from None
 
     def ask(self, method: str, params: Any, kind: Any, answered: Answered) -> None:
         """As `call`, for what can't wait two turns of the loop: `answered` is called in the callback that read the answer, once.
@@ -330,7 +339,7 @@ class Channel:
         try:
             result = msgspec.msgpack.decode(message.result, type=kind)
         except (msgspec.DecodeError, RecursionError) as error:
-            answered(None, BadInput(f"message of the {self._name}: {error}"))
+            answered(None, Unreadable(f"the {self._name} answered with something else than was asked for: {error}"))
             return
         answered(result, None)
 

@@ -68,9 +68,10 @@ class RouteTimes:
         """A token came, or a few at once."""
         if self._at is None:
             self._prompt(stages, spent)
-            waited = self._waited or 0.0
+            passed = max(0.0, now - self._begun)
+            waited = min(self._waited or 0.0, passed)
             self._queue += waited
-            self._prefill += max(0.0, now - self._begun - waited)
+            self._prefill += passed - waited
         else:
             took, inside = max(0.0, now - self._at), self._add(stages, spent, decode=True)
             self._decode += took

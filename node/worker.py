@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from node.channel import Channel, ChannelClosed, Method
+from node.channel import Channel, ChannelClosed, Method, Unreadable
 from node.spare_worker import SpareWorker
 from node.turn import Turn
 from node.worker_process import STOP_SECONDS, Outfit, WorkerProcess, how_it_ended
@@ -173,7 +173,7 @@ class Worker:
         self._loading += 1
         try:
             loaded = await self._call("load_stage", params, api.StageLoaded, LOAD_SECONDS, fds)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeadlineExceeded, Unreadable):
             self._undo("unload", api.Unload(stage=params.stage))
             raise
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node.channel import Channel, ChannelClosed
+from node.channel import Channel, ChannelClosed, Unreadable
 from node.turn import Turn
 from protocol.errors import DeadlineExceeded, MfError, NotFound
 from protocol.framing import pack, unpack_plain
@@ -89,6 +89,18 @@ async def test_an_error_comes_back_under_its_own_class(ends: Ends) -> None:
     assert caught.value.details == {"candidates": ["another"]}
     with pytest.raises(MfError, match="doesn't serve"):
         await ends[0].call("unheard of", None, dict)
+
+
+async def test_an_answer_of_another_kind_is_an_error_without_its_contents(ends: Ends) -> None:
+    with pytest.raises(Unreadable, match="the far end answered echo with something else than int: Expected `int`, got `str`") as caught:
+        await ends[0].call("echo", "canary", int)
+    assert "canary" not in str(caught.value)
+    got: asyncio.Future[tuple[Any, MfError | None]] = asyncio.get_running_loop().create_future()
+    ends[0].ask("echo", "canary", int, lambda result, error: got.set_result((result, error)))
+    result, error = await got
+    assert result is None
+    assert isinstance(error, Unreadable)
+    assert await ends[0].call("echo", 1, int) == 1
 
 
 async def test_a_caller_that_leaves_stops_the_work(ends: Ends) -> None:

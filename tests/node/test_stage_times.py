@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.gateway import StageTime
@@ -97,6 +97,7 @@ def test_a_route_that_never_gave_a_token_has_no_figures() -> None:
 
 
 @given(st.lists(st.lists(st.integers(-1, (1 << 31) - 1), max_size=6), min_size=1, max_size=8))
+@example([[0, 0, 0, 10_001], [272_001, 0]])  # a wait that is told to be longer than the prompt took
 def test_whatever_is_told_nothing_is_negative_or_too_much(told: list[list[int]]) -> None:
     times = RouteTimes()
     times.begin(0.0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.demo_model import demo_model
+from node.channel import Unreadable
 from node.worker import Worker
 from protocol.errors import BadInput, Busy, DeadlineExceeded, MfError, NotFound, Unavailable
 from protocol.messages import Sampling
@@ -69,6 +70,22 @@ async def leave_while_loading(worker: Worker) -> None:
     os.kill(worker.pid, signal.SIGCONT)
     os.close(fd)
     assert (await worker.usage()).weights == 0
+
+
+class Longer(api.StageLoaded, kw_only=True):
+    """What a worker of another version would answer."""
+
+    unheard_of: int
+
+
+async def test_a_stage_whose_answer_cannot_be_read_is_not_kept(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "StageLoaded", Longer)
+        with pytest.raises(Unreadable, match="unheard_of"):
+            await load_tiny(worker)
+    assert not worker.stages
+    stage = await load_tiny(worker)
+    assert (await worker.usage()).weights == worker.stages[stage].bytes
 
 
 def kill(worker: Worker) -> None:

@@ -53,6 +53,7 @@ def runners(folder: Path, name: str, precision: str, stages: int = 2) -> list[Le
 @pytest.mark.parametrize(("name", "precision"), [*(case(name) for name in KINDS), ("llama", "bf16"), ("qwen2", "int4")])
 def test_the_parts_give_what_the_layers_give(name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.linear._packs", lambda: False)
+    monkeypatch.setattr("runtime.linear.multiplies_fp16", lambda: False)
     for runner in runners(tmp_path, name, precision, 2 if name == "llama" else 1):
         shape = shape_of(runner)
         assert shape is not None
@@ -159,6 +160,7 @@ def test_a_name_changes_with_all_that_matters() -> None:
 @pytest.mark.parametrize(("name", "precision"), [("llama", "int8"), ("qwen2", "int4"), ("qwen3", "bf16"), ("gemma2", "int8")])
 def test_compiled_for_real(name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.linear._packs", lambda: False)
+    monkeypatch.setattr("runtime.linear.multiplies_fp16", lambda: False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     for runner in runners(tmp_path, name, precision):
         shape = shape_of(runner)
