@@ -2,9 +2,9 @@
 loop over single numbers.
 
 Flags of the processor don't tell: kernels come from oneDNN, FBGEMM or torch itself, by rules of their own. What is compared differs
-by a factor of three and more either way on the machines seen (Zen 3, Zen 4), in turns, by what the thread spent on the processor: by
-the clock one process of five tried took the wrong way while others were busy, and a reply shouldn't change with the weather. Once a
-process.
+by a factor of three and more either way on the machines seen (Zen 3, Zen 4), in turns, by what one thread spent on the processor: by
+the clock one process of five tried took the wrong way while others were busy, with two threads, which wait for each other, five of
+twelve, and a reply shouldn't change with the weather. Once a process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from runtime import fbgemm
 
 _ROWS, _WIDTH = 32, 768
 _TRIES = 5
+_ABOUT = 1.5
+"""Without instructions for it bf16 takes 2.5 to 4.5 times as long on a busy machine, with them less than fp32."""
 
 
 @functools.cache
@@ -28,7 +30,7 @@ def multiplies_bf16() -> bool:
     weight, x = torch.ones(_WIDTH, _WIDTH), torch.ones(_ROWS, _WIDTH)
     narrow_weight, narrow_x = weight.bfloat16(), x.bfloat16()
     narrow, wide = _least(lambda: F.linear(narrow_x, narrow_weight), lambda: F.linear(x, weight))
-    return narrow < 2 * wide
+    return narrow < _ABOUT * wide
 
 
 @functools.cache
@@ -75,12 +77,17 @@ _CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-
 
 
 def _least(*runs: Callable[[], object]) -> list[float]:
-    """Seconds of the quickest try of each, tried in turns."""
+    """Seconds of the quickest try of each, tried in turns by one thread: two wait for each other, and whoever waits isn't idle."""
     found: list[list[float]] = [[] for _ in runs]
-    with torch.inference_mode():
-        for _ in range(_TRIES):
-            for run, took in zip(runs, found, strict=True):
-                began = _CLOCK()
-                run()
-                took.append(_CLOCK() - began)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for _ in range(_TRIES):
+                for run, took in zip(runs, found, strict=True):
+                    began = _CLOCK()
+                    run()
+                    took.append(_CLOCK() - began)
+    finally:
+        torch.set_num_threads(threads)
     return [min(took) for took in found]
