@@ -85,6 +85,22 @@ def test_a_row_of_nothing_but_tiny_weights_stays_bf16_and_a_tiny_one_among_other
     assert halved(weight, None) is None
 
 
+@pytest.mark.parametrize("greatest", [2.0**-8, 65_280.0])
+def test_what_is_plainly_held_is_held(greatest: float) -> None:
+    weight = torch.rand(OUT, WIDTH, generator=torch.Generator().manual_seed(8)).mul(1e-4).bfloat16()
+    weight[:, 0], weight[:, 1] = greatest, 1e-30
+    weight[::2] *= -1
+    assert linear_half._plainly(weight)
+    assert linear_half._holds(weight)
+    for spoiled in (float("nan"), -float("inf"), 65_536.0, -65_536.0):
+        weight[9, 9] = spoiled
+        assert not linear_half._plainly(weight)
+        assert not linear_half._holds(weight)
+    weight[9] = 2.0**-9
+    assert not linear_half._plainly(weight)
+    assert linear_half._holds(weight)
+
+
 @needs
 def test_rows_that_are_no_numbers_stay_by_themselves() -> None:
     made, x = Half(matrix(), None), rows(8)
