@@ -24,6 +24,7 @@ from node.grant_book import GrantBook
 from node.locate import KnownEncoding, Located, check_open
 from node.swarm.interface import Swarm
 from node.traffic import note
+from node.transfer.finishing import to_the_end
 from node.transfer.jobs import Fetched, FetchGroup, Granted, Source, TargetSpan
 from node.transfer.marks import read_mark
 from node.transfer.remote import Transfer
@@ -248,7 +249,7 @@ class Assembler:
         )
 
     async def _wrong(self, manifest: Manifest, group: int, fd: int) -> str | None:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, mismatch, manifest, group, fd)
+        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._executor, mismatch, manifest, group, fd))
 
     def _blame_signer(self, located: Located, known: KnownEncoding, wrong: str) -> None:
         located.blamed.add(known.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -251,6 +252,29 @@ async def test_a_cancelled_or_failing_fetch_leaves_no_descriptor(stored: Stored)
     asker.transfer.fetch_group = broken  # type: ignore[assignment,method-assign]
     with pytest.raises(MfError, match="gone"):
         await asker.assembler.group(located, 1)
+    assert descriptors() == 0
+
+
+async def test_a_group_that_is_still_compared_stays_open_though_its_asker_left(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, asker, model = stored
+    began, go_on, seen = threading.Event(), threading.Event(), list[int]()
+
+    def slow(_manifest: Manifest, _group: int, fd: int) -> None:
+        began.set()
+        assert go_on.wait(20)
+        seen.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr(node.assemble, "mismatch", slow)
+    monkeypatch.setattr(asker.assembler, "_executor", None)  # the loop's own threads
+    located = await asker.locator.locate(model)
+    asked = asyncio.create_task(asker.assembler.group(located, 0))
+    assert await asyncio.to_thread(began.wait, 20)
+    asked.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert seen == [located.manifest.groups[0].length]
     assert descriptors() == 0
 
 
