@@ -1,7 +1,8 @@
 """How long a reply pauses when a stage is lost at 512 tokens: SmolLM2-135M in three stages, three nodes standing by.
 
 The node of the first, the middle or the last stage, or its worker alone, is killed or stopped in the middle of a reply, which is asked at
-a node that lends nothing, while another node has each stage loaded; the figure is the longest wait between two pieces of text.
+a node that lends nothing, while another node has each stage loaded; nothing is guessed ahead, since the end would come before the loss;
+the figure is the longest wait between two pieces of text.
 `python -m bench.stage_loss [SAMPLES [FIRST [END]]]`: of the ways in `HOW` those from FIRST to END.
 """
 
@@ -94,7 +95,7 @@ def run(samples: int = 3, first: int = 0, end: int = len(HOW)) -> dict[str, Any]
     found: dict[str, Any] = {"bench": "stage_loss", "samples": samples, "pause_s": {}}
     with (
         tempfile.TemporaryDirectory(prefix="stage-loss-") as place,
-        StageSwarm(Path(place), demo_model(), 3, 700, nodes=7, module="node", entry_lends=False) as swarm,
+        StageSwarm(Path(place), demo_model(), 3, 700, nodes=7, entry_lends=False) as swarm,
     ):
         for how in HOW[first:end]:
             for at, stage in enumerate(STAGES):
