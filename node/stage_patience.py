@@ -4,6 +4,9 @@ A stage without room isn't broken, and its node did nothing wrong. As long as th
 costs a round trip; so nobody is asked to keep a reply in line at first. Only where all that is left is full the reply asks to wait, at
 whichever the route names, as long as the line's patience has left. Whoever isn't in by then, or finds the line full, is told when to come
 back.
+
+A reply that has begun is worth more than one that hasn't: whoever reads it can't simply ask again. It bears three times as much, and a line
+that let it down is no end of it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from node.stage_link import LINE_MOST, StageLost
 from node.waiting_line import PATIENCE
 from protocol.errors import Busy
 
+BEGUN = 3 * PATIENCE
+"""Seconds of a reply that has begun."""
 NEVER = 20.0
 """Seconds of patience with a node that says a session wouldn't fit even if it were alone: it was announced otherwise."""
 PAUSE = 0.25
@@ -28,6 +33,7 @@ class StagePatience:
         self.waits = False
         self._since: float | None = None
         self._tries = 0
+        self._begun = False
 
     def refused(self, lost: StageLost, now: float) -> float:
         """Seconds to pause before the next try. Raises `Busy`, or what the node said where it would never have room, once patience ends."""
@@ -36,7 +42,8 @@ class StagePatience:
             self._since = now
         waited = lost.cause is not None and "position" in lost.cause.details
         never = not isinstance(lost.cause, Busy)
-        if now - self._since >= (NEVER if never else PATIENCE) or (self.waits and waited):
+        over = now - self._since >= (NEVER if never else self._most)
+        if over or (self.waits and waited and not self._begun):
             raise (lost.cause if never and lost.cause is not None else busy(lost)) from lost
         if not self.waits:
             return 0.0
@@ -47,11 +54,15 @@ class StagePatience:
         """Seconds that stages may keep it in line; 0: they mustn't."""
         if not self.waits:
             return 0.0
-        return max(PAUSE, PATIENCE - (now - self._since if self._since is not None else 0.0))
+        return max(PAUSE, self._most - (now - self._since if self._since is not None else 0.0))
 
     def moved(self) -> None:
         """The reply got on: patience begins anew."""
-        self._since, self._tries = None, 0
+        self._since, self._tries, self._begun = None, 0, True
+
+    @property
+    def _most(self) -> float:
+        return BEGUN if self._begun else PATIENCE
 
 
 def busy(lost: StageLost) -> Busy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.stage_link import StageLost
-from node.stage_patience import NEVER, StagePatience, busy
+from node.stage_patience import BEGUN, LONGEST_PAUSE, NEVER, StagePatience, busy
 from node.waiting_line import PATIENCE
 from protocol.errors import Busy, MfError, Unavailable
 from protocol.ids import PeerId
@@ -42,6 +42,17 @@ def test_a_node_that_keeps_nobody_in_line_is_asked_now_and_then() -> None:
     assert [patience.refused(full(), 0.0) for _ in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     patience.moved()
     assert patience.refused(full(), PATIENCE + 1.0) == 0.25
+
+
+def test_a_reply_that_has_begun_bears_more_and_no_line_is_its_end() -> None:
+    patience = StagePatience()
+    patience.waits = True
+    patience.moved()
+    for at in (10.0, 10.0 + PATIENCE, 9.0 + BEGUN):
+        assert 0 < patience.refused(full(position=2), at) <= LONGEST_PAUSE
+    assert patience.left(10.0 + PATIENCE) == BEGUN - PATIENCE
+    with pytest.raises(Busy):
+        patience.refused(full(position=2), 10.0 + BEGUN)
 
 
 def test_where_it_would_never_fit_the_nodes_own_word_comes_through() -> None:
