@@ -66,7 +66,8 @@ class Router:
     ) -> Plan:
         """The route for a session of `tokens_max` positions; `Unavailable` when there is none, or none within the round-trip budget.
 
-        Stages that are `running` for other replies come first. A reply that has `begun` doesn't wait for a peer to load where there are
+        Stages that are `running` for other replies come first, and a peer that runs one has only what that leaves for another: it may
+        say that it has both loaded, but not beside sessions. A reply that has `begun` doesn't wait for a peer to load where there are
         loaded stages.
         """
         check_runnable(located.manifest)
@@ -77,7 +78,7 @@ class Router:
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
         offers = self.offers(located, set(avoid))
         fresh = None if begun else self._fresh(shape, offers, cost.total(0, layers, 0), tokens_max)
-        served = self._roads(located, precision)
+        served = [road for road in self._roads(located, precision) if _fits_beside(road, running, shape, offers)]
         shared = [*self._taken(running), *(road for road in served if (road.first, road.end) == (0, layers))] if running else []
         return (
             self._over(shared, located, shape, offers, fresh, force)
@@ -302,6 +303,13 @@ class Router:
         if self._privacy != "swarm" and not self._swarm.trusted(view.peer):
             return "it isn't trusted (--privacy trusted; mf-node trust lets it in)"
         return None
+
+
+def _fits_beside(road: Road, running: Collection[StageSpec], shape: Shape, offers: Iterable[Offer]) -> bool:
+    """Whether its peer has the memory for this stage and for the others that replies of this node run there."""
+    others = {(stage.first, stage.end) for stage in running if stage.peer == road.peer} - {(road.first, road.end)}
+    needed = sum(shape.cost(first, end) for first, end in [(road.first, road.end), *others])
+    return any(offer.peer == road.peer and needed <= offer.memory for offer in offers)
 
 
 def _about(rtt: float | None) -> float:

@@ -9,6 +9,7 @@ would have to be loaded comes last.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ BEGINS = 3.0
 """Seconds before a node that runs nothing yet begins to load: its worker starts, it asks who holds the model."""
 LOADED = 64 << 20
 """Bytes of weights a second that a node fetches, checks and loads; nobody measures it before it is done."""
+_TWICE = 2
+"""Peers in a path twice for which others are looked for; a route is found in milliseconds, and each one doubles that."""
 REPLY = 256
 """Tokens over which loading is reckoned, where the request may have as many."""
 
@@ -44,15 +47,29 @@ def plan_served(
         return None
     usable = [road for road in roads if road.end <= shape.layers and shape.cost(road.first, road.end) <= room.get(road.peer, -1)]
     alone = [road for road in usable if (road.first, road.end) == (0, shape.layers)]
-    found = Roads(shape.layers, alone or usable).cheapest(rng)
-    if found is None or len(found[0]) > MAX_STAGES or len({road.peer for road in found[0]}) < len(found[0]):
+    path = _by_different_peers(shape, alone or usable, rng)
+    if path is None or len(path) > MAX_STAGES:
         return None
-    path, seconds = found[0], _seconds(shape, found[0])
+    seconds = _seconds(shape, path)
     if len(path) > 1 and fresh is not None and _sooner(shape, fresh, seconds):
         return None
     stages = [StageSpec(road.peer, road.first, road.end) for road in path]
     why = f"{len(path)} nodes have its layers loaded" if len(path) > 1 else "one peer has it loaded"
     return Plan("pipeline" if len(path) > 1 else "peer", stages, f"{why}; about {1e3 * seconds:.0f} ms a token by what was measured")
+
+
+def _by_different_peers(shape: Shape, roads: Sequence[Road], rng: random.Random, twice: int = _TWICE) -> list[Road] | None:
+    """The cheapest path, or near it. A peer that is in it twice has both stages loaded, not room for sessions of both: without either."""
+    found = Roads(shape.layers, roads).cheapest(rng)
+    if found is None:
+        return None
+    path, at = found[0], Counter(road.peer for road in found[0])
+    again = next((road.peer for road in path if at[road.peer] > 1), None)
+    if again is None:
+        return path
+    tried = [one for one in path if one.peer == again] if twice else []
+    others = [_by_different_peers(shape, [road for road in roads if road != one], rng, twice - 1) for one in tried]
+    return min((other for other in others if other is not None), key=lambda other: _seconds(shape, other), default=None)
 
 
 def _sooner(shape: Shape, fresh: Fresh, chain: float) -> bool:

@@ -190,6 +190,25 @@ def test_a_reply_goes_over_stages_that_run_others_of_this_node(located: Located)
     assert router.plan(located, 64, "bf16", (), running).stages == [StageSpec(other, 0, 6)], "one hop is less than two"
 
 
+def test_a_peer_that_runs_one_stage_is_not_taken_for_another_that_would_not_fit_beside_it(located: Located) -> None:
+    other, cost = PeerId("other"), StageCost(located.manifest, "bf16")
+    router, swarm = setting("swarm", memory=10)
+    one = max(cost.total(first, end, 64) for first, end in ((0, 2), (2, 4), (4, 6)))
+    for peer in (FRIEND, STRANGER, other):
+        swarm.board.records[peer] = node_record(memory=one)
+    loads(swarm, located, other, 0, 2)
+    loads(swarm, located, STRANGER, 2, 4)
+    both = (Serving(2, 4, "bf16", True, 1), Serving(4, 6, "bf16", True, 1))
+    swarm.board.holdings[FRIEND, located.model] = HoldingView(FRIEND, located.model, [], [], (), both)
+    wanted = [StageSpec(other, 0, 2), StageSpec(STRANGER, 2, 4), StageSpec(FRIEND, 4, 6)]
+    assert router.plan(located, 64, "bf16").stages == wanted
+    assert router.plan(located, 64, "bf16", (), [StageSpec(FRIEND, 4, 6)]).stages == wanted
+    busy = router.plan(located, 64, "bf16", (), [StageSpec(FRIEND, 2, 4)]).stages
+    assert StageSpec(FRIEND, 4, 6) not in busy, "it runs layers 2 to 4"
+    swarm.board.records[FRIEND] = node_record(memory=2 * one)
+    assert router.plan(located, 64, "bf16", (), [StageSpec(FRIEND, 2, 4)]).stages == wanted, "there is room for both"
+
+
 def over_budget(located: Located) -> tuple[Router, FakeSwarm]:
     """A node for which every pipeline is over the budget."""
     router, swarm = setting("swarm", StageCost(located.manifest, "bf16").total(0, 6, 64) - 1)

@@ -54,6 +54,23 @@ def test_a_short_reply_doesnt_wait_for_loading() -> None:
     assert planned(FAR, fresh(weights, tokens=30)) is None
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_peer_that_has_two_stages_loaded_runs_one_of_them(seed: int) -> None:
+    near = [Road("p1", 10, 20, rtt=0.001, layer=0.001), Road("p1", 20, 30, rtt=0.001, layer=0.001)]
+    plan = planned([*FAR, *near], seed=seed)
+    assert plan is not None
+    assert [stage.peer for stage in plan.stages] == ["p0", "p1", "p2"]
+    assert planned([FAR[0], *near], seed=seed) is None, "nobody else has either"
+
+
+def test_of_two_ways_around_it_the_quicker_one() -> None:
+    both = [Road("other", 10, 20, rtt=0.001, layer=0.001), Road("other", 20, 30, rtt=0.001, layer=0.001)]
+    slow = Road("p1", 10, 20, rtt=0.5, layer=0.001)
+    plan = planned([FAR[0], slow, FAR[2], *both])
+    assert plan is not None
+    assert [stage.peer for stage in plan.stages] == ["p0", "other", "p2"]
+
+
 @given(
     memories=st.lists(st.integers(0, 40), min_size=1, max_size=8),
     roads=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 29), st.integers(1, 31), st.floats(0.0, 1.0)), max_size=30),
@@ -66,6 +83,7 @@ def test_here_then_one_peer_then_a_chain_whatever_is_offered(
     made = [Road(f"n{peer}", first, max(first + 1, end), rtt) for peer, first, end, rtt in roads]
     best = whole_at(SHAPE, offers)
     over = plan_served(SHAPE, offers, made, random.Random(0), fresh(weights))
+    assert over is None or len({stage.peer for stage in over.stages}) == len(over.stages)
     if best is not None and best.here:
         assert over is None
         assert plan_route(SHAPE, offers).kind == "here"
