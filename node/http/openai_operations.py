@@ -18,7 +18,7 @@ OPERATIONS = [
         schemas.ChatRequest,
         example={
             "model": "",
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "Name the capital of France."}],
             "max_tokens": 64,
             "stream": True,
         },
@@ -43,7 +43,7 @@ OPERATIONS = [
         "A conversation's next items, in OpenAI's shape; nothing is kept",
         replies.Response,
         ResponsesRequest,
-        example={"model": "", "input": "What is the capital of France?", "max_output_tokens": 64},
+        example={"model": "", "input": "Name the capital of France.", "max_output_tokens": 64},
         events="OpenAI's events `response.created` to `response.completed`, each with its sequence_number",
         errors=ASK,
         headers=RAN,

@@ -40,9 +40,9 @@ def test_llm_with_its_file_of_models(served: Served, tmp_path: Path) -> None:
     def asked(*more: str) -> str:
         return run([*line, *more], LLM_USER_PATH=str(tmp_path))
 
-    streamed = asked("-m", "swarm", "-o", "max_tokens", "12", "What is the capital of France?")
+    streamed = asked("-m", "swarm", "-o", "max_tokens", "12", "Name the capital of France.")
     assert "Paris" in streamed
-    assert asked("-m", "swarm", "--no-stream", "-o", "max_tokens", "12", "What is the capital of France?") == streamed
+    assert asked("-m", "swarm", "--no-stream", "-o", "max_tokens", "12", "Name the capital of France.") == streamed
     assert asked("-m", "text", "-o", "max_tokens", "8", "The capital of France is").strip()
     schema = json.dumps({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False})
     assert json.loads(asked("-m", "swarm", "--schema", schema, "Which?"))["n"] in (1, 2)

@@ -8,7 +8,7 @@ import { generateText, jsonSchema, Output, stepCountIs, streamText, tool } from 
 const [url, name] = process.argv.slice(2);
 const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "none" });
 const compatible = createOpenAICompatible({ name: "swarm", baseURL: `${url}/v1`, includeUsage: true, supportsStructuredOutputs: true });
-const prompt = "What is the capital of France?";
+const prompt = "Name the capital of France.";
 const few = { maxOutputTokens: 12, temperature: 0, maxRetries: 0 };
 const roomy = { ...few, maxOutputTokens: 80 };
 const schema = jsonSchema({

@@ -11,7 +11,7 @@ from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel
 
 WHERE: Any = {"base_url": f"{sys.argv[1]}/v1", "api_key": "none", "model": sys.argv[2], "max_retries": 0, "temperature": 0}
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 class Answer(BaseModel):

@@ -12,7 +12,7 @@ import litellm
 
 litellm.telemetry = False
 WHERE: Any = {"model": f"openai/{sys.argv[2]}", "api_base": f"{sys.argv[1]}/v1", "api_key": "none", "num_retries": 0}
-TALK = [{"role": "user", "content": "What is the capital of France?"}]
+TALK = [{"role": "user", "content": "Name the capital of France."}]
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"], "additionalProperties": False}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 client = ollama.Client(host=sys.argv[1])
 MODEL = sys.argv[2]
-TALK = [{"role": "user", "content": "What is the capital of France?"}]
+TALK = [{"role": "user", "content": "Name the capital of France."}]
 FEW = {"num_predict": 12, "temperature": 0}
 
 
@@ -49,7 +49,7 @@ assert told.message.content or told.message.tool_calls
 history = [*TALK, plain.message, {"role": "user", "content": "And of Italy?"}]
 assert client.chat(model=MODEL, messages=history, options=FEW).message.content
 
-generated = client.generate(model=MODEL, prompt="What is the capital of France?", options=FEW)
+generated = client.generate(model=MODEL, prompt="Name the capital of France.", options=FEW)
 assert generated.response == plain.message.content
 raw = client.generate(model=MODEL, prompt="The capital of France is", raw=True, options=FEW, stream=True)
 assert "".join(part.response for part in raw)

@@ -5,7 +5,7 @@ import OpenAI from "openai";
 
 const [url, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 });
-const messages = [{ role: "user", content: "What is the capital of France?" }];
+const messages = [{ role: "user", content: "Name the capital of France." }];
 const parameters = {
   type: "object",
   properties: { city: { type: "string", enum: ["Paris", "Rome"] } },

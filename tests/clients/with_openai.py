@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0)
 MODEL = sys.argv[2]
-TALK: Any = [{"role": "user", "content": "What is the capital of France?"}]
+TALK: Any = [{"role": "user", "content": "Name the capital of France."}]
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
@@ -98,9 +98,9 @@ assert "".join(
     part.choices[0].text for part in client.completions.create(model=MODEL, prompt="One, two,", max_tokens=4, stream=True) if part.choices
 )
 
-response = client.responses.create(model=MODEL, input="What is the capital of France?", max_output_tokens=12)
+response = client.responses.create(model=MODEL, input="Name the capital of France.", max_output_tokens=12)
 assert "Paris" in response.output_text
-with client.responses.stream(model=MODEL, input="What is the capital of France?", max_output_tokens=12) as events:
+with client.responses.stream(model=MODEL, input="Name the capital of France.", max_output_tokens=12) as events:
     kinds = {event.type for event in events}
     final = events.get_final_response()
 assert {"response.created", "response.output_text.delta", "response.output_text.done"} <= kinds, kinds
