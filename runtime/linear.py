@@ -79,10 +79,11 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: str)
     return _make_bf16(weight, bias) if precision == "bf16" and cpu else make_plain(weight, bias)
 
 
-def _make_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+def _make_bf16(weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False) -> Linear:
+    """`wide`: results may be in fp32."""
     if multiplies_bf16():
         return Packed(weight, bias) if torch.backends.mkldnn.is_available() and _packs() else make_plain(weight, bias)
-    half = halved(weight, bias) if multiplies_fp16() and halves_are_exact() else None
+    half = halved(weight, bias, wide=wide) if multiplies_fp16() and halves_are_exact() else None
     return half or make_plain(weight, bias)
 
 
@@ -97,7 +98,8 @@ def make_head(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -
     if precision in ("int8", "int4"):
         most = greatest_exact() if weight.device.type == "cpu" else None
         return Int8Head(weight, bias, most) if most else Int8(weight, bias)
-    return make_linear(weight, bias, precision)
+    cpu = weight.device.type == "cpu"
+    return _make_bf16(weight, bias, wide=True) if precision == "bf16" and cpu else make_linear(weight, bias, precision)
 
 
 class Packed:

@@ -34,30 +34,34 @@ _SAFE = (0x3B80, 0x477F)
 
 
 class Half:
-    """`weight` [out, in] and `bias` [out] in bf16 on the CPU; `halved` says whether fp16 holds them."""
+    """`weight` [out, in] and `bias` [out] in bf16 on the CPU; `halved` says whether fp16 holds them. `wide` leaves results in fp32: a
+    head's are many, and in fp32 there are no ties that bf16 would make."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False) -> None:
         self._weight = fbgemm.pack_fp16(weight.float(), None if bias is None else bias.float())
         self.bias = bias
         self.nbytes = weight.nbytes
+        self._wide = wide
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
         missing = -rows % BLOCK
-        if not missing:
-            return fbgemm.times_fp16(x.float(), self._weight).to(x.dtype)
-        filled = x.expand(BLOCK, -1) if rows == 1 else torch.cat((x, x[:missing]))
-        return fbgemm.times_fp16(filled.float(), self._weight)[:rows].to(x.dtype)
+        if missing:
+            filled = x.expand(BLOCK, -1) if rows == 1 else torch.cat((x, x[:missing]))
+            out = fbgemm.times_fp16(filled.float(), self._weight)[:rows]
+        else:
+            out = fbgemm.times_fp16(x.float(), self._weight)
+        return out if self._wide else out.to(x.dtype)
 
     def one_row(self) -> tuple[str, list[torch.Tensor]] | None:
         return None
 
 
-def halved(weight: torch.Tensor, bias: torch.Tensor | None) -> Half | None:
+def halved(weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False) -> Half | None:
     """None where fp16 would lose what matters, or numbers that aren't any."""
     step = max(1, _TILE // max(weight.shape[1], 1))
     holds = all(_plainly(part) or _holds(part) for part in weight.split(step))
-    return Half(weight, bias) if holds else None
+    return Half(weight, bias, wide=wide) if holds else None
 
 
 def _plainly(weight: torch.Tensor) -> bool:

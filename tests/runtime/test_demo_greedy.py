@@ -28,7 +28,7 @@ from runtime.stage_runner import StageRunner
 from tests.runtime.support import cuts, for_stage, lay_out, load_message, model_files, read_tensors
 
 PROMPTS = (
-    "What is the capital of France?",
+    "Name the capital of France.",
     "Write a short poem about the sea.",
     "Explain to a child why the sky is blue.",
 )

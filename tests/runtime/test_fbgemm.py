@@ -48,6 +48,17 @@ def test_fp16_is_rounded_once(out: int, width: int, bias: bool) -> None:
     assert float((got != exact.bfloat16()).float().mean()) < 0.01
 
 
+@needs
+def test_a_heads_results_stay_in_fp32() -> None:
+    weight, x, bias = matrix(3), rows(4), matrix(2, OUT, 1).flatten()
+    wide = halved(weight, bias, wide=True)
+    narrow = halved(weight, bias)
+    assert wide is not None
+    assert narrow is not None
+    assert wide(x).dtype == torch.float32
+    assert torch.equal(wide(x).bfloat16(), narrow(x))
+
+
 @exact
 def test_a_row_has_the_same_numbers_in_any_company() -> None:
     made, x = Half(matrix(), None), rows(140)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.swarm
 K, N = 2, 6
 TOKENS = 64
 PROMPTS = [
-    "What is the capital of France?",
+    "Name the capital of France.",
     "Write a short poem about the sea.",
     "Explain to a child why the sky is blue.",
 ]
