@@ -53,6 +53,12 @@ class ChannelClosed(Unavailable):
     code = "process_gone"
 
 
+class Unreadable(Unavailable):
+    """The other end answered, and not what was asked for."""
+
+    code = "unreadable_answer"
+
+
 class _Message(msgspec.Struct):
     """A message of the other end, its contents still raw: who waits for them knows their kind."""
 
@@ -89,12 +95,6 @@ class _Outgoing:
             self.gone.set_result(None)
         else:
             self.gone.set_exception(error)
-
-
-class Unreadable(Unavailable):
-    """The other end answered, and not what was asked for."""
-
-    code = "unreadable_answer"
 
 
 class Channel:

@@ -23,7 +23,7 @@ from runtime.architectures import whole_only
 from runtime.expectation import OverBudget, check_budget
 from runtime.layer_path import Road
 from runtime.routing import Offer, Plan, Shape, plan_route, whole_at
-from runtime.served_route import Fresh, plan_served
+from runtime.served_route import Fresh, beside, plan_served
 from runtime.stand_by import stand_by
 
 ROUND_TRIP_BUDGET = 0.4
@@ -78,7 +78,7 @@ class Router:
         shape = Shape(layers, lambda first, end: cost.total(first, end, tokens_max))
         offers = self.offers(located, set(avoid))
         fresh = None if begun else self._fresh(shape, offers, cost.total(0, layers, 0), tokens_max)
-        served = [road for road in self._roads(located, precision) if _fits_beside(road, running, shape, offers)]
+        served = beside(self._roads(located, precision), running, shape, offers)
         shared = [*self._taken(running), *(road for road in served if (road.first, road.end) == (0, layers))] if running else []
         return (
             self._over(shared, located, shape, offers, fresh, force)
@@ -303,13 +303,6 @@ class Router:
         if self._privacy != "swarm" and not self._swarm.trusted(view.peer):
             return "it isn't trusted (--privacy trusted; mf-node trust lets it in)"
         return None
-
-
-def _fits_beside(road: Road, running: Collection[StageSpec], shape: Shape, offers: Iterable[Offer]) -> bool:
-    """Whether its peer has the memory for this stage and for the others that replies of this node run there."""
-    others = {(stage.first, stage.end) for stage in running if stage.peer == road.peer} - {(road.first, road.end)}
-    needed = sum(shape.cost(first, end) for first, end in [(road.first, road.end), *others])
-    return any(offer.peer == road.peer and needed <= offer.memory for offer in offers)
 
 
 def _about(rtt: float | None) -> float:

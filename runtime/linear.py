@@ -17,7 +17,8 @@ Processors without instructions for products of bf16 or of 8-bit numbers (`runti
 same matrix on two Zen 3 cores, 1 / 4 / 16 / 64 rows:
 
     bf16   F.linear                                220 / 844 / 2858 / 11470   as transformers does
-           FBGEMM, in fp16                         145 / 237 /  535 /  1723   `runtime/linear_half.py`
+           FBGEMM, in fp16                         145 / 237 /  535 /  1723   `runtime/linear_half.py`, on Zen 4 held to AVX2,
+                                                   where F.linear takes 143 / 683 / 2565 / 10149
            in fp32, cast on the way                  – / 738 /  930 /  2000
            the same, made as F.linear gives it       – /   – / 2420 /  4340   `runtime/linear_wide.py`: a large tied head, from 16 rows on
     int8   `_weight_int8pack_mm`                   113 / 250 /  923 /  2656

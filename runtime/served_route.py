@@ -9,8 +9,8 @@ would have to be loaded comes last.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from protocol.messages import StageSpec
@@ -56,6 +56,20 @@ def plan_served(
     stages = [StageSpec(road.peer, road.first, road.end) for road in path]
     why = f"{len(path)} nodes have its layers loaded" if len(path) > 1 else "one peer has it loaded"
     return Plan("pipeline" if len(path) > 1 else "peer", stages, f"{why}; about {1e3 * seconds:.0f} ms a token by what was measured")
+
+
+def beside(roads: Sequence[Road], running: Collection[StageSpec], shape: Shape, offers: Sequence[Offer]) -> list[Road]:
+    """Of `roads` those whose peer has the memory for that stage and for the others that replies of this node are `running` there."""
+    taken: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
+    for stage in running:
+        taken[stage.peer].add((stage.first, stage.end))
+    room = {offer.peer: offer.memory for offer in offers if offer.peer in taken}
+
+    def fits(road: Road) -> bool:
+        stages = taken[road.peer] | {(road.first, road.end)}
+        return sum(shape.cost(*stage) for stage in stages) <= room.get(road.peer, -1)
+
+    return [road for road in roads if road.peer not in taken or fits(road)]
 
 
 def _by_different_peers(shape: Shape, roads: Sequence[Road], rng: random.Random, twice: int = _TWICE) -> list[Road] | None:

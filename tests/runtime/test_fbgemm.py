@@ -26,10 +26,12 @@ def rows(count: int, width: int = WIDTH) -> torch.Tensor:
     return found.bfloat16()
 
 
-needs = pytest.mark.xfail(not fbgemm.available(), reason="torch has no FBGEMM for this processor", strict=True)
-exact = pytest.mark.xfail(
-    not halves_are_exact(), reason="here a row's numbers change with its company, so bf16 isn't stored so", strict=False
-)
+needs = pytest.mark.skipif(not fbgemm.available(), reason="torch has no FBGEMM for this processor")
+
+
+def same(got: torch.Tensor, right: torch.Tensor) -> bool:
+    """All bits where it is used; elsewhere a row's numbers may change with its company, and bf16 isn't stored so."""
+    return torch.equal(got, right) if halves_are_exact() else torch.allclose(got.float(), right.float(), rtol=2**-7, atol=1e-4)
 
 
 @needs
@@ -59,23 +61,23 @@ def test_a_heads_results_stay_in_fp32() -> None:
     assert torch.equal(wide(x).bfloat16(), narrow(x))
 
 
-@exact
+@needs
 def test_a_row_has_the_same_numbers_in_any_company() -> None:
     made, x = Half(matrix(), None), rows(140)
     alone = torch.cat([made(row) for row in x.split(1)])
     for count in (*range(1, 41), 64, 127, 134, 140):
-        assert torch.equal(made(x[:count]), alone[:count]), count
-        assert torch.equal(made(x[140 - count :]), alone[140 - count :]), count
+        assert same(made(x[:count]), alone[:count]), count
+        assert same(made(x[140 - count :]), alone[140 - count :]), count
 
 
-@exact
+@needs
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_nothing(threads: int) -> None:
     made, x, before = Half(matrix(4, 960, 576), None), rows(9, 576), torch.get_num_threads()
     right = made(x)
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(made(x), right)
+        assert same(made(x), right)
     finally:
         torch.set_num_threads(before)
 
@@ -123,9 +125,10 @@ def test_rows_that_are_no_numbers_stay_by_themselves() -> None:
     assert torch.equal(got[[0, 1, 3, 4, 5, 6]], right[[0, 1, 3, 4, 5, 6]])
 
 
-@exact
+@needs
 def test_it_is_what_bf16_is_stored_as_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(linear, "halves_are_exact", lambda: True)
     for faster, kind in ((True, Half), (False, Plain)):
         monkeypatch.setattr(linear, "multiplies_fp16", lambda: faster)  # noqa: B023
         assert isinstance(make_linear(matrix(), None, "bf16"), kind)
