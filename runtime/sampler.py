@@ -79,14 +79,15 @@ def choose(logits: torch.Tensor | Sequence[torch.Tensor], asks: Sequence[Ask]) -
     chosen: list[Chosen] = []
     for at in range(0, len(asks), CHOSEN):
         few = torch.cat(rows[at : at + CHOSEN]) if rows else whole[0][at : at + CHOSEN]
-        chosen += _choose(few, asks[at : at + CHOSEN])
+        chosen += _choose(few, asks[at : at + CHOSEN], own=bool(rows))
     return chosen
 
 
-def _choose(logits: torch.Tensor, asks: Sequence[Ask]) -> list[Chosen]:
+def _choose(logits: torch.Tensor, asks: Sequence[Ask], *, own: bool) -> list[Chosen]:
+    """`own`: the logits are nobody else's and may be changed."""
     if all(ask.plain for ask in asks):
         return [Chosen(int(token)) for token in logits.float().numpy().argmax(-1)]
-    scores = _shape(logits, asks)
+    scores = _shape(logits, asks, own=own)
     tokens: list[int] = scores.numpy().argmax(-1).tolist()
     for row, ask in enumerate(asks):
         if not ask.greedy:
@@ -94,9 +95,9 @@ def _choose(logits: torch.Tensor, asks: Sequence[Ask]) -> list[Chosen]:
     return [Chosen(token, _logprobs(scores[row], token, asks[row])) for row, token in enumerate(tokens)]
 
 
-def _shape(logits: torch.Tensor, asks: Sequence[Ask]) -> torch.Tensor:
+def _shape(logits: torch.Tensor, asks: Sequence[Ask], *, own: bool = False) -> torch.Tensor:
     """Scores [rows, vocabulary] in fp32: bias, grammar and penalties applied."""
-    scores = logits.to(torch.float32, copy=True)
+    scores = logits.to(torch.float32, copy=not own)
     for row, ask in zip(scores, asks, strict=True):
         if ask.shaped:
             for one in ask.sampling.logit_bias or ():

@@ -21,6 +21,7 @@ import msgspec
 
 from protocol.errors import BadInput, MfError
 from runtime import interface as api
+from runtime.heap import large_apart
 from runtime.import_ahead import import_ahead
 from runtime.short_slice import ask_short_slice
 from runtime.worker_channel import Request, WorkerChannel, close_all
@@ -41,6 +42,7 @@ def main() -> None:
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    large_apart()
     ask_short_slice()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     channel = WorkerChannel(socket.socket(fileno=int(sys.argv[1])))

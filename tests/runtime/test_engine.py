@@ -13,6 +13,7 @@ from protocol.errors import BadInput, Busy, NotFound
 from protocol.messages import Sampling
 from runtime import interface as api
 from runtime.engine import Engine
+from runtime.heap import large_apart
 from runtime.text import write_files
 from tests.runtime.peak import Peak
 from tests.runtime.support import config_bytes, lay_out, load_message, stored_tensors, tiny_config, tiny_model
@@ -160,6 +161,7 @@ def test_fewer_bits_take_less_of_the_budget_and_step(precision: str, tmp_path: P
 
 def test_a_crowds_logits_stay_within_what_is_counted(tmp_path: Path) -> None:
     """Over a vocabulary at which logits of all at once would be more than the keys, values and weights together."""
+    large_apart()  # as the worker does
     config = tiny_config(vocab_size=100_000)
     engine = engine_with(tmp_path, config, 400_000_000)
     load(engine, stored_tensors(tiny_model(config)))

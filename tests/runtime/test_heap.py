@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.heap import trim
+from runtime.heap import large_apart, trim
 
 MIB = 1 << 20
 
@@ -34,3 +34,16 @@ def test_freed_pieces_between_kept_ones_and_cycles_go_back() -> None:
         assert len(kept) == 1024
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_large_pieces_go_back_when_they_are_freed() -> None:
+    large_apart()
+    once = bytearray(31 * MIB)
+    del once  # malloc would keep as much from now on, had it its way
+    before = resident()
+    piece, above = bytearray(b"x") * (24 * MIB), bytes(64 * 1024)
+    assert resident() - before > 20 * MIB
+    del piece
+    assert resident() - before < 4 * MIB
+    assert above
