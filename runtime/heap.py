@@ -12,7 +12,6 @@ import gc
 import os
 import sys
 
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """`M_TRIM_THRESHOLD`, `M_MMAP_THRESHOLD` of glibc's malloc.h. Set, they no longer follow what is freed, up to twice 32 MiB."""
 _LARGE, _IDLE = 16 << 20, 64 << 20
