@@ -99,7 +99,7 @@ class Node:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd=TOP, env=environment(**self._env),
-                start_new_session=True,
+                process_group=0,  # not a session: a kernel that groups by sessions would weigh no process against another node's
             )  # fmt: skip
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         return self
