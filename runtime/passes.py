@@ -14,7 +14,7 @@ from runtime.interface import UNCHECKED
 from runtime.model_runner import ModelRunner
 from runtime.prompt_scores import scores
 from runtime.reply_state import agreeing
-from runtime.sampler import Ask, Chosen, choose
+from runtime.sampler import Ask, Chosen, choose, greatest
 from runtime.sequence import Job, Sequence
 from runtime.token_gap import token_gap
 
@@ -96,8 +96,11 @@ def _choose(parts: Listed[Part]) -> None:
     for part in parts:
         if part.job is None or part.logits is None:
             continue
+        if part.sequence.state.plain:
+            _take_greatest(part, part.logits)
+            continue
         if not _all_rank(part.logits):
-            part.fault = MfError("the model gave logits that aren't numbers")
+            part.fault = _no_rank()
             continue
         state, position, drafted = part.sequence.state, part.sequence.position - len(part.job.drafted), part.job.drafted
         try:
@@ -115,6 +118,18 @@ def _choose(parts: Listed[Part]) -> None:
     for part, count, _logits in spans:
         _take(part, chosen[at : at + count])
         at += count
+
+
+def _take_greatest(part: Part, logits: torch.Tensor) -> None:
+    found = greatest(logits)
+    if found is None:
+        part.fault = _no_rank()
+    else:
+        _take(part, [Chosen(token) for token in found])
+
+
+def _no_rank() -> MfError:
+    return MfError("the model gave logits that aren't numbers")
 
 
 def _all_rank(logits: torch.Tensor) -> bool:

@@ -24,6 +24,8 @@ class ReplyState:
         self._matcher = matcher
         self.remembers = matcher is not None or penalised(sampling)
         """Whether the reply so far matters; then `accept` has to be told each token."""
+        self.plain = not self.remembers and Ask(sampling, seed, 0).plain
+        """Whether each token is the greatest logit and nothing else is to be said; then nothing has to be asked."""
         self._tokens: list[int] = []
         self._counts: Counter[int] = Counter()
         self._next: int | None = None

@@ -69,6 +69,16 @@ def penalised(sampling: Sampling) -> bool:
     return bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1)
 
 
+def greatest(logits: torch.Tensor) -> list[int] | None:
+    """The first of the greatest in each row of `logits` [rows, vocabulary]; None where one has none, for NaN or infinity.
+
+    Where numbers are compared NaN counts as the greatest, so what was found tells of the whole row, which is read once.
+    """
+    rows = logits.float().numpy()
+    found: list[int] = rows.argmax(-1).tolist()
+    return found if all(math.isfinite(rows[row, token]) for row, token in enumerate(found)) else None
+
+
 def choose(logits: torch.Tensor | Sequence[torch.Tensor], asks: Sequence[Ask]) -> list[Chosen]:
     """One token for each row of `logits` [rows, vocabulary], or of several such. Of equals the first wins, no row depends on the others.
 
@@ -86,7 +96,7 @@ def choose(logits: torch.Tensor | Sequence[torch.Tensor], asks: Sequence[Ask]) -
 def _choose(logits: torch.Tensor, asks: Sequence[Ask], *, own: bool) -> list[Chosen]:
     """`own`: the logits are nobody else's and may be changed."""
     if all(ask.plain for ask in asks):
-        return [Chosen(int(token)) for token in logits.float().numpy().argmax(-1)]
+        return [Chosen(token) for token in logits.float().numpy().argmax(-1).tolist()]
     scores = _shape(logits, asks, own=own)
     tokens: list[int] = scores.numpy().argmax(-1).tolist()
     for row, ask in enumerate(asks):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.messages import LogitBias, Sampling
 from runtime.memory import choice_bytes
-from runtime.sampler import Ask, Chosen, choose
+from runtime.sampler import Ask, Chosen, choose, greatest
 from tests.runtime.peak import Peak
 
 LOGITS = torch.tensor([0.0, 3.0, 1.0, 2.9, -5.0])
@@ -137,3 +137,18 @@ def test_a_crowds_choice_takes_what_the_formula_says_and_no_more() -> None:
         found = choose(list(logits.split(2)), asks)
     assert peak.more < 2 * choice_bytes(words)  # what malloc keeps included; all at once would be four times as much
     assert found == choose(logits, asks)
+
+
+def test_the_greatest_is_the_first_of_equals_and_none_of_what_isnt_a_number() -> None:
+    rng = torch.Generator().manual_seed(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(5, 4_097, generator=rng).to(dtype)
+        assert greatest(logits) == logits.float().argmax(-1).tolist()
+        logits[3, [7, 4_000]] = 9.0
+        assert greatest(logits[3:4]) == [7]
+        for number in (math.nan, math.inf, -math.nan):
+            spoilt = logits.clone()
+            spoilt[4, 4_096] = number
+            assert greatest(spoilt) is None
+            assert greatest(spoilt[:4]) is not None
+    assert greatest(torch.full((1, 9), -math.inf)) is None
