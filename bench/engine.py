@@ -167,6 +167,7 @@ async def _aggregate(bench: Bench, rounds: int, count: int) -> dict[str, float]:
                 found = pace(began, await worker.replies(asked, CROWD_NEW))
                 taken.setdefault("bf16", []).append(found.steady * hf)
                 taken.setdefault("joining bf16", []).append(found.joining * hf)
+                print(f"  {count} together: {found.steady * hf:.1f} x, joining {found.joining * hf:.1f} x", file=sys.stderr, flush=True)
     crowd = Crowd(bench, "bf16", count)
     for _ in range(rounds):
         hf = bench.hf_decode(bench.words[:64])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bars import Bar
-from bench.pipeline import MEMORY, WARM
+from bench.pipeline import MEMORY, WARM, WARMING
 from bench.stage_swarm import StageSwarm
 from bench.whole_worker import WholeWorker
 from bootstrap.demo_model import demo_model
@@ -142,8 +142,9 @@ def stages(rounds: int) -> dict[str, Any]:
                 swarms[count] = stack.enter_context(
                     StageSwarm(root, demo_model(), count, 0, precision=precision, engine="llama", memory=MEMORY)
                 )
-                for _ in range(2):
-                    swarms[count].ask(QUESTION, WARM)  # stand-bys are made ready during the first that is long enough
+                for _ in range(WARMING):
+                    swarms[count].ask(QUESTION, WARM)
+                    swarms[count].settle()
             for _ in range(rounds):
                 for count, swarm in swarms.items():
                     paces[count].append(swarm.pace(QUESTION, NEW))

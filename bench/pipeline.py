@@ -1,7 +1,7 @@
 """SmolLM2-135M over two and three node processes beside one node that runs it whole: tokens a second, ratios, messages at the entry.
 
-Same weights, precision, kernels and threads, equal numbers of layers, no guesses ahead; turn about in one run, medians. A message at the
-entry is a step frame that it sends to or takes from another node, those of prompts included.
+Same weights, precision, kernels and threads, equal numbers of layers, no guesses ahead; stand-bys are loaded before; turn about in one run,
+medians. A message at the entry is a step frame that it sends to or takes from another node, those of prompts included.
 `python -m bench.pipeline [TOKENS] [ROUNDS] [PRECISION]`; bf16 and int4 have bars.
 """
 
@@ -23,7 +23,8 @@ from bootstrap.demo_model import demo_model
 PROMPT = "Write a long story about a lighthouse keeper who finds a letter in a bottle."
 ASKED = {"bf16": {"2": 0.90, "3": 0.85}, "int4": {"3": 0.70}}
 MESSAGES = 2
-WARM = 32
+WARM, WARMING = 96, 2
+"""Tokens of a reply that lasts until stand-bys are chosen, and how many such before any counts."""
 MEMORY = 1_000_000_000
 
 
@@ -43,8 +44,10 @@ def run(tokens: int = 96, rounds: int = 3, precision: str = "bf16") -> dict[str,
             (root / str(stages)).mkdir()
             swarm = StageSwarm(root / str(stages), demo_model(), stages, 0, precision=precision, memory=MEMORY)
             swarms[stages] = stack.enter_context(swarm)
-            # Stand-bys are made ready during the first reply that is long enough.
-            made[stages] = sum(swarm.ask(PROMPT, WARM).tokens[-1] for _ in range(2))
+            made[stages] = 0
+            for _ in range(WARMING):
+                made[stages] += swarm.ask(PROMPT, WARM).tokens[-1]
+                swarm.settle()
         for _ in range(rounds):
             for stages, swarm in swarms.items():
                 reply = swarm.through(PROMPT, tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,9 @@ from node.model_manifest import build_manifest
 from tests.support.processes import Node
 from tests.support.wait import wait_until
 from tests.swarm import tools
+
+_LOOK, _REST = 2.0, 0.1
+"""Seconds between looks, and the share of a core under which a swarm rests."""
 
 
 def memory_for(folder: Path, stages: int, tokens: int, precision: str = "bf16") -> int:
@@ -117,6 +122,23 @@ class StageSwarm:
         if reply.error is not None:
             raise reply.error
         return reply
+
+    def settle(self, within: float = 60.0) -> None:
+        """Until its processes rest: what stands by is loaded while a reply runs and after it, and takes the cores from the next one."""
+        looked, ticks = time.monotonic(), self._ticks()
+
+        def rests() -> bool:
+            nonlocal looked, ticks
+            if time.monotonic() < looked + _LOOK:
+                return False
+            before, looked, ticks = ticks, time.monotonic(), self._ticks()
+            return ticks - before < _REST * _LOOK * os.sysconf("SC_CLK_TCK")
+
+        wait_until(rests, within, "the swarm's processes at rest")
+
+    def _ticks(self) -> int:
+        pids = [pid for node in self.nodes for pid in (node.pid, *tools.descendants(node.pid))]
+        return sum(tools.cpu_ticks(pid) for pid in pids if tools.running(pid))
 
     def through(self, prompt: str, tokens: int) -> tools.Reply:
         """A reply over all the stages."""
