@@ -9,7 +9,8 @@ them; a crowd's come as one (protocol/bundles.py) where the one who was asked sa
 a firewall) stays on libp2p: node/steps.py chooses.
 
 Rejected: TLS (0.3 ms a frame more, spent in asyncio's layers for it), a second libp2p connection (0.6 ms for its codecs alone), the
-transfer process' port (another process' loop in the path).
+transfer process' port (another process' loop in the path), the worker's own end of it (a third of a millisecond less, and a way out of the
+sandbox for whatever breaks out of a model).
 
 The wire: 16 bytes of name, then frames: 4 bytes of big-endian length, the sealed step frame. The nonce is the frame's number from 0
 (12 bytes, big-endian), the length goes in as associated data. A key is used for one connection, in one direction. Nothing comes back.
