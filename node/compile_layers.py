@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 WITHIN = 600.0
 """Seconds for one shape: half a minute on an idle machine."""
+UNLIKE = "not compiled: its layers differ in kind, or lie in an order of this processor's that the compiler doesn't know"
 _TOP = Path(__file__).resolve().parent.parent
 _SAID = 2_000
 
@@ -50,6 +51,8 @@ class LayerCompiler:
     def loaded(self, stage: str, told: StageLoaded) -> None:
         self.said.pop(stage, None)
         if told.compilable is None:
+            if told.lean:
+                self.said[stage] = UNLIKE
             return
         if (why := self._failed.get(told.compilable.name)) is not None:
             self.said[stage] = why
@@ -118,7 +121,7 @@ class LayerCompiler:
     async def _run(self, wanted: Compilable, folder: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "runtime.compiling", str(folder), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, env=_environment(folder), cwd=folder, start_new_session=True,
+            stderr=asyncio.subprocess.PIPE, env=_environment(folder), cwd=folder, process_group=0,
         )  # fmt: skip
         try:
             async with asyncio.timeout(self._within):

@@ -12,9 +12,15 @@ from contextlib import contextmanager
 
 import torch
 
+from runtime.unused_tail import made_tight
+
 EIGHT_BITS, SEVEN_BITS = 127, 63
 """The greatest whole number of an activation: sums of two products of more than 7 bits don't fit 16 where there are no instructions (VNNI)
 that add up in 32."""
+_BLOCK, _COLUMNS, _PADDING = 512, 16, 1_024
+"""Of matrices in fp16: what is as wide, and as high, lies together; bytes that kernels may read beyond."""
+_WORTH = 1 << 18
+"""Bytes that lie unused from which they are given back."""
 
 
 @functools.cache
@@ -31,8 +37,15 @@ def pack_int8(whole: torch.Tensor, scale: torch.Tensor) -> object:
 
 def pack_fp16(weight: torch.Tensor, bias: torch.Tensor | None) -> object:
     """[out, in] and [out] in fp32; what is beyond fp16's range is cut to it."""
-    with _packing():
-        return torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    out, width = weight.shape
+    high = -(-out // _COLUMNS) * _COLUMNS
+
+    def pack() -> object:
+        with _packing(), torch.inference_mode():
+            return torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    unused = 2 * high * (-width % _BLOCK)
+    return made_tight(pack, 2 * high * width + _PADDING) if unused >= _WORTH else pack()
 
 
 def times_int8(x: torch.Tensor, packed: object, greatest: int) -> torch.Tensor:

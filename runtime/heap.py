@@ -18,11 +18,11 @@ _LARGE, _IDLE = 16 << 20, 64 << 20
 """Bytes. With 1 MiB in place of 16 a crowd's pass took an eighth longer: pages from the system are cleared first."""
 
 
-def large_apart() -> None:
-    """From now on pieces of `_LARGE` and more come from the system and go back to it, where the C library can (glibc)."""
+def large_apart(size: int = _LARGE) -> None:
+    """From now on pieces of `size` bytes and more come from the system and go back to it, where the C library can (glibc)."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
-        set_option(_MMAP_THRESHOLD, _LARGE)
+        set_option(_MMAP_THRESHOLD, size)
         set_option(_TRIM_THRESHOLD, _IDLE)
 
 

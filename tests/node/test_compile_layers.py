@@ -115,11 +115,12 @@ async def test_what_lies_there_goes_to_every_stage_of_its_shape(tmp_path: Path, 
     CompiledCache(tmp_path / "compiled").put(NAME, libraries(tmp_path / "made"))
     made = compiler(worker, tmp_path)
     worker.stages["c"] = StageLoaded(bytes=1, seconds=0.0, self_test="")
+    worker.stages["d"] = StageLoaded(bytes=1, seconds=0.0, self_test="", lean="within 0.01")
     tell(made, worker)
     await done(made)
     assert [stage for stage, _ in worker.given] == ["a", "b"]
     assert worker.given[0][1] == [b"libraryenter", b"libraryleave"]
-    assert made.said == {"a": "single rows compiled", "b": "single rows compiled"}
+    assert made.said == {"a": "single rows compiled", "b": "single rows compiled", "d": compile_layers.UNLIKE}
 
 
 @pytest.fixture
@@ -182,16 +183,18 @@ async def test_what_stands_in_the_way_is_told_once(
 
 
 async def test_a_node_that_stops_meanwhile_leaves_no_process(tmp_path: Path, program: Any) -> None:
-    program("open(f'{folder}/../pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    program("open(f'{folder}/../pid', 'w').write(f'{os.getpid()} {os.getsid(0)}')\ntime.sleep(60)\n")
     worker = FakeWorker("a")
     made = compiler(worker, tmp_path)
     tell(made, worker)
     pid = tmp_path / "scratch" / "pid"
     await until(lambda: pid.exists() and pid.read_text() != "", 20.0, "it compiles")
+    compiles, session = map(int, pid.read_text().split())
+    assert session == os.getsid(0), "in another session its low priority would count for nothing where the kernel groups by them"
     began = time.monotonic()
     await made.close()
     assert time.monotonic() - began < 6.0
-    await until(lambda: not Path(f"/proc/{pid.read_text()}").exists(), 5.0, "its process is gone")
+    await until(lambda: not Path(f"/proc/{compiles}").exists(), 5.0, "its process is gone")
 
 
 async def test_a_stage_that_loads_meanwhile_gets_it_too_and_a_worker_that_ends_costs_nothing(tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ async def real(tmp_path: Path) -> AsyncIterator[tuple[Worker, LayerCompiler]]:
 @pytest.mark.nightly
 async def test_for_real_in_both_sandboxes(real: tuple[Worker, LayerCompiler], tmp_path: Path) -> None:
     worker, made = real
-    stage = await load_tiny(worker)
+    stage = await load_tiny(worker, precision="int8")  # in an order that the compiler knows on any processor
     await until(lambda: stage in made.said, 300.0, "its layers are compiled")
     assert "compiled" in made.said[stage], made.said
     assert len(CompiledCache(tmp_path / "compiled").names()) == 1

@@ -46,10 +46,10 @@ async def test_an_asker_that_leaves_doesnt_end_the_start(worker: Worker) -> None
     assert (worker.pid, worker.generation) == (pid, 1)
 
 
-async def load_tiny(worker: Worker, first: int = 0, end: int = 6) -> str:
+async def load_tiny(worker: Worker, first: int = 0, end: int = 6, precision: str = "bf16") -> str:
     await worker.load_text(text_message())
     fd, places, length = lay_out(stored_tensors(tiny_model(tiny_config())))
-    message = load_message(places, length, first, end, 6)
+    message = load_message(places, length, first, end, 6, precision)
     try:
         await worker.load_stage(message, [fd])
     finally:
