@@ -130,6 +130,7 @@ class LayerCompiler:
             raise DeadlineExceeded(f"compiling a layer took over {self._within:.0f} s and was ended") from None
         finally:
             _end_group(process)
+            await process.wait()
         if process.returncode:
             raise Unavailable(
                 f"a layer can't be compiled (exit code {process.returncode}): {_last(told)}", hint="is a C++ compiler installed?"
