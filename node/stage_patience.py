@@ -6,7 +6,8 @@ whichever the route names, as long as the line's patience has left. Whoever isn'
 back.
 
 A reply that has begun is worth more than one that hasn't: whoever reads it can't simply ask again. It bears three times as much, and a line
-that let it down is no end of it.
+that let it down is no end of it. Nor does it stay in one for long: while others are served there, somebody else loads the same layers (one
+reply stood 25 seconds in line for a stage that three nodes had loaded meanwhile). After a turn it looks around, and comes back if need be.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from protocol.errors import Busy
 
 BEGUN = 3 * PATIENCE
 """Seconds of a reply that has begun."""
+TURN = 3.0
+"""Seconds that such a one stays in a line before it looks for another way."""
 NEVER = 20.0
 """Seconds of patience with a node that says a session wouldn't fit even if it were alone: it was announced otherwise."""
 PAUSE = 0.25
@@ -54,7 +57,8 @@ class StagePatience:
         """Seconds that stages may keep it in line; 0: they mustn't."""
         if not self.waits:
             return 0.0
-        return max(PAUSE, self._most - (now - self._since if self._since is not None else 0.0))
+        left = max(PAUSE, self._most - (now - self._since if self._since is not None else 0.0))
+        return min(left, TURN) if self._begun else left
 
     def moved(self) -> None:
         """The reply got on: patience begins anew."""
