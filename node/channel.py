@@ -20,6 +20,7 @@ import asyncio
 import logging
 import os
 import socket
+from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ Answered = Callable[[Any, MfError | None], None]
 MAX_MESSAGE = 128 * limits.MIB
 _MAX_FDS = 64
 _RECEIVE = 256 * limits.KIB
+_BESIDE = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
 _TOGETHER = 256
 """Messages in one."""
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def _frame(message: dict[str, Any]) -> bytes:
 
 @dataclass
 class _Outgoing:
-    """A message, or what is left of it; the descriptors go with its first bytes. `gone` once the socket has all of it."""
+    """What is left of a message that the socket didn't take; the descriptors go with its first bytes. `gone` once it has all of it."""
 
     data: memoryview
     fds: list[int]
@@ -95,6 +97,15 @@ class _Outgoing:
             self.gone.set_result(None)
         else:
             self.gone.set_exception(error)
+
+
+def descriptors(beside: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """Those in what came beside a message's bytes."""
+    found = array("i")
+    for level, kind, data in beside:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 class Channel:
@@ -199,11 +210,11 @@ class Channel:
         await asyncio.gather(*rest, return_exceptions=True)
 
     async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        gone = self._post(message, fds)
-        if gone.done():
-            gone.result()
-            return
-        await asyncio.shield(gone)
+        outgoing = self._post(message, fds)
+        if outgoing is not None:
+            await asyncio.shield(outgoing.gone)
+        elif self.closed.is_set():
+            raise ChannelClosed(f"the {self._name} is gone")
 
     def _keep(self, message: dict[str, Any]) -> None:
         if not self._kept:
@@ -216,24 +227,39 @@ class Channel:
             some = kept[at : at + _TOGETHER]
             self._post(some[0] if len(some) == 1 else {"several": some}, ())
 
-    def _post(self, message: dict[str, Any], fds: Sequence[int]) -> asyncio.Future[None]:
-        """Puts a message in the outbox, behind those kept, and sends what the socket takes."""
+    def _post(self, message: dict[str, Any], fds: Sequence[int]) -> _Outgoing | None:
+        """Sends a message behind those kept. What the socket doesn't take of it waits in the outbox, and is returned; None where nothing is
+        left, or nobody there."""
         if self._kept:
             self._send_kept()
+        rest = memoryview(_frame(message))
+        if not self._outbox and not fds:
+            rest = self._send_at_once(rest)
+        if not rest or self.closed.is_set():
+            return None
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Looked at also where nobody waits: a channel that ends isn't a fault of each message.
         gone.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if self.closed.is_set():
-            gone.set_exception(ChannelClosed(f"the {self._name} is gone"))
-            return gone
-        outgoing = _Outgoing(memoryview(_frame(message)), list(fds), gone)
+        outgoing = _Outgoing(rest, list(fds), gone)
         self._outbox.append(outgoing)
         if len(self._outbox) == 1:
             self._flush()
         if outgoing.fds:
             # They wait for room, and whoever gave them may not.
             outgoing.fds = outgoing.owned = [os.dup(fd) for fd in outgoing.fds]
-        return gone
+        return outgoing
+
+    def _send_at_once(self, data: memoryview) -> memoryview:
+        """What is left of `data`: nothing by far the most often, and then nothing else is to be done for it."""
+        if self.closed.is_set():
+            return data
+        try:
+            return data[self._sock.send(data) :]
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            self._fail_sending(error)
+            return data
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -246,10 +272,13 @@ class Channel:
             loop.add_writer(self._sock, self._flush)
             return
         except OSError as error:
-            log.debug("the %s takes no more messages: %s", self._name, error.strerror)
-            self._end()
+            self._fail_sending(error)
             return
         loop.remove_writer(self._sock)
+
+    def _fail_sending(self, error: OSError) -> None:
+        log.debug("the %s takes no more messages: %s", self._name, error.strerror)
+        self._end()
 
     def _send_some(self, first: _Outgoing) -> None:
         if first.fds:
@@ -262,13 +291,19 @@ class Channel:
     def _readable(self) -> None:
         try:
             while not self.closed.is_set():
-                data, fds, _flags, _address = socket.recv_fds(self._sock, _RECEIVE, _MAX_FDS)
-                self._fds += fds
+                data, beside, _flags, _address = self._sock.recvmsg(_RECEIVE, _BESIDE)
+                if beside:
+                    self._fds += descriptors(beside)
                 if not data:
                     self._end()
                     return
-                self._buffer += data
-                self._take_messages()
+                if not self._buffer and len(data) >= 4 and len(data) == 4 + int.from_bytes(data[:4], "big"):
+                    self._dispatch(memoryview(data)[4:])  # the common case: one whole message, nothing copied
+                else:
+                    self._buffer += data
+                    self._take_messages()
+                if len(data) < _RECEIVE:
+                    return  # the loop calls again where there is more
         except BlockingIOError:
             return
         except (OSError, MfError) as error:

@@ -19,7 +19,7 @@ from node.step_links import Link, dial_link
 from node.traffic import Traffic, current
 from node.turn import Turn
 from protocol import limits
-from protocol.bundles import AROUND, EACH, bundle, unbundle
+from protocol.bundles import AROUND, EACH, bundle, is_bundle, unbundle
 from protocol.errors import MfError
 from protocol.ids import PeerId
 from protocol.messages import STEP_PROTOCOL, StepHead, parse_step, step_frame
@@ -108,13 +108,18 @@ class Steps:
 
     def take(self, sender: PeerId, frame: bytes | memoryview) -> None:
         """A frame from a peer, whichever way it came, or a bundle of them."""
+        if not is_bundle(frame):
+            self._take_one(sender, frame)
+            return
         with self._turn:
             for one in unbundle(frame):
-                head, raw = parse_step(one)
-                traffic = self._traffic.get(head.session)
-                if traffic is not None:
-                    traffic.received += len(one)
-                self._deliver(sender, head, raw)
+                self._take_one(sender, one)
+
+    def _take_one(self, sender: PeerId, frame: bytes | memoryview) -> None:
+        head, raw = parse_step(frame)
+        if (traffic := self._traffic.get(head.session)) is not None:
+            traffic.received += len(frame)
+        self._deliver(sender, head, raw)
 
     async def warm(self, peer: PeerId) -> None:
         """Makes the connection ahead of the first frame; where it can't be made the first frame finds out."""

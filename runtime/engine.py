@@ -206,6 +206,11 @@ class Engine:
     # Passes
 
     @property
+    def crowded(self) -> bool:
+        """Whether what the next pass gives may be several things."""
+        return len(self._scheduler) > 1
+
+    @property
     def working(self) -> bool:
         """Whether `step` has something to compute."""
         return len(self._scheduler) > 0 or len(self._loads) > 0
@@ -229,8 +234,9 @@ class Engine:
             return
         runner = parts[0].sequence.runner
         for group in [parts] if runner.batched else [[part] for part in parts]:
-            self._compute(runner, group)
+            seconds = self._compute(runner, group)
             self._answer(group)
+            self._count(group, seconds)
         self._say()
 
     def _say(self) -> None:
@@ -241,18 +247,18 @@ class Engine:
         for answer, result in ended:
             answer(result)
 
-    def _compute(self, runner: ModelRunner, parts: list[Part]) -> None:
-        """What a pass raises fails the sequences in it, and nothing else."""
+    def _compute(self, runner: ModelRunner, parts: list[Part]) -> float:
+        """The seconds it took. What a pass raises fails the sequences in it, and nothing else."""
         try:
             seconds = compute(runner, parts)
             sample(parts)
+            return seconds
         except MfError as error:
             _blame(parts, error)
         except Exception as error:  # boundary: a foreign forward may raise anything; its text may hold a prompt, so only its kind is told
             log.error("a pass failed: %s", type(error).__name__)
             _blame(parts, MfError(f"the worker failed in a pass: {type(error).__name__}"))
-        else:
-            self._count(parts, seconds)
+        return 0.0
 
     def _answer(self, parts: list[Part]) -> None:
         for part in parts:

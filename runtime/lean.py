@@ -15,7 +15,7 @@ untried.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from protocol.errors import BadInput, Conflict
-from runtime.kv_slabs import Shape, Slabs
+from runtime.kv_slabs import Place, Shape, Slabs
 from runtime.lean_pass import Alone, Heads, Pass, Together, lay_out
 from runtime.lean_shape import Decoder, LayerParts, Matrix
 from runtime.linear import Linear, make_head, make_linear, make_plain
@@ -67,12 +67,13 @@ class Rotary:
         self._like = torch.empty(1, 1, 1, dtype=dtype, device=device)
         self._tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def at(self, kind: str, positions: list[int], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows for `positions`, of which `index` is the tensor."""
+    def at(self, kind: str, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows for `positions`."""
         key = kind if self._by_kind else ""
         cos, sin = self._table(key, max(positions) + 1)
         if len(positions) == 1:
             return cos[positions[0] : positions[0] + 1], sin[positions[0] : positions[0] + 1]
+        index = torch.tensor(positions, device=cos.device)
         return cos.index_select(0, index), sin.index_select(0, index)
 
     def _table(self, key: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,6 +170,16 @@ OneRow = Callable[[torch.Tensor, Alone | Together, dict[str, tuple[torch.Tensor,
 """`x` [1, hidden], its group, the tables by kind: to [1, hidden]."""
 
 
+@dataclass
+class _LaidOut:
+    """A pass of one row."""
+
+    place: Place
+    position: int
+    group: Alone
+    laid: Pass
+
+
 class LeanRunner:
     """A `ModelRunner` over the parts of a stage."""
 
@@ -197,6 +208,8 @@ class LeanRunner:
         self._kinds = {parts.kind for parts in decoder.layers}
         self._rotary = Rotary(decoder.rotary, decoder.by_kind, stage.dtype, device)
         self._slabs = Slabs(shape)
+        self._laid_out: dict[int, _LaidOut] = {}
+        """By slot, of those whose last pass was one row by itself."""
         self.token_bytes = shape.token_bytes
         embedding = getattr(decoder.embed, "weight", None)
         shared = isinstance(self._head, Plain) and decoder.embed is not None
@@ -224,12 +237,14 @@ class LeanRunner:
     def rotated(self) -> int:
         """Numbers of a head that positions turn."""
         kind = next(iter(self._kinds))
-        return int(self._rotary.at(kind, [0], torch.zeros(1, dtype=torch.long, device=self._device))[0].shape[-1])
+        return int(self._rotary.at(kind, [0])[0].shape[-1])
 
     def release(self, slot: int) -> None:
+        self._laid_out.pop(slot, None)
         self._slabs.release(slot)
 
     def crop(self, slot: int, position: int) -> None:
+        self._laid_out.pop(slot, None)
         place = self._slabs.places.get(slot)
         held = 0 if place is None else place.length
         if position > held:
@@ -248,10 +263,9 @@ class LeanRunner:
             if row.position > (0 if held is None else held.length) or row.count < 1:
                 raise Conflict(f"slot {row.slot} can't take {row.count} positions from {row.position} on")
             places.append(self._slabs.reach(row.slot, row.position + row.count))
-        laid = lay_out(rows, places, self._heads, self._slabs.shape)
+        laid = self._lay_out(rows, places)
         x = self._enter(rows, hidden, laid)
-        index = torch.tensor(laid.positions, device=self._device)
-        tables = {kind: self._rotary.at(kind, laid.positions, index) for kind in self._kinds}
+        tables = {kind: self._rotary.at(kind, laid.positions) for kind in self._kinds}
         if len(x) == 1 and self.compiled is not None:
             x = self.compiled(x, laid.groups[0], tables)
         else:
@@ -260,6 +274,23 @@ class LeanRunner:
         for row, place in zip(rows, places, strict=True):
             place.length = row.position + row.count
         return self._leave(rows, x, laid)
+
+    def _lay_out(self, rows: list[Row], places: list[Place]) -> Pass:
+        """A row that follows what it was by itself in the last pass takes that over: to lay out anew takes as long as half a layer."""
+        row, place = rows[0], places[0]
+        last = self._laid_out.pop(row.slot, None)
+        if len(rows) > 1 or row.count > 1:
+            return lay_out(rows, places, self._heads, self._slabs.shape)
+        if last is not None and last.place is place and last.position + 1 == row.position and last.group.follow():
+            last.laid.positions[0] = last.position = row.position
+        else:
+            laid = lay_out(rows, places, self._heads, self._slabs.shape)
+            [group] = laid.groups
+            if isinstance(group, Together):
+                return laid
+            last = _LaidOut(place, row.position, group, laid)
+        self._laid_out[row.slot] = last
+        return last.laid
 
     def _enter(self, rows: list[Row], hidden: torch.Tensor | None, laid: Pass) -> torch.Tensor:
         """[tokens, hidden] in this pass's order, not the caller's tensor."""

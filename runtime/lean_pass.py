@@ -47,11 +47,12 @@ class Alone:
     """Rows [at, at + count) of the pass: new positions of one sequence."""
 
     def __init__(self, heads: Heads, place: Place, at: int, start: int, count: int) -> None:
-        self._heads, self._at, self._count = heads, at, count
+        self._heads, self._at, self._start, self._count = heads, at, start, count
         kv, index, end = place.slab.kv, place.index, start + count
+        self._kv, self._index = kv, index
         self._into = kv[:, :, index, :, start:end].unbind(1)
         self._by_rows = heads.softcap is None and by_rows(kv)
-        reach = end_of(end) if self._by_rows else end
+        self._reach = reach = end_of(end) if self._by_rows else end
         self._past: dict[int | None, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
         self._masks: dict[int | None, torch.Tensor | None] = {}
         for window in set(heads.windows):
@@ -63,6 +64,20 @@ class Alone:
             )
             hides = count > 1 or reach > end or (window is not None and begin < end - window)
             self._masks[window] = _causal(kv, begin, reach, start, count, window) if hides else None
+
+    def follow(self) -> bool:
+        """Is the next position's from now on, where nearly all that is laid out stays; False, and as it was, where it doesn't."""
+        end = self._start + 2
+        if self._count != 1 or end > self._reach or not self._by_rows or any(self._heads.windows):
+            return False
+        self._start += 1
+        self._into = self._kv[:, :, self._index, :, self._start : end].unbind(1)
+        mask = self._masks[None]
+        if mask is None or end == self._reach:
+            self._masks[None] = None
+        else:
+            mask[0, self._start] = 0.0
+        return True
 
     def write(self, layer: int, new: torch.Tensor) -> None:
         """`new` [rows, 2 * kv_heads, head_dim]: rotated keys, then values."""

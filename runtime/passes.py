@@ -41,7 +41,7 @@ def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
     laid = [part.sequence.row(part.count) for part in parts]
     rows = [row for row, _hidden in laid]
     given = [hidden for _row, hidden in laid if hidden is not None]
-    out = runner.run(rows, torch.cat(given) if given else None)
+    out = runner.run(rows, torch.cat(given) if len(given) > 1 else given[0] if given else None)
     seconds, at = time.monotonic() - began, 0
     last = runner.end == runner.layers
     for number, (part, row) in enumerate(zip(parts, rows, strict=True)):

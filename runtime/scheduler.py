@@ -103,8 +103,8 @@ class Scheduler:
 
     def put(self, session: str, stage: str, count: int, *, token: bool, account: str = "", priority: int = 0, rows: int = 1) -> None:
         """`count` positions of a session wait from now on; they replace what waited before. `rows` of logits will be needed of them."""
-        if not any(one.account == account for one in self._waiting.values()):
-            least = min((self._served.get(one.account, 0.0) for one in self._waiting.values()), default=0.0)
+        if self._waiting and not any(one.account == account for one in self._waiting.values()):
+            least = min(self._served.get(one.account, 0.0) for one in self._waiting.values())
             self._served[account] = max(self._served.get(account, 0.0), least)
         before = self._waiting.get(session)
         since, done = (self._passes, 0) if before is None else (before.since, before.done)
@@ -119,9 +119,12 @@ class Scheduler:
             self._served.clear()
             return []
         self._passes += 1
-        stage = min({one.stage for one in self._waiting.values()}, key=lambda name: (self._turns.get(name, 0), name))
+        mine = list(self._waiting.values())
+        stage = mine[0].stage
+        if len(mine) > 1:  # one by itself, the most often, is in no order
+            stage = min({one.stage for one in mine}, key=lambda name: (self._turns.get(name, 0), name))
+            mine = sorted((one for one in mine if one.stage == stage), key=self._rank)
         self._turns[stage] = self._passes
-        mine = sorted((one for one in self._waiting.values() if one.stage == stage), key=self._rank)
         shares = self._shares(mine, self._rows.get(stage, ROWS))
         for share in shares:
             self._serve(share)

@@ -14,6 +14,7 @@ import torch
 from protocol.errors import BadInput, Conflict, MfError
 from runtime.drafting import MOST
 from runtime.interface import UNCHECKED, Step, Stepped
+from runtime.row_bytes import RowBytes
 from runtime.sampler import Chosen
 from runtime.sequence import Job, Sequence
 
@@ -33,6 +34,7 @@ class Session:
         self._asking: deque[Answer] = deque()
         self._answers: OrderedDict[int, Stepped] = OrderedDict()
         self._open_to: tuple[int, int] | None = None
+        self._row = RowBytes(sequence.runner.hidden, sequence.runner.dtype)
         sequence.driver = self
 
     def take(self, step: Step, answer: Answer) -> None:
@@ -58,7 +60,7 @@ class Session:
         answer.gaps = job.gaps if job.check is not None else None
         answer.scored = job.scored if job.score is not None else None
         if hidden is not None:
-            answer.hidden = _raw(hidden)
+            answer.hidden = self._row.write(hidden) if len(hidden) == 1 else _raw(hidden)
         if hidden is not None and not self.sequence.last:
             answer.dtype, answer.shape = _WORDS[hidden.dtype], list(hidden.shape)
             if job.drafted:
@@ -158,6 +160,8 @@ class Session:
         wanted = step.count * runner.hidden * runner.dtype.itemsize
         if not runner.first or step.count <= 0 or len(raw) != wanted:
             raise BadInput(f"step: {len(raw)} bytes of hidden states for {step.count} positions, {max(wanted, 0)} are right")
+        if step.count == 1 and not self.sequence.jobs:  # else it would have to stay for longer than to the next pass
+            return self._row.read(raw)
         return torch.frombuffer(bytearray(raw), dtype=runner.dtype).view(step.count, runner.hidden)
 
 

@@ -54,11 +54,13 @@ def main() -> None:
             requests = channel.receive()
             if not requests:
                 os._exit(0)
+            if len(requests) == 1:
+                server.serve(requests[0])
+                continue
             with channel.together():
                 for request in requests:
                     server.serve(request)
-        with channel.together():
-            server.step()
+        server.step()
 
 
 def _die_with_parent() -> None:
@@ -84,7 +86,13 @@ class Server:
         return self._engine is not None and bool(self._engine.working)
 
     def step(self) -> None:
-        if self.working:
+        """One pass. What it gives several sequences goes as one; what it gives one goes at once."""
+        if not self.working:
+            return
+        if not self._engine.crowded:
+            self._engine.step()
+            return
+        with self._channel.together():
             self._engine.step()
 
     def serve(self, request: Request) -> None:
@@ -110,23 +118,27 @@ class Server:
     def _call(self, request: Request) -> Any:
         if request.cancel:
             return self._cancel(request.number)
+        entry = self._kinds.get(request.method)
+        if entry is None:
+            return self._call_before(request)
+        params, method = None if entry[0] is None else _params(request, entry[0]), entry[1]
+        if request.method in _UNHURRIED:
+            self._step_back()
+        if request.method in ("step", "generate"):
+            return self._begin(request, method, params)
+        if request.method == "take_compiled":
+            return method(params, request.fds)
+        if request.method == "load_stage":
+            return self._begin(request, lambda params, answer: method(params, request.fds, answer), params)
+        return method(params)
+
+    def _call_before(self, request: Request) -> Any:
+        """What can be asked of a worker that wasn't configured."""
         if request.method == "ping":
             return None
         if request.method == "configure":
-            return self._configure(_params(request, api.WorkerConfig))
-        entry = self._kinds.get(request.method)
-        if entry is None:
-            raise BadInput(f"the worker doesn't know {request.method[:64]!r}, or wasn't configured yet")
-        kind, method = entry
-        if request.method in _UNHURRIED:
-            self._step_back()
-        if request.method == "take_compiled":
-            return method(_params(request, kind), request.fds)
-        if request.method == "load_stage":
-            return self._begin(request, lambda params, answer: method(params, request.fds, answer), _params(request, kind))
-        if request.method in ("step", "generate"):
-            return self._begin(request, method, _params(request, kind))
-        return method(_params(request, kind) if kind is not None else None)
+            return self._configure(_params(request, _CONFIG))
+        raise BadInput(f"the worker doesn't know {request.method[:64]!r}, or wasn't configured yet")
 
     def _step_back(self) -> None:
         if not self._stepped_back:
@@ -183,7 +195,7 @@ class Server:
 
     def _methods(self, engine: Any) -> dict[str, tuple[Any, Callable[..., Any]]]:
         texts = engine.texts
-        return {
+        kinds: dict[str, tuple[Any, Callable[..., Any]]] = {
             "load_text": (api.LoadText, texts.load_text),
             "load_stage": (api.LoadStage, engine.begin_load),
             "take_compiled": (api.TakeCompiled, engine.take_compiled),
@@ -199,11 +211,15 @@ class Server:
             "close_sequence": (api.CloseSequence, engine.close_sequence),
             "usage": (None, lambda _params: engine.usage()),
         }
+        return {name: (kind and msgspec.msgpack.Decoder(kind), method) for name, (kind, method) in kinds.items()}
 
 
-def _params(request: Request, kind: Any) -> Any:
+_CONFIG = msgspec.msgpack.Decoder(api.WorkerConfig)
+
+
+def _params(request: Request, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
-        return msgspec.msgpack.decode(request.params, type=kind)
+        return decoder.decode(request.params)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"{request.method}: {error}") from error
 

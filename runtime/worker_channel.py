@@ -11,9 +11,8 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from array import array
+from types import TracebackType
 from typing import Annotated, Any
 
 import msgspec
@@ -22,9 +21,10 @@ from protocol import limits
 from protocol.errors import BadInput, MfError
 
 _MAX_MESSAGE = 128 * limits.MIB
-_RECEIVE = limits.MIB
+_RECEIVE = 256 * limits.KIB
 _MAX_FDS = 253
 """The kernel's own bound for one SCM_RIGHTS message."""
+_BESIDE = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
 
 
 _TOGETHER = 256
@@ -43,8 +43,7 @@ class _Message(msgspec.Struct):
 _DECODER = msgspec.msgpack.Decoder(_Message)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """`number` 0 wants no answer; `params` are still packed; `fds` are the method's to close. `cancel`: nobody waits for the answer to
     request `number` any more."""
 
@@ -55,12 +54,25 @@ class Request:
     cancel: bool = False
 
 
+class Together:
+    """While one pass is computed, or messages that came together are taken."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
+
+    def __enter__(self) -> None:
+        self._channel.keep()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._channel.send_kept()
+
+
 class WorkerChannel:
     """Takes requests one after the other, sends results or errors."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._buffer = bytearray()
+        self._buffer, self._room = bytearray(), bytearray(_RECEIVE)
         self._fds: list[int] = []
         self._kept: list[dict[str, Any]] | None = None
 
@@ -77,18 +89,18 @@ class WorkerChannel:
         fds, self._fds = self._fds[:count], self._fds[count:]
         return Request(message.id, message.method, message.params, fds, message.cancel)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is sent meanwhile goes as one message, or a few, at the end."""
-        kept: list[dict[str, Any]] = []
-        self._kept = kept
-        try:
-            yield
-        finally:
-            self._kept = None
-            for at in range(0, len(kept), _TOGETHER):
-                some = kept[at : at + _TOGETHER]
-                self._send(some[0] if len(some) == 1 else {"several": some})
+    def together(self) -> Together:
+        """`with` it: what is sent meanwhile goes as one message, or a few, at the end."""
+        return Together(self)
+
+    def keep(self) -> None:
+        self._kept = []
+
+    def send_kept(self) -> None:
+        kept, self._kept = self._kept or [], None
+        for at in range(0, len(kept), _TOGETHER):
+            some = kept[at : at + _TOGETHER]
+            self._send(some[0] if len(some) == 1 else {"several": some})
 
     def waiting(self) -> bool:
         """Whether `receive` would find something (the channel's end too)."""
@@ -116,17 +128,25 @@ class WorkerChannel:
                     payload = bytes(memoryview(self._buffer)[4:end])
                     del self._buffer[:end]
                     return payload
-            if not self._fill():
+            data = self._read()
+            if not data:
                 return None
+            if not self._buffer and len(data) >= 4 and len(data) == 4 + int.from_bytes(data[:4], "big"):
+                return bytes(data[4:])  # the common case: one whole message
+            self._buffer += data
 
-    def _fill(self) -> bool:
+    def _read(self) -> memoryview:
+        """What is there, waiting for it, good until the next `_read`; nothing once the node has gone."""
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._sock, _RECEIVE, _MAX_FDS)
+            count, beside, _flags, _address = self._sock.recvmsg_into((self._room,), _BESIDE)
         except OSError:
-            return False
-        self._fds += fds
-        self._buffer += data
-        return bool(data)
+            return memoryview(b"")
+        for level, kind, numbers in beside:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                found = array("i")
+                found.frombytes(numbers[: len(numbers) - len(numbers) % found.itemsize])
+                self._fds += found
+        return memoryview(self._room)[:count]
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._kept is not None:

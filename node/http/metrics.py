@@ -75,12 +75,17 @@ class Metrics:
             buckets=_STEP_SECONDS,
             registry=one,
         )
+        self._own_steps: dict[tuple[str, str], Histogram] = {}
+        """By labels, which take longer to look up than a figure to add."""
         self.answered = 0
         self._lately: deque[tuple[float, bool]] = deque(maxlen=LATELY_MOST)
 
     def step(self, where: str, part: str, seconds: float) -> None:
         """`where` own or route, `part` compute, wait or network."""
-        self._steps.labels(where, part).observe(seconds)
+        found = self._own_steps.get((where, part))
+        if found is None:
+            found = self._own_steps[where, part] = self._steps.labels(where, part)
+        found.observe(seconds)
 
     def audit(self, verdict: str) -> None:
         self._audits.labels(verdict).inc()
