@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Listed
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ DRAFT_ROWS = 32
 LIGHTEST, MOST_PRIORITY = 1e-3, 16
 CHECKED_ROWS = 8
 """Rows of an audit's step in one pass: few enough that tokens never keep it out."""
+BRIEF = 0.03
+"""Seconds of a pass that a reader doesn't see."""
 ALONE_ROWS = 4
 """Rows of a pass where the runner computes them one after another: whoever is cancelled waits for no more."""
 
@@ -77,6 +80,8 @@ class Engine:
         self._room = EngineRoom(config.memory, self._stages, self._coming, self._pool)
         self._opened: dict[str, tuple[int, int]] = {}
         self._by_stage: dict[str, api.StageUsage] = {}
+        self._took = inf
+        """Seconds of the last pass."""
         self._counts = api.Usage(weights=0, kv=0, activations=0, base=0, sequences=0)
 
     def now(self) -> float:
@@ -206,6 +211,11 @@ class Engine:
     # Passes
 
     @property
+    def brief(self) -> bool:
+        """Whether the next pass is over before anybody notices."""
+        return self._took < BRIEF and not self._scheduler.long
+
+    @property
     def crowded(self) -> bool:
         """Whether what the next pass gives may be several things."""
         return len(self._scheduler) > 1
@@ -274,7 +284,7 @@ class Engine:
                 self._wait(sequence)
 
     def _count(self, parts: list[Part], seconds: float) -> None:
-        counts = self._counts
+        counts, self._took = self._counts, seconds
         for one in (counts, self._by_stage[parts[0].sequence.stage]):
             one.passes, one.seconds, one.rows = one.passes + 1, one.seconds + seconds, one.rows + len(parts)
         for part in parts:

@@ -28,6 +28,10 @@ class Reading:
     labels: dict[str, str] = field(default_factory=dict)
 
 
+_TOGETHER = 256
+"""Steps added at once."""
+
+
 class _Lent(Collector):
     def __init__(self, source: Callable[[], Iterable[Reading]]) -> None:
         self._source = source
@@ -51,6 +55,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         one = self.registry
+        self._new_steps: list[tuple[str, str, float]] = []
+        """Seven for each token of a pipeline, just when the next step is in a hurry: they are added together, or when somebody looks."""
+        self.register_collector(self._add_steps)
         self._requests = Counter("mf_http_requests", "HTTP requests answered", ["method", "path", "status"], registry=one)
         self._seconds = Histogram(
             "mf_http_request_seconds", "Seconds from request to end of reply", ["path"], buckets=_SECONDS, registry=one
@@ -75,17 +82,20 @@ class Metrics:
             buckets=_STEP_SECONDS,
             registry=one,
         )
-        self._own_steps: dict[tuple[str, str], Histogram] = {}
-        """By labels, which take longer to look up than a figure to add."""
         self.answered = 0
         self._lately: deque[tuple[float, bool]] = deque(maxlen=LATELY_MOST)
 
     def step(self, where: str, part: str, seconds: float) -> None:
         """`where` own or route, `part` compute, wait or network."""
-        found = self._own_steps.get((where, part))
-        if found is None:
-            found = self._own_steps[where, part] = self._steps.labels(where, part)
-        found.observe(seconds)
+        self._new_steps.append((where, part, seconds))
+        if len(self._new_steps) >= _TOGETHER:
+            self._add_steps()
+
+    def _add_steps(self) -> Iterable[Reading]:
+        steps, self._new_steps = self._new_steps, []
+        for where, part, seconds in steps:
+            self._steps.labels(where, part).observe(seconds)
+        return ()
 
     def audit(self, verdict: str) -> None:
         self._audits.labels(verdict).inc()
