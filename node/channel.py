@@ -42,7 +42,7 @@ Answered = Callable[[Any, MfError | None], None]
 
 MAX_MESSAGE = 128 * limits.MIB
 _MAX_FDS = 64
-_RECEIVE = 256 * limits.KIB
+_RECEIVE = 64 * limits.KIB
 _BESIDE = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
 _TOGETHER = 256
 """Messages in one."""
@@ -122,7 +122,7 @@ class Channel:
         self._callbacks: dict[int, tuple[Any, Answered]] = {}
         self._next = 1
         self._fds: list[int] = []
-        self._buffer = bytearray()
+        self._buffer, self._room = bytearray(), memoryview(bytearray(_RECEIVE))
         self._outbox: deque[_Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: dict[int, asyncio.Task[None]] = {}
@@ -291,18 +291,18 @@ class Channel:
     def _readable(self) -> None:
         try:
             while not self.closed.is_set():
-                data, beside, _flags, _address = self._sock.recvmsg(_RECEIVE, _BESIDE)
+                count, beside, _flags, _address = self._sock.recvmsg_into((self._room,), _BESIDE)
                 if beside:
                     self._fds += descriptors(beside)
-                if not data:
+                if not count:
                     self._end()
                     return
-                if not self._buffer and len(data) >= 4 and len(data) == 4 + int.from_bytes(data[:4], "big"):
-                    self._dispatch(memoryview(data)[4:])  # the common case: one whole message, nothing copied
+                if not self._buffer and count >= 4 and count == 4 + int.from_bytes(self._room[:4], "big"):
+                    self._dispatch(self._room[4:count].tobytes())  # the common case: one whole message
                 else:
-                    self._buffer += data
+                    self._buffer += self._room[:count]
                     self._take_messages()
-                if len(data) < _RECEIVE:
+                if count < _RECEIVE:
                     return  # the loop calls again where there is more
         except BlockingIOError:
             return

@@ -47,7 +47,7 @@ TRUSTED_WEIGHT = 4.0
 """Share of the engine of a session whose entry this node trusts, beside a stranger's."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Incoming:
     head: StepHead
     raw: memoryview
@@ -226,11 +226,10 @@ class StageSession:
         """A frame for this stage, from the one peer that may send it."""
         if head.stage != self._index or head.epoch < self._epoch or head.kind in ("cut", "scores") or head.finish is not None:
             return  # for the entry, for another stage of the session on this node, or left over from before a replacement
-        expected = {"tokens": self._request.entry, "token": self._stages[-1].peer, "hidden": self._stages[self._index - 1].peer}
         if head.kind == "guess":
             self._take_ids(sender, head, raw)
             return
-        if sender != expected.get(head.kind) or (self._index == 0) == (head.kind == "hidden"):
+        if sender != self._sender_of(head.kind):
             raise PeerFault(f"{sender} may not send {head.kind} to stage {self._index}")
         if not self._stepped:
             self._begin_at(head.position)
@@ -250,6 +249,21 @@ class StageSession:
         self._queue.append(incoming)
         if self._begun is None:
             self._next()
+        if head.kind == "hidden":
+            self._look_at(sender, raw)
+
+    def _look_at(self, sender: PeerId, raw: memoryview) -> None:
+        """Whether they are numbers, while the worker computes already: where they aren't, nothing that comes of them leaves here."""
+        if not all_finite(raw, TRAVELS[self._request.precision]):
+            fault = PeerFault("hidden states that aren't numbers")
+            self._fail(fault, blames=sender)
+            raise fault
+
+    def _sender_of(self, kind: str) -> str | None:
+        """The one who may send it to this stage."""
+        if self._index:
+            return self._stages[self._index - 1].peer if kind == "hidden" else None
+        return {"tokens": self._request.entry, "token": self._stages[-1].peer}.get(kind)
 
     def _begin_at(self, position: int) -> None:
         """The first step may begin below what was taken over: not every stage of the route had as much."""
@@ -269,8 +283,6 @@ class StageSession:
                 raise PeerFault(f"hidden states of {head.dtype}, the session runs in {self._request.precision}")
             if self._hidden is not None and head.shape[1] != self._hidden:
                 raise PeerFault(f"hidden states of width {head.shape[1]}, the model's is {self._hidden}")
-            if not all_finite(raw, head.dtype):
-                raise PeerFault("hidden states that aren't numbers")
         if head.guessed and (head.kind != "hidden" or head.guessed >= count):
             raise PeerFault(f"{head.guessed} guessed tokens among {count} positions")
         if count < 1 or head.position != self._due or head.position + count > self._request.tokens_max:
@@ -383,11 +395,11 @@ class StageSession:
             if done.hidden is None:
                 self._fail(MfError("the worker gave no hidden state"))
                 return
-            self._log.add(head.position, count, done.hidden)
             if after > self._resume:
                 self._send_on(head.position, count, done.hidden, head.more, head.guessed, spent)
             elif head.more:
                 self._tell_cut(after, spent)
+            self._log.add(head.position, count, done.hidden)
         elif head.more:
             self._tell_cut(after, spent)
         elif done.token is None:

@@ -41,6 +41,7 @@ NAME_SECONDS = 10.0
 DIAL_SECONDS = 2.0
 _MAX_NAMES = 64
 _MAX_LINKS = 256
+_RECEIVE = 64 * limits.KIB
 _WRITE_BUFFER = 2 * limits.MAX_ACTIVATION_FRAME
 
 
@@ -106,12 +107,12 @@ class LinkServer:
         self._take(peer, frame)
 
 
-class _Incoming(asyncio.Protocol):
+class _Incoming(asyncio.BufferedProtocol):
     """One connection of another node's."""
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
-        self._buffer = bytearray()
+        self._buffer, self._room = bytearray(), memoryview(bytearray(_RECEIVE))
         self._peer = PeerId("a stranger")
         self._key: AESGCM | None = None
         self._count = 0
@@ -134,16 +135,19 @@ class _Incoming(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            self._feed(data)
+            self._feed(self._room[:nbytes])
         except MfError as error:
             log.warning("step frames of %s end: %s", self._peer, error, extra={"event": "link_refused"})
             self.close()
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: memoryview) -> None:
         if not self._buffer and self._key is not None and len(data) >= 4 and len(data) == 4 + int.from_bytes(data[:4], "big"):
-            self._open(data[:4], memoryview(data)[4:])  # the common case: one whole frame, nothing copied
+            self._open(data[:4], data[4:])  # the common case: one whole frame, nothing copied
             return
         self._buffer += data
         if self._key is None and not self._greeted():
@@ -157,7 +161,7 @@ class _Incoming(asyncio.Protocol):
             at = end
         del self._buffer[:at]
 
-    def _open(self, length: bytes, sealed: bytes | memoryview) -> None:
+    def _open(self, length: bytes | memoryview, sealed: bytes | memoryview) -> None:
         assert self._key is not None
         try:
             frame = self._key.decrypt(self._count.to_bytes(12, "big"), sealed, length)

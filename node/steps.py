@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,8 +85,15 @@ class Steps:
         frame = self._framed(head, raw)
         if self._turn.keeps(self._post_kept):
             self._kept.setdefault(peer, []).append((frame, failed))
+        elif (link := self._link_now(peer)) is not None:
+            _write(link, frame, (failed,))
         else:
             self._post(peer, [(frame, failed)])
+
+    def _link_now(self, peer: PeerId) -> Link | None:
+        """The peer's connection, where nothing waits for it."""
+        link, lock = self._links.get(peer), self._locks.get(peer)
+        return None if link is None or link.closed or (lock is not None and lock.locked()) else link
 
     def _post_kept(self) -> None:
         kept, self._kept = self._kept, {}
@@ -94,17 +101,14 @@ class Steps:
             self._post(peer, frames)
 
     def _post(self, peer: PeerId, frames: list[tuple[bytes, Failed]]) -> None:
-        link, lock = self._links.get(peer), self._locks.setdefault(peer, asyncio.Lock())
-        if link is None or link.closed or lock.locked():
+        link = self._link_now(peer)
+        if link is None:
+            lock = self._locks.setdefault(peer, asyncio.Lock())
             for frame, failed in frames:
                 self._keep(self._send_in_turn(peer, frame, lock)).add_done_callback(partial(_tell, failed))
             return
         for some in bundles(frames, link.bundle):
-            try:
-                link.write(bundle([frame for frame, _failed in some]))
-            except MfError as error:
-                for _frame, failed in some:
-                    failed(error)
+            _write(link, bundle([frame for frame, _failed in some]), [failed for _frame, failed in some])
 
     def take(self, sender: PeerId, frame: bytes | memoryview) -> None:
         """A frame from a peer, whichever way it came, or a bundle of them."""
@@ -215,6 +219,14 @@ class Steps:
                     error,
                     extra={"event": "step_refused", "fields": {"peer": sender, "reason": error.message}},
                 )
+
+
+def _write(link: Link, frame: bytes, failed: Iterable[Failed]) -> None:
+    try:
+        link.write(frame)
+    except MfError as error:
+        for told in failed:
+            told(error)
 
 
 def bundles(frames: Sequence[tuple[bytes, Failed]], most: int) -> Iterator[Sequence[tuple[bytes, Failed]]]:

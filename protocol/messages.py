@@ -359,7 +359,9 @@ _RAW = {
 
 
 def _check_spent(spent: list[int] | None) -> None:
-    if spent is not None and (len(spent) > 2 * limits.MAX_TIMED_STAGES or len(spent) % 2 or not all(-1 <= one < 1 << 31 for one in spent)):
+    if not spent:
+        return
+    if len(spent) > 2 * limits.MAX_TIMED_STAGES or len(spent) % 2 or min(spent) < -1 or max(spent) >= 1 << 31:
         raise BadInput(f"step: {len(spent)} times of stages, two each of at most {limits.MAX_TIMED_STAGES}, -1 to 2^31")
 
 
@@ -377,7 +379,7 @@ def _check_scores(head: StepHead, size: int) -> None:
 def _check_hidden(head: StepHead, size: int) -> None:
     width = {"bf16": 2, "fp16": 2, "fp32": 4}.get(head.dtype or "")
     shape = head.shape or []
-    if width is None or len(shape) != 2 or not all(0 < side <= 1 << 20 for side in shape):
+    if width is None or len(shape) != 2 or not 0 < min(shape) <= max(shape) <= 1 << 20:
         raise BadInput("step: hidden states need a dtype of bf16, fp16, fp32 and a shape [count, hidden]")
     if shape[0] * shape[1] * width != size:
         raise BadInput(f"step: {size} raw bytes for shape {shape} of {head.dtype}")
