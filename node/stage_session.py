@@ -249,12 +249,11 @@ class StageSession:
         self._queue.append(incoming)
         if self._begun is None:
             self._next()
-        if head.kind == "hidden":
-            self._look_at(sender, raw)
+        self._look_at(sender, head.kind, raw)
 
-    def _look_at(self, sender: PeerId, raw: memoryview) -> None:
+    def _look_at(self, sender: PeerId, kind: str, raw: memoryview) -> None:
         """Whether they are numbers, while the worker computes already: where they aren't, nothing that comes of them leaves here."""
-        if not all_finite(raw, TRAVELS[self._request.precision]):
+        if kind == "hidden" and not all_finite(raw, TRAVELS[self._request.precision]):
             fault = PeerFault("hidden states that aren't numbers")
             self._fail(fault, blames=sender)
             raise fault
