@@ -115,3 +115,40 @@ def beside_others(runner: LeanRunner, tokens: list[int]) -> torch.Tensor:
         rows += [Row(5, 2 * at, 2, others[5][at : at + 2], 0), Row(0, at, 1, [tokens[at]], 1)]
         given.append(runner.run(rows, None)[-1:])
     return torch.cat(given)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2"])
+def test_what_follows_the_last_pass_is_what_is_laid_out_anew(name: str, tmp_path: Path) -> None:
+    """Row after row, over moves to longer rooms; back, beside another and on again; in a slot that another sequence had."""
+    config, model = reference(name)
+    (runner,) = lean_of(tmp_path, config, model, 1, "bf16")
+    assert isinstance(runner, LeanRunner)
+    tokens = words(3, 150)
+
+    def run(anew: bool) -> torch.Tensor:
+        found = []
+
+        def one(position: int) -> None:
+            if anew:
+                runner._laid_out.clear()
+            found.append(runner.run([Row(0, position, 1, [tokens[position]], 1)], None))
+
+        runner.run([Row(0, 0, 5, tokens[:5], 0)], None)
+        for position in range(5, 140):
+            one(position)
+        runner.crop(0, 37)
+        for position in range(37, 50):
+            one(position)
+        runner.run([Row(1, 0, 3, tokens[:3], 0)], None)
+        found.append(runner.run([Row(0, 50, 1, [tokens[50]], 1), Row(1, 3, 1, [tokens[3]], 1)], None))
+        for position in range(51, 60):
+            one(position)
+        runner.release(0)
+        runner.release(1)
+        for position in range(20):
+            one(position)
+        runner.release(0)
+        return torch.cat(found)
+
+    assert torch.equal(run(anew=False), run(anew=True))
+    assert not runner._laid_out, "nothing of a sequence that is gone is kept"
