@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.grant_book import GrantBook
+from node.hurry import is_behind
 from node.locate import KnownEncoding, Located, check_open
 from node.swarm.interface import Swarm
 from node.traffic import note
@@ -205,6 +206,7 @@ class Assembler:
             raise self._too_few(located, group, known, distinct, [source.peer for source in sources])
         granted = self._granted(located, group, known, sources)
         job = FetchGroup(job=uuid.uuid4().hex, envelope=known.envelope, offset=0, sources=sources, granted=granted, secret=located.secret)
+        job.behind = is_behind()
         if places is not None:
             job.spans, job.mark, job.done = places.spans, places.mark[1], read_mark(*places.mark)
         try:

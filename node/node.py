@@ -233,7 +233,7 @@ class Node:
         await self._swarm.start()
         await self._tell_space()
         self._supervisor.spawn(self._storing.keeper.run(), "holdings")
-        self._supervisor.spawn(WorkerPulse(self._worker).run(), "worker's pulse")
+        self._supervisor.spawn(WorkerPulse(self._worker, self._transfer.give_way).run(), "worker's pulse")
         self._supervisor.spawn(self._renew(), "renewals")
         self._supervisor.spawn(self._worker.refresh(FIGURES_EVERY), "figures of the worker")
         self._supervisor.spawn(self._upkeep.widener.run(), "widening")

@@ -12,6 +12,7 @@ from node.explain import Explainer
 from node.fetch import Fetcher
 from node.gateway import Finished, GenerationRequest, Piece, Planned, Queued, StageTime
 from node.generate import Generator
+from node.hurry import behind_replies
 from node.keep_holdings import HoldingKeeper
 from node.locate import Locator
 from node.owner import Notify, OwnerMethod
@@ -105,7 +106,8 @@ class OwnerMethods:
 
     async def fetch(self, params: dict[str, Any], notify: Notify) -> Any:
         files, groups = names(params, "files"), names(params, "groups")
-        return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify, files, groups)
+        with behind_replies():
+            return await self._fetcher.fetch(text(params, "model"), Path(text(params, "dir")), notify, files, groups)
 
     async def generate(self, params: dict[str, Any], notify: Notify) -> Any:
         """Text arrives as events; the result is the last event's figures."""

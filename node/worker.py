@@ -75,6 +75,8 @@ class Worker:
         self._not_before = 0.0
         self._begun = 0.0
         self._answered = self._made = 0.0
+        self.computed_at = 0.0
+        """When a step was last asked for or answered, or a reply went on: by the monotonic clock."""
         self._loading = 0
         self._undoing: set[asyncio.Task[None]] = set()
         self._replies: dict[str, asyncio.Queue[api.Made | None]] = {}
@@ -252,7 +254,7 @@ class Worker:
 
     async def _take_made(self, params: Any, _fds: list[int]) -> None:
         """What replies made in one pass of the worker."""
-        self._answered = self._made = time.monotonic()
+        self._answered = self._made = self.computed_at = time.monotonic()
         for note in msgspec.convert(params, list[api.Made], builtin_types=(bytes,)):
             if (waiting := self._replies.get(note.session)) is not None:
                 waiting.put_nowait(note)
@@ -270,7 +272,7 @@ class Worker:
                 self._undoing.add(task)
                 task.add_done_callback(self._undoing.discard)
                 return
-            self._answered = time.monotonic()
+            self._answered = self.computed_at = time.monotonic()
             done(result if error is None else error)
 
         channel.ask("step", params, api.Stepped, answered)

@@ -14,6 +14,8 @@ import contextlib
 import logging
 import os
 import signal
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.worker import Worker
@@ -24,14 +26,17 @@ STILL = 8
 """Looks in a row without a tick (10 ms) of processor time."""
 STOPPED = 2
 """Looks in a row that found it stopped, with something to do."""
+BEAT = 0.5
 _LATE = 0.3
 
 
 class WorkerPulse:
     """`run` looks until cancelled; where the system doesn't tell a process' time it does nothing."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker, beats: Callable[[float], Awaitable[None]] | None = None) -> None:
+        """`beats` is called a few times a second while it computes, with seconds for which that holds."""
+        self._worker, self._beats = worker, beats
+        self._beaten = 0.0
         self._seen: tuple[int, int] | None = None
         self._still = self._stopped = 0
 
@@ -44,6 +49,14 @@ class WorkerPulse:
                 self._still = self._stopped = 0
             else:
                 self.look()
+            await self._beat(time.monotonic())
+
+    async def _beat(self, now: float) -> None:
+        if self._beats is None or now - self._beaten < BEAT:
+            return
+        if self._worker.waiting or now - self._worker.computed_at < BEAT:
+            self._beaten = now
+            await self._beats(2 * BEAT)
 
     def look(self) -> None:
         """One look; ends a worker that was still for too long."""

@@ -28,6 +28,12 @@ class ModelRef(Record):
     model: bytes | None = None
 
 
+class GiveWay(Record):
+    """The worker computes, for about so long."""
+
+    seconds: float
+
+
 class PinModel(Record):
     """`keep` False takes the pin away."""
 

@@ -27,6 +27,7 @@ from node.transfer.admission import ExpectedPut, ExpectedPuts
 from node.transfer.decoders import Decoders
 from node.transfer.encode import encode_group
 from node.transfer.fetch import fetch_group
+from node.transfer.give_way import Pace
 from node.transfer.jobs import Encoded, EncodeGroup, Fetched, FetchGroup, KeepShard, PushShard, RebuildShards, TransferConfig, converted
 from node.transfer.push import push_shard
 from node.transfer.rebuild import rebuild_shards
@@ -40,6 +41,8 @@ from protocol.ids import EncodingId, ModelId
 
 T = TypeVar("T")
 CALLBACK_WITHIN = 10.0
+GIVES_WAY_MOST = 10.0
+"""Seconds that one notice of a worker at work counts."""
 
 
 def environment() -> dict[str, str]:
@@ -50,7 +53,8 @@ def environment() -> dict[str, str]:
 class Desk:
     """Unconfigured until `configure`; every other call before it is refused."""
 
-    def __init__(self, log_form: str = "text") -> None:
+    def __init__(self, log_form: str = "text", pace: Pace | None = None) -> None:
+        self._pace = pace or Pace()
         self._channel: Channel | None = None
         self._started = False
         self._upkeep: list[asyncio.Task[None]] = []
@@ -76,6 +80,7 @@ class Desk:
             (self.drop_staged, calls.EncodingRef), (self.take_back, calls.ShardRef),
             (self.audit_walk, calls.AuditWalk), (self.audit_show, calls.AuditShow),
             (self.pin, calls.PinModel), (self.pins, calls.ModelRef), (self.renew, calls.ShardRefs),
+            (self.give_way, calls.GiveWay),
         ]  # fmt: skip
         table: dict[str, Method] = {method.__name__: self._method(method, kind) for method, kind in asks}
         table["configure"] = self._configure
@@ -293,6 +298,9 @@ class Desk:
         info = entry.info()
         self._expected.expect(ExpectedPut(info.key, info.model, info.group, info.owner))
 
+    async def give_way(self, asked: calls.GiveWay) -> None:
+        self._pace.give_way(min(max(asked.seconds, 0.0), GIVES_WAY_MOST), time.monotonic())
+
     # Coding, fetching, pushing.
 
     async def _encode(self, params: Any, fds: list[int]) -> Encoded:
@@ -303,16 +311,18 @@ class Desk:
         if job.spans is None and len(fds) != 1:
             raise BadInput(f"a fetch takes one descriptor, {len(fds)} came")
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        decoding = await self._decoders.begin(job, fds)
-        try:
-            return await fetch_group(job, decoding, self._connections, callbacks)
-        finally:
-            for slot in await decoding.end():
-                self._connections.slots.give_back(slot)
+        with self._pace.job(behind=job.behind):
+            decoding = await self._decoders.begin(job, fds)
+            try:
+                return await fetch_group(job, decoding, self._connections, callbacks)
+            finally:
+                for slot in await decoding.end():
+                    self._connections.slots.give_back(slot)
 
     async def rebuild_shards(self, job: RebuildShards) -> Fetched:
         callbacks = Callbacks(self._need_grant, self._leaf_fault, self._progress)
-        return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
+        with self._pace.job(behind=True):
+            return await rebuild_shards(job, self._staging, self._connections, callbacks, self._coding)
 
     async def push_shard(self, job: PushShard) -> None:
         await push_shard(job, self._staging, self._connections, self._coding, store=self._store)

@@ -111,6 +111,8 @@ class FetchGroup(Record):
 
     The bytes are checked against the encoding's leaves, not against the manifest: that is the asker's, before it uses them.
 
+    `behind`: replies that are computed on this machine come first.
+
     `done` bytes from the group's beginning are in place already and aren't fetched. With `mark` the last descriptor is a file of marks and
     that the place of the group's (see `marks.py`). `secret` opens a private model's segments.
 
@@ -127,6 +129,7 @@ class FetchGroup(Record):
     done: int = 0
     mark: int | None = None
     secret: bytes | None = None
+    behind: bool = False
 
 
 class RebuildShards(Record):

@@ -18,6 +18,7 @@ from node.channel import Channel
 from node.logs import configure_logs
 from node.transfer.desk import Desk
 from node.transfer.dying import die_with_parent
+from node.transfer.give_way import Pace, RestingSelector
 
 STOP_WITHIN = 0.8
 NICE = 10
@@ -25,8 +26,8 @@ NICE = 10
 log = logging.getLogger(__name__)
 
 
-async def serve(sock: socket.socket, log_form: str) -> None:
-    desk = Desk(log_form)
+async def serve(sock: socket.socket, log_form: str, pace: Pace) -> None:
+    desk = Desk(log_form, pace)
     channel = Channel(sock, desk.methods(), "node")
     desk.attach(channel)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, channel.closed.set)
@@ -47,8 +48,9 @@ def main() -> None:
     log_form = sys.argv[2] if len(sys.argv) > 2 else "text"
     configure_logs(log_form)
     sock = socket.socket(fileno=int(sys.argv[1]))
-    runner = asyncio.Runner()
-    runner.run(serve(sock, log_form))
+    pace = Pace()
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(RestingSelector(pace)))
+    runner.run(serve(sock, log_form, pace))
     sys.stderr.flush()
     # Threads may still hash or write for nobody: what they do isn't acknowledged, and the next start clears it away.
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from node.channel import Channel, Method
+from node.channel import Channel, ChannelClosed, Method
 from node.logs import JsonFormatter
 from node.store.interface import ShardInfo, ShardKey, Space
 from node.transfer import calls
@@ -287,6 +288,12 @@ class Transfer:
         await self._call(
             "expect_put", calls.ShardEntry(encoding=key.encoding, shard=key.shard, model=model, group=group, owner=owner), None
         )
+
+    async def give_way(self, seconds: float) -> None:
+        """This node's worker computes for so long: what is fetched behind replies slows down. Nothing while the process isn't there."""
+        if self._channel is not None and not self._channel.closed.is_set():
+            with contextlib.suppress(ChannelClosed):
+                await self._channel.notify("give_way", calls.GiveWay(seconds=seconds))
 
     # Coding, fetching, pushing.
 

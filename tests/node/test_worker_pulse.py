@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from node.worker_pulse import STILL, STOPPED, WorkerPulse, processor_time
+from node.worker_pulse import BEAT, STILL, STOPPED, WorkerPulse, processor_time
 from tests.support.wait import wait_until
 
 BUSY = "while True: pass"
@@ -86,3 +86,18 @@ def test_no_worker_and_no_figures_are_no_fault() -> None:
     looks = pulse(2**22 + 1, 1)
     for _ in range(2 * STILL):
         looks.look()
+
+
+@pytest.mark.parametrize(("waiting", "ago", "beats"), [(0, 5.0, False), (1, 5.0, True), (0, BEAT / 2, True), (0, BEAT, False)])
+async def test_it_beats_while_the_worker_computes(waiting: int, ago: float, beats: bool) -> None:
+    worker: Any = SimpleNamespace(pid=None, waiting=waiting, computed_at=100.0 - ago)
+    heard: list[float] = []
+
+    async def beat(seconds: float) -> None:
+        heard.append(seconds)
+
+    made = WorkerPulse(worker, beat)
+    for now in (100.0, 100.0 + BEAT / 4):
+        await made._beat(now)
+    assert heard == ([2 * BEAT] if beats else []), "and no oftener than is needed"
+    await WorkerPulse(worker)._beat(100.0)
