@@ -8,7 +8,9 @@ its own from the front of the queue.
 
 A message goes out at once where the socket takes it, and is handed on in the very callback that read it: the loops at both ends are
 busy with gigabytes, and each turn of theirs that a message waits for costs it ten milliseconds. What the socket doesn't take stays
-in the outbox, whole, whatever becomes of the sender.
+in the outbox, whole, whatever becomes of the sender. Where nothing stays nothing else is made for a message, no future and no copy: a
+token's steps come when these caches hold a model's weights, and what is touched has to be fetched from memory (127 microseconds for
+what takes 18 otherwise).
 
 Rejected: asyncio streams (they drop ancillary data), multiprocessing (pickle), one descriptor per request
 path (races on names), a task for each send and for reading (three turns of the loop more).
