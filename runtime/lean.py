@@ -280,6 +280,8 @@ class LeanRunner:
         row, place = rows[0], places[0]
         last = self._laid_out.pop(row.slot, None)
         if len(rows) > 1 or row.count > 1:
+            for other in rows[1:] if self._laid_out else ():
+                self._laid_out.pop(other.slot, None)  # it would keep room that its sequence may leave now
             return lay_out(rows, places, self._heads, self._slabs.shape)
         if last is not None and last.place is place and last.position + 1 == row.position and last.group.follow():
             last.laid.positions[0] = last.position = row.position

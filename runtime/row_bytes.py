@@ -17,6 +17,9 @@ class RowBytes:
         self._row = torch.empty(1, width, dtype=dtype)
         self._bytes = memoryview(self._row.view(torch.uint8).numpy()).cast("B")
 
+    def fits(self, rows: torch.Tensor) -> bool:
+        return rows.shape == self._row.shape and rows.dtype == self._row.dtype
+
     def read(self, raw: bytes) -> torch.Tensor:
         """[1, width], good until the next `read` or `write`; `ValueError` for another number of bytes."""
         self._bytes[:] = raw

@@ -60,7 +60,7 @@ class Session:
         answer.gaps = job.gaps if job.check is not None else None
         answer.scored = job.scored if job.score is not None else None
         if hidden is not None:
-            answer.hidden = self._row.write(hidden) if len(hidden) == 1 else _raw(hidden)
+            answer.hidden = self._row.write(hidden) if self._row.fits(hidden) else _raw(hidden)
         if hidden is not None and not self.sequence.last:
             answer.dtype, answer.shape = _WORDS[hidden.dtype], list(hidden.shape)
             if job.drafted:

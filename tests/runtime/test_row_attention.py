@@ -140,7 +140,9 @@ def test_what_follows_the_last_pass_is_what_is_laid_out_anew(name: str, tmp_path
         for position in range(37, 50):
             one(position)
         runner.run([Row(1, 0, 3, tokens[:3], 0)], None)
-        found.append(runner.run([Row(0, 50, 1, [tokens[50]], 1), Row(1, 3, 1, [tokens[3]], 1)], None))
+        found.append(runner.run([Row(1, 3, 1, [tokens[3]], 1)], None))
+        found.append(runner.run([Row(0, 50, 1, [tokens[50]], 1), Row(1, 4, 1, [tokens[4]], 1)], None))
+        assert not runner._laid_out, "no room that is left for another is kept"
         for position in range(51, 60):
             one(position)
         runner.release(0)

@@ -31,3 +31,10 @@ def test_of_inference_mode_and_of_a_part_of_a_tensor() -> None:
 def test_another_number_of_bytes_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="different structures"):
         RowBytes(4, torch.float32).read(bytes(size))
+
+
+def test_only_one_row_of_its_kind_fits() -> None:
+    room = RowBytes(4, torch.bfloat16)
+    assert room.fits(torch.zeros(1, 4, dtype=torch.bfloat16))
+    for other in (torch.zeros(1, 4), torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(1, 5, dtype=torch.bfloat16)):
+        assert not room.fits(other)
