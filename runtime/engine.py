@@ -213,7 +213,7 @@ class Engine:
     @property
     def brief(self) -> bool:
         """Whether the next step is a pass that is over before anybody notices."""
-        return self._took < BRIEF and 0 < len(self._scheduler) and not self._scheduler.long and not len(self._loads)
+        return self._took < BRIEF and len(self._scheduler) > 0 and not self._scheduler.long and not len(self._loads)
 
     @property
     def crowded(self) -> bool:

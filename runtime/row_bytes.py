@@ -18,7 +18,7 @@ class RowBytes:
         self._bytes = memoryview(self._row.view(torch.uint8).numpy()).cast("B")
 
     def fits(self, rows: torch.Tensor) -> bool:
-        return rows.shape == self._row.shape and rows.dtype == self._row.dtype
+        return bool(rows.shape == self._row.shape) and rows.dtype == self._row.dtype
 
     def read(self, raw: bytes) -> torch.Tensor:
         """[1, width], good until the next `read` or `write`; `ValueError` for another number of bytes."""
