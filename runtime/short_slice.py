@@ -4,7 +4,7 @@ A step of a reply wakes four processes one after the other, each for a fraction 
 each of them would wait for the end of somebody's turn, about 3 ms. A thread that asks for short turns goes first when it wakes. It
 gets no more of the processor for it: its priority stays. What it doesn't help against is its own past: a thread that has had more than
 its share waits for the others', and whoever runs then does so until the clock's next tick, 4 ms at 250 a second (seen in one hop of a
-hundred while two nodes on two cores fetched at full speed; `node/transfer/give_way.py` is what helped there). Nor does it count, or any
+hundred while two nodes on two cores fetch; `node/transfer/give_way.py` makes it rarer). Nor does it count, or any
 priority, between processes of different sessions where the kernel groups by them ("autogroup").
 """
 
