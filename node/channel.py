@@ -22,7 +22,6 @@ import asyncio
 import logging
 import os
 import socket
-from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ import msgspec
 
 from node.turn import Turn
 from protocol import limits
+from protocol.descriptors import descriptors, room_for
 from protocol.errors import BadInput, DeadlineExceeded, MfError, Unavailable, error_from_wire
 from protocol.framing import unpack_plain
 
@@ -45,7 +45,7 @@ Answered = Callable[[Any, MfError | None], None]
 MAX_MESSAGE = 128 * limits.MIB
 _MAX_FDS = 64
 _RECEIVE = 64 * limits.KIB
-_BESIDE = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
+_BESIDE = room_for(_MAX_FDS)
 _TOGETHER = 256
 """Messages in one."""
 log = logging.getLogger(__name__)
@@ -99,15 +99,6 @@ class _Outgoing:
             self.gone.set_result(None)
         else:
             self.gone.set_exception(error)
-
-
-def descriptors(beside: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """Those in what came beside a message's bytes."""
-    found = array("i")
-    for level, kind, data in beside:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
 
 
 class Channel:

@@ -50,6 +50,7 @@ class Alone:
         self._heads, self._at, self._start, self._count = heads, at, start, count
         kv, index, end = place.slab.kv, place.index, start + count
         self._kv, self._index = kv, index
+        self._sees_all = set(heads.windows) == {None}
         self._into = kv[:, :, index, :, start:end].unbind(1)
         self._by_rows = heads.softcap is None and by_rows(kv)
         self._reach = reach = end_of(end) if self._by_rows else end
@@ -68,7 +69,7 @@ class Alone:
     def follow(self) -> bool:
         """Is the next position's from now on, where nearly all that is laid out stays; False, and as it was, where it doesn't."""
         end = self._start + 2
-        if self._count != 1 or end > self._reach or not self._by_rows or any(self._heads.windows):
+        if self._count != 1 or end > self._reach or not self._by_rows or not self._sees_all:
             return False
         self._start += 1
         self._into = self._kv[:, :, self._index, :, self._start : end].unbind(1)

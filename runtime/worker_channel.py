@@ -11,20 +11,20 @@ import contextlib
 import os
 import select
 import socket
-from array import array
 from types import TracebackType
 from typing import Annotated, Any
 
 import msgspec
 
 from protocol import limits
+from protocol.descriptors import descriptors, room_for
 from protocol.errors import BadInput, MfError
 
 _MAX_MESSAGE = 128 * limits.MIB
 _RECEIVE = 256 * limits.KIB
 _MAX_FDS = 253
 """The kernel's own bound for one SCM_RIGHTS message."""
-_BESIDE = socket.CMSG_LEN(_MAX_FDS * array("i").itemsize)
+_BESIDE = room_for(_MAX_FDS)
 
 
 _TOGETHER = 256
@@ -141,11 +141,8 @@ class WorkerChannel:
             count, beside, _flags, _address = self._sock.recvmsg_into((self._room,), _BESIDE)
         except OSError:
             return memoryview(b"")
-        for level, kind, numbers in beside:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                found = array("i")
-                found.frombytes(numbers[: len(numbers) - len(numbers) % found.itemsize])
-                self._fds += found
+        if beside:
+            self._fds += descriptors(beside)
         return memoryview(self._room)[:count]
 
     def _send(self, message: dict[str, Any]) -> None:
