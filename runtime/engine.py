@@ -246,7 +246,8 @@ class Engine:
         for group in [parts] if runner.batched else [[part] for part in parts]:
             seconds = self._compute(runner, group)
             self._answer(group)
-            self._count(group, seconds)
+            if seconds is not None:
+                self._count(group, seconds)
         self._say()
 
     def _say(self) -> None:
@@ -257,8 +258,8 @@ class Engine:
         for answer, result in ended:
             answer(result)
 
-    def _compute(self, runner: ModelRunner, parts: list[Part]) -> float:
-        """The seconds it took. What a pass raises fails the sequences in it, and nothing else."""
+    def _compute(self, runner: ModelRunner, parts: list[Part]) -> float | None:
+        """The seconds it took, None where it failed. What a pass raises fails the sequences in it, and nothing else."""
         try:
             seconds = compute(runner, parts)
             sample(parts)
@@ -268,7 +269,7 @@ class Engine:
         except Exception as error:  # boundary: a foreign forward may raise anything; its text may hold a prompt, so only its kind is told
             log.error("a pass failed: %s", type(error).__name__)
             _blame(parts, MfError(f"the worker failed in a pass: {type(error).__name__}"))
-        return 0.0
+        return None
 
     def _answer(self, parts: list[Part]) -> None:
         for part in parts:

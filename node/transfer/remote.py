@@ -29,6 +29,7 @@ T = TypeVar("T")
 START_WITHIN = 10.0
 STOP_WITHIN = 2.0
 RESTART_WITHIN = 5.0
+TOLD_WITHIN = 0.1
 CALL_WITHIN = 60.0
 """A call that only touches the own disk. Coding, fetching and pushing bound themselves."""
 
@@ -292,8 +293,9 @@ class Transfer:
     async def give_way(self, seconds: float) -> None:
         """This node's worker computes for so long: what is fetched behind replies slows down. Nothing while the process isn't there."""
         if self._channel is not None and not self._channel.closed.is_set():
-            with contextlib.suppress(ChannelClosed):
-                await self._channel.notify("give_way", calls.GiveWay(seconds=seconds))
+            with contextlib.suppress(ChannelClosed, TimeoutError):  # a process that takes nothing is no reason to wait
+                async with asyncio.timeout(TOLD_WITHIN):
+                    await self._channel.notify("give_way", calls.GiveWay(seconds=seconds))
 
     # Coding, fetching, pushing.
 
