@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NICE := nice -n 5
 
-.PHONY: venv demo test tools clients check bench nightly fmt wheel clean
+.PHONY: venv demo test tools clients kernels check bench nightly fmt wheel clean
 .DEFAULT_GOAL := venv
 
 venv: $(STAMP)
@@ -37,7 +37,11 @@ tools:
 clients: $(STAMP)
 	$(BIN)/python -m tests.clients.environments
 
-test: tools check clients
+# Once for a machine, before tests that wait for a worker.
+kernels: $(STAMP)
+	MF_KERNELS=$${MF_KERNELS:-$${MF_CACHE:-$$HOME/.cache/modelfloat}/kernels} $(BIN)/python -m runtime.native.kernels
+
+test: tools check clients kernels
 	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) -q
 
 nightly: tools $(STAMP)

@@ -35,7 +35,7 @@ COMPILE = ("off", "background")
 PRECISIONS = ("bf16", "fp32", "int8", "int4", "q8_0", "q4_1")
 
 _DEFAULT_STORAGE = 20 * 10**9
-_OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE", "MF_API_KEY"})
+_OTHER_VARIABLES = frozenset({"MF_DATA_DIR", "MF_ALLOW_SKIP", "MF_CACHE", "MF_KERNELS", "MF_API_KEY"})
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*\Z", re.IGNORECASE)

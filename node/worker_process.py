@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.demo_model import cache_folder
 from node.channel import Channel, Method
 from node.turn import Turn
 from protocol.errors import Unavailable
 from runtime import interface as api
+from runtime.native.kernels import FOLDER as KERNELS
 
 log = logging.getLogger(__name__)
 _TOP = Path(__file__).resolve().parent.parent
@@ -125,6 +127,11 @@ def how_it_ended(code: int) -> str:
         return f"signal {-code}"
 
 
+def kernels_folder() -> str:
+    """Where this user's compiled kernels lie, or "off"."""
+    return os.environ.get(KERNELS) or str(cache_folder() / "kernels")
+
+
 def _environment(scratch: Path, threads: int) -> dict[str, str]:
     """Nothing of the node's but what finds the code: no keys, no proxies, no tokens."""
     search = os.pathsep.join(filter(None, [str(_TOP), os.environ.get("PYTHONPATH")]))
@@ -144,6 +151,7 @@ def _environment(scratch: Path, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "MKL_CBWR": "AUTO,STRICT",  # sums in the same order wherever a matrix lies in memory: runtime/row_attention.py counts on it
+        KERNELS: kernels_folder(),
         "PYTHONNOUSERSITE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -76,6 +76,10 @@ class Rotary:
         index = torch.tensor(positions, device=cos.device)
         return cos.index_select(0, index), sin.index_select(0, index)
 
+    def table(self, kind: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole tables of a kind, of so many positions at least."""
+        return self._table(kind if self._by_kind else "", positions)
+
     def _table(self, key: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         found = self._tables.get(key)
         if found is None or len(found[0]) < positions:

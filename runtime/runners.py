@@ -18,6 +18,7 @@ from runtime.lean import LeanRunner, making_layers
 from runtime.lean_shape import Decoder, Unlike, decoder_of
 from runtime.llama.engine import build_llama
 from runtime.model_runner import ModelRunner
+from runtime.native import runner as native
 from runtime.quantised import quantise
 from runtime.self_test import self_testing
 from runtime.sliced import Sliced, whole
@@ -27,6 +28,7 @@ from runtime.widened import Widened
 
 log = logging.getLogger(__name__)
 
+Lean = LeanRunner | native.NativeRunner
 REFERENCE = "fp32"
 """The precision that always runs by transformers: it is what others are measured against, and a row's result is the same in any pass."""
 
@@ -72,12 +74,12 @@ def making_runner(
     return Made(runner, stage.model if lean is None else lean.kept, "torch", why, said, lean is not None)
 
 
-def lean_runner(stage: Stage, precision: str) -> tuple[LeanRunner | None, str]:
+def lean_runner(stage: Stage, precision: str) -> tuple[Lean | None, str]:
     """As `making_lean`, at once."""
     return whole(making_lean(stage, precision))
 
 
-def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple[LeanRunner | None, str]]:
+def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple[Lean | None, str]]:
     """For a stage that passed its self-test; None where it is to run itself, and what is to be said of either.
 
     A stage at int8 or int4 has its matrices replaced. `BadInput` where the precision can't be had for its class. `checked`: what was said
@@ -95,12 +97,22 @@ def making_lean(stage: Stage, precision: str, checked: str = "") -> Sliced[tuple
         quantise(stage, precision)
         yield
         yield from self_testing(stage)
-    if decoder is not None:
+    for make in (native.making, _making_torch):
+        if decoder is None:
+            break
         try:
-            steps = yield from making_layers(decoder, precision)
-            runner = LeanRunner(stage, decoder, precision, steps)
+            runner: Lean = yield from make(stage, decoder, precision)
             yield
-            return runner, checked or f"run lean, {yield from lean_check.checking(stage, runner)}"
+            return runner, checked or f"run lean{_BY[make]}, {yield from lean_check.checking(stage, runner)}"
         except Unlike as unlike:
             why = str(unlike)
+            log.info("layers %d..%d aren't run lean%s: %s", stage.first, stage.end, _BY[make], why)
     return None, f"run by transformers: {why}"
+
+
+def _making_torch(stage: Stage, decoder: Decoder, precision: str) -> Sliced[LeanRunner]:
+    steps = yield from making_layers(decoder, precision)
+    return LeanRunner(stage, decoder, precision, steps)
+
+
+_BY: dict[object, str] = {native.making: " by compiled kernels", _making_torch: ""}

@@ -200,7 +200,9 @@ class Server:
         import transformers
 
         from runtime import device, engine, sandbox
+        from runtime.native import kernels
 
+        kernels.found()  # may compile them, for which nothing is shut in yet
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         engine.set_threads(config.threads)

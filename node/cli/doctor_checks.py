@@ -18,7 +18,9 @@ from typing import Any
 
 from node.config import NodeConfig, load_config, split_address
 from node.data_dir import FORMAT, running_pid
+from node.worker_process import kernels_folder
 from protocol.errors import MfError
+from runtime.native.kernels import FOLDER
 
 _PACKAGES = ("libp2p", "trio", "aiohttp", "cryptography", "blake3", "zfec", "msgspec", "msgpack", "torch", "transformers", "tokenizers")
 _SANDBOX = "import json; from runtime.sandbox import report; print(json.dumps(report(), default=str))"
@@ -43,6 +45,7 @@ def all_checks(data_dir: Path) -> list[Check]:
         ("python", _python),
         ("packages", _packages),
         ("engines", _engines),
+        ("kernels", _kernels),
         ("compiler", lambda: _compiler(config.compile if config is not None else "off")),
         ("device", lambda: _device(config.device if config is not None else "cpu")),
         ("erasure code", _isal),
@@ -92,6 +95,19 @@ def _engines() -> Check:
     if why is not None:
         return _check("engines", "ok", f"torch; llama.cpp: {why}")
     return _check("engines", "ok", f"torch, llama.cpp (xllamacpp {VERSION})")
+
+
+def _kernels() -> Check:
+    """Compiles them where that wasn't done yet: somebody who asks has the time, a first reply hasn't."""
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.native.kernels"],
+        env={**os.environ, FOLDER: kernels_folder()},
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no word"])[-1][:200]
+    if done.returncode != 0 or "compiled for" not in said:
+        return _check("kernels", "ok", f"torch's own: {said}")
+    return _check("kernels", "ok", said)
 
 
 def _compiler(asked: str) -> Check:

@@ -1,0 +1,321 @@
+"""A stage by compiled kernels: a whole pass in one call, each row of it what it would be by itself.
+
+Problem: at one token a pass, torch's kernels for 8 and 4 bits and what Python does between them take several times as long as it takes to
+read the weights, and many rows go through others, whose sums come in another order. Choice: one function, compiled for this machine
+(`runtime/native/build.py`), does what lies between a stage's input and its output; hidden states, sums and weights are fp32 within it, keys
+and values bf16. A row's result depends on nothing but itself and what it sees: not on who else is in the pass, how a prompt was cut, how
+many threads there are, where the model is cut, nor, where a processor has fused multiplication, on the processor.
+
+It is believed after the same comparison as the lean step (`runtime/lean_check.py`), which stays for other devices and processors and
+for what these kernels don't know: `Unlike` says what.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from protocol.errors import BadInput, Conflict
+from runtime import lean_shape
+from runtime.kv_slabs import Place, Shape, Slabs
+from runtime.lean import Rotary
+from runtime.lean_shape import Decoder, LayerParts, Unlike
+from runtime.linear import GROUP
+from runtime.model_runner import Row
+from runtime.native import fields as f
+from runtime.native.crew import Crew, address_of, crew, fields, put
+from runtime.native.stored import LANES, Stored, store, stored
+from runtime.processor import multiplies_bf16
+from runtime.sliced import Sliced
+from runtime.stage import Stage
+
+MOST_ROWS = 96
+"""In one call: what it computes in is bounded, and still near when the next matrix comes."""
+_ACTS = {"silu": f.SILU, "swish": f.SILU, "gelu_pytorch_tanh": f.GELU_TANH}
+_PRECISIONS = ("bf16", "int8", "int4")
+
+Layer = tuple[Stored, Stored, Stored, Stored, dict[str, torch.Tensor], torch.Tensor | None]
+"""Its matrices, its norms by place, the norm of its heads."""
+
+
+def making(stage: Stage, decoder: Decoder, precision: str) -> Sliced[NativeRunner]:
+    """A layer at a time; `Unlike` where this machine or these layers can't be run so."""
+    if multiplies_bf16():
+        raise Unlike("this processor's own instructions for bf16 are faster for many rows")
+    team = crew()
+    if isinstance(team, str):
+        raise Unlike(team)
+    _check(stage, decoder, precision)
+    layers: list[Layer] = []
+    for parts in decoder.layers:
+        with torch.inference_mode():
+            layers.append(_stored(parts, precision))
+        yield
+    return NativeRunner(stage, decoder, precision, layers, team)
+
+
+def _check(stage: Stage, decoder: Decoder, precision: str) -> None:
+    name = next((name for name, act in lean_shape.ACTS.items() if act is decoder.act), "")
+    if precision not in _PRECISIONS or stage.dtype != torch.bfloat16 or stage.device.type != "cpu":
+        raise Unlike("the kernels are for bf16 on a CPU")
+    if name not in _ACTS:
+        raise Unlike("the kernels don't know its activation function")
+    if stage.hidden % (2 * LANES) or decoder.head_dim % LANES or (decoder.head is not None and stage.vocabulary % LANES):
+        raise Unlike(f"its widths aren't multiples of {LANES}")
+
+
+def _stored(parts: LayerParts, precision: str) -> Layer:
+    four = tuple(store(matrix, precision) for matrix in (parts.qkv, parts.out, parts.gate_up, parts.down))
+    qkv, out, gate_up, down = four
+    inner, block = gate_up.rows // 2, max(LANES, gate_up.kind - f.INT4)
+    if any(one.rows % LANES or one.width % (LANES if one.kind == f.BF16 else 2 * LANES) for one in four) or inner % block:
+        raise Unlike(f"its matrices aren't multiples of {LANES}")
+    return qkv, out, gate_up, down, {place: weight.contiguous() for place, weight in parts.norms.items()}, parts.head_norm
+
+
+def _bits(number: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", number))[0])
+
+
+class _Tables:
+    """Cosines and sines of each kind in fp32, from the model's own module."""
+
+    def __init__(self, rotary: Rotary, kinds: list[str]) -> None:
+        self._rotary, self._kinds = rotary, kinds
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.positions = 0
+        self.reach(1)
+
+    def reach(self, positions: int) -> None:
+        if positions <= self.positions:
+            return
+        both = [self._rotary.table(kind, positions) for kind in self._kinds]
+        self._held = [(cos.float().flatten(1).contiguous(), sin.float().flatten(1).contiguous()) for cos, sin in both]
+        self.positions = min(len(cos) for cos, _ in self._held)
+
+    @property
+    def rotated(self) -> int:
+        return int(self._held[0][0].shape[1])
+
+    def fields(self) -> list[int]:
+        return [one.data_ptr() for pair in self._held for one in pair]
+
+
+class _Rooms:
+    """fp32 for up to so many rows of a pass, and for scores of so many positions for each thread."""
+
+    def __init__(self, widths: list[int], threads: int) -> None:
+        self._widths, self._threads = widths, threads
+        self._short = _short_floats(max(widths))
+        self._rows = self._positions = 0
+        self._all, self._scores = torch.empty(0), torch.empty(0)
+
+    def reach(self, rows: int, positions: int) -> bool:
+        """Whether anything lies elsewhere now."""
+        if rows <= self._rows and positions <= self._positions:
+            return False
+        if rows > self._rows:
+            self._rows = MOST_ROWS if rows > 8 else 8 if rows > 1 else 1
+            self._all = torch.empty(self._rows * (sum(self._widths) + self._short))
+        if positions > self._positions:
+            self._positions = 1 << max(9, (positions - 1).bit_length())
+            self._scores = torch.empty(self._threads * (self._positions + LANES))
+        return True
+
+    def fields(self) -> list[int]:
+        found, at = [], self._all.data_ptr()
+        for width in self._widths:
+            found.append(at)
+            at += 4 * width * self._rows
+        return [*found, at, self._scores.data_ptr(), self._positions + LANES]
+
+    def hidden(self, rows: int) -> torch.Tensor:
+        width = self._widths[0]
+        return self._all[: rows * width].view(rows, width)
+
+
+def _short_floats(width: int) -> int:
+    """What a shortened row takes at most, counted in fp32 (`runtime/native/shorten.py`)."""
+    return (32 + (4 * -(-width // GROUP) + 31) // 32 * 32 + 2 * width + 3) // 4
+
+
+class NativeRunner:
+    """A `ModelRunner`."""
+
+    batched = True
+    fixed_bytes = 0
+
+    def __init__(self, stage: Stage, decoder: Decoder, precision: str, layers: list[Layer], team: Crew) -> None:
+        self.first, self.end, self.layers = stage.first, stage.end, stage.layers
+        self.hidden, self.vocabulary, self.dtype, self.precision = stage.hidden, stage.vocabulary, stage.dtype, precision
+        self.keep_tails, self.tails = False, list[torch.Tensor]()
+        self._embed = decoder.embed
+        self.kept = nn.ModuleList([] if decoder.embed is None else [decoder.embed])
+        shape = Shape(len(layers), decoder.kv_heads, decoder.head_dim, stage.dtype)
+        self._slabs, self.token_bytes = Slabs(shape), shape.token_bytes
+        self._team = team
+        with torch.inference_mode():
+            kinds = sorted({parts.kind for parts in decoder.layers}) if decoder.by_kind else [decoder.layers[0].kind]
+            self._tables = _Tables(Rotary(decoder.rotary, decoder.by_kind, stage.dtype, stage.device), kinds)
+            self._head, shared = _head(decoder, precision)
+        self._check_tables(decoder)
+        heads = decoder.heads + 2 * decoder.kv_heads
+        inner = layers[0][2].rows // 2
+        if any(one[2].rows != 2 * inner for one in layers):
+            raise Unlike("its layers aren't equally wide")
+        wide = decoder.head_dim
+        self._rooms = _Rooms([self.hidden, self.hidden, heads * wide, decoder.heads * wide, 2 * inner, inner, self.hidden], team.threads)
+        self._held = (layers, decoder.norm)
+        self._plan = _plan(decoder, layers, self._head, kinds, self.hidden, self._tables.rotated, inner, self.vocabulary)
+        self._places, self._wanted = fields(f.PLACE_FIELDS * MOST_ROWS), fields(MOST_ROWS)
+        embedding = getattr(decoder.embed, "weight", None)
+        self.weight_bytes = sum(one.nbytes for layer in layers for one in layer[:4])
+        self.weight_bytes += (0 if self._head is None or shared else self._head.nbytes) + (0 if embedding is None else embedding.nbytes)
+        self.decoder = replace(decoder, layers=[], embed=None, head=None)
+
+    def _check_tables(self, decoder: Decoder) -> None:
+        rotated = self._tables.rotated
+        if rotated % (2 * LANES) or rotated > decoder.head_dim or len(self._tables.fields()) > 2 * f.MOST_TABLES:
+            raise Unlike("the kernels can't turn its heads")
+
+    def open(self, slots: int, positions: int) -> None:
+        """Room is made as sequences grow."""
+
+    def release(self, slot: int) -> None:
+        self._slabs.release(slot)
+
+    def crop(self, slot: int, position: int) -> None:
+        place = self._slabs.places.get(slot)
+        held = 0 if place is None else place.length
+        if position > held:
+            raise Conflict(f"slot {slot} holds {held} positions, it can't go back to {position}")
+        if place is not None:
+            place.length = position
+
+    def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
+        with torch.inference_mode():
+            return self._run(rows, hidden)
+
+    def _run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
+        places = []
+        for row in rows:
+            held = self._slabs.places.get(row.slot)
+            if row.position > (0 if held is None else held.length) or row.count < 1:
+                raise Conflict(f"slot {row.slot} can't take {row.count} positions from {row.position} on")
+            places.append(self._slabs.reach(row.slot, row.position + row.count))
+        given = self._given(rows, hidden)
+        self._tables.reach(max(row.position + row.count for row in rows))
+        wanted = self._wants(rows)
+        out = self._passes(rows, places, given, wanted)
+        for row, place in zip(rows, places, strict=True):
+            place.length = row.position + row.count
+        return out
+
+    def _given(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
+        """bf16 [tokens, hidden], in the rows' order."""
+        count = sum(row.count for row in rows)
+        if self._embed is not None:
+            words: list[int] = []
+            for row in rows:
+                if row.tokens is None or len(row.tokens) != row.count:
+                    raise BadInput("step: tokens go to the first stage, one for each position")
+                words += row.tokens
+            found: torch.Tensor = self._embed(torch.tensor(words))
+            return found.contiguous()
+        if hidden is None or tuple(hidden.shape) != (count, self.hidden):
+            raise BadInput("step: hidden states go to a later stage, one for each position")
+        return hidden.to(self.dtype).contiguous()
+
+    def _wants(self, rows: list[Row]) -> list[int]:
+        """Numbers of the pass's rows whose results somebody asked for."""
+        wanted: list[int] = []
+        end = 0
+        for row in rows:
+            end += row.count
+            wanted += range(end - (row.count if self._head is None else min(row.logits, row.count)), end)
+        return wanted
+
+    def _passes(self, rows: list[Row], places: list[Place], given: torch.Tensor, wanted: list[int]) -> torch.Tensor:
+        """Results of the wanted rows; `tails` where they are kept."""
+        count = len(given)
+        shape = (len(wanted), self.hidden if self._head is None else self.vocabulary)
+        out = torch.empty(shape, dtype=self.dtype if self._head is None else torch.float32)
+        stand = [(place, row.position + step) for row, place in zip(rows, places, strict=True) for step in range(row.count)]
+        tails, done = [], 0
+        for begin in range(0, count, MOST_ROWS):
+            end = min(count, begin + MOST_ROWS)
+            mine = [one - begin for one in wanted if begin <= one < end] if count > MOST_ROWS else wanted
+            self._pass(stand[begin:end], given[begin:end], mine, out[done : done + len(mine)])
+            done += len(mine)
+            if self.keep_tails:
+                tails.append(self._rooms.hidden(end - begin).to(self.dtype))
+        self.tails = list(torch.cat(tails).split([row.count for row in rows])) if tails else []
+        return out
+
+    def _pass(self, stand: list[tuple[Place, int]], given: torch.Tensor, wanted: list[int], out: torch.Tensor) -> None:
+        at = 0
+        room = self._places
+        for place, position in stand:
+            put(room, at, _where(place, position))
+            at += f.PLACE_FIELDS
+        put(self._wanted, 0, wanted)
+        self._rooms.reach(len(stand), max(position for _, position in stand) + 1)
+        one = self._team.next_pass()
+        told = one.given
+        told[f.STAGE] = address_of(self._plan)
+        put(told, f.COUNT, [len(stand), given.data_ptr(), address_of(self._wanted), len(wanted), out.data_ptr(), address_of(room)])
+        put(told, f.X, self._rooms.fields())
+        put(told, f.TABLES, self._tables.fields())
+        self._team.lead(one)
+
+
+def _where(place: Place, position: int) -> tuple[int, int, int, int, int]:
+    """The place's fields, bytes by the slab's strides."""
+    kv = place.slab.kv
+    sides, layers, each = (2 * stride for stride in kv.stride()[:3])
+    return kv.data_ptr() + each * place.index, layers, sides, place.slab.room, position
+
+
+def _head(decoder: Decoder, precision: str) -> tuple[Stored | None, bool]:
+    """In 8 bits where the rest has 4; and whether it is the embedding, which stays where that lies."""
+    if decoder.head is None:
+        return None, False
+    weight, bias = decoder.head.joined()
+    embedding = getattr(decoder.embed, "weight", None)
+    shared = precision == "bf16" and embedding is not None and embedding.data_ptr() == weight.data_ptr()
+    whole = weight if shared or precision != "bf16" else weight.clone()
+    return stored(whole, bias, "int8" if precision == "int4" else precision), shared
+
+
+def _plan(
+    decoder: Decoder, layers: list[Layer], head: Stored | None, kinds: list[str], hidden: int, rotated: int, inner: int, vocabulary: int
+) -> Any:
+    plan = fields(f.STAGE_FIELDS + f.LAYER_FIELDS * len(layers))
+    act = next(_ACTS[name] for name, act in lean_shape.ACTS.items() if act is decoder.act)
+    put(plan, 0, [hidden, decoder.heads, decoder.kv_heads, decoder.head_dim, rotated, inner, len(layers), act, vocabulary])
+    put(plan, f.EPS, [_bits(one or 0.0) for one in (decoder.eps, decoder.scale, decoder.softcap, decoder.logit_cap)])
+    plan[f.NORM] = 0 if decoder.norm is None else decoder.norm.data_ptr()
+    if head is not None:
+        put(plan, f.HEAD, head.fields())
+    for number, (layer, parts) in enumerate(zip(layers, decoder.layers, strict=True)):
+        at = f.STAGE_FIELDS + f.LAYER_FIELDS * number
+        for place, where in _NORMS.items():
+            plan[at + where] = layer[4][place].data_ptr() if place in layer[4] else 0
+        plan[at + f.HEAD_NORM] = 0 if layer[5] is None else layer[5].data_ptr()
+        plan[at + f.WINDOW] = parts.window or 0
+        plan[at + f.TABLE] = kinds.index(parts.kind) if len(kinds) > 1 else 0
+        for where, matrix in zip((f.QKV, f.OUT, f.GATE_UP, f.DOWN), layer[:4], strict=True):
+            put(plan, at + where, matrix.fields())
+    return plan
+
+
+_NORMS = {
+    "before_attention": f.BEFORE_ATTENTION,
+    "after_attention": f.AFTER_ATTENTION,
+    "before_mlp": f.BEFORE_MLP,
+    "after_mlp": f.AFTER_MLP,
+}

@@ -1,0 +1,223 @@
+"""Rows in 16 bits (`shorten.py`) times matrices of 8 and 4 bits.
+
+int8 lies row after row of the matrix, a scale for each. int4 lies as torch's packed kernel wants it (`runtime/int4_order.py`), column after
+column of blocks of rows, and each lane is a sum of its own; its whole numbers are added up over a group, exactly, before the group's scale
+and zero, which are bf16.
+"""
+
+from __future__ import annotations
+
+from runtime.native import fields as f
+from runtime.native.compiled import kernel, part
+from runtime.native.machine import (
+    add,
+    add_products,
+    as_numbers,
+    field,
+    fma,
+    high_first,
+    high_last,
+    load,
+    load_bf16,
+    load_bytes,
+    load_first,
+    load_pair,
+    load_second,
+    load_shorts,
+    low_first,
+    low_last,
+    mul,
+    no_wholes,
+    number,
+    number_bf16,
+    prefetch,
+    put,
+    spread,
+    store,
+    sub,
+    total,
+)
+from runtime.native.shorten import GROUP, numbers_at, shortened_bytes, sums_at
+
+AHEAD = 3_072
+BLOCK = 96
+
+
+@part
+def _ended(sums, row, matrix, column, out):
+    found = total(as_numbers(sums)) * number(field(matrix, f.SCALES), column) * number(row, 0)
+    if field(matrix, f.BIAS):
+        found += number_bf16(field(matrix, f.BIAS), column)
+    put(out, column, found)
+
+
+@kernel
+def _int8_one(row, matrix, width, out, column, ahead):
+    weight, x = field(matrix, f.WEIGHT), numbers_at(row, width)
+    first = column * width
+    second, third, fourth = first + width, first + 2 * width, first + 3 * width
+    zero = no_wholes()
+    a, b, c, d = zero, zero, zero, zero
+    asked = first + AHEAD
+    for k in range(0, width, 16):
+        if ahead:
+            prefetch(weight, asked)
+            asked += 64
+        v = load_shorts(x, k)
+        a = add_products(a, v, load_bytes(weight, first + k))
+        b = add_products(b, v, load_bytes(weight, second + k))
+        c = add_products(c, v, load_bytes(weight, third + k))
+        d = add_products(d, v, load_bytes(weight, fourth + k))
+    _ended(a, row, matrix, column, out)
+    _ended(b, row, matrix, column + 1, out)
+    _ended(c, row, matrix, column + 2, out)
+    _ended(d, row, matrix, column + 3, out)
+
+
+@kernel
+def _int8_three(row, each, matrix, width, out, stride, column):
+    weight = field(matrix, f.WEIGHT)
+    first = column * width
+    second, third, fourth = first + width, first + 2 * width, first + 3 * width
+    x = numbers_at(row, width)
+    y, z = x + each, x + 2 * each
+    zero = no_wholes()
+    ax, bx, cx, dx = zero, zero, zero, zero
+    ay, by, cy, dy = zero, zero, zero, zero
+    az, bz, cz, dz = zero, zero, zero, zero
+    for k in range(0, width, 16):
+        u, v, w = load_shorts(x, k), load_shorts(y, k), load_shorts(z, k)
+        one = load_bytes(weight, first + k)
+        ax, ay, az = add_products(ax, u, one), add_products(ay, v, one), add_products(az, w, one)
+        one = load_bytes(weight, second + k)
+        bx, by, bz = add_products(bx, u, one), add_products(by, v, one), add_products(bz, w, one)
+        one = load_bytes(weight, third + k)
+        cx, cy, cz = add_products(cx, u, one), add_products(cy, v, one), add_products(cz, w, one)
+        one = load_bytes(weight, fourth + k)
+        dx, dy, dz = add_products(dx, u, one), add_products(dy, v, one), add_products(dz, w, one)
+    _ended(ax, row, matrix, column, out)
+    _ended(bx, row, matrix, column + 1, out)
+    _ended(cx, row, matrix, column + 2, out)
+    _ended(dx, row, matrix, column + 3, out)
+    row, out = row + each, out + 4 * stride
+    _ended(ay, row, matrix, column, out)
+    _ended(by, row, matrix, column + 1, out)
+    _ended(cy, row, matrix, column + 2, out)
+    _ended(dy, row, matrix, column + 3, out)
+    row, out = row + each, out + 4 * stride
+    _ended(az, row, matrix, column, out)
+    _ended(bz, row, matrix, column + 1, out)
+    _ended(cz, row, matrix, column + 2, out)
+    _ended(dz, row, matrix, column + 3, out)
+
+
+@kernel
+def multiply_int8(x, rows, matrix, out, stride, begin, end):
+    width = field(matrix, f.WIDTH)
+    each = shortened_bytes(width)
+    for block in range(0, rows, BLOCK):
+        stop = min(rows, block + BLOCK)
+        for column in range(begin, end, 4):
+            row = block
+            while row + 3 <= stop:
+                _int8_three(x + row * each, each, matrix, width, out + 4 * row * stride, stride, column)
+                row += 3
+            while row < stop:
+                _int8_one(x + row * each, matrix, width, out + 4 * row * stride, column, row == 0)
+                row += 1
+
+
+@kernel
+def _group(matrix, group, column, sums, inputs, out):
+    """Adds a group's whole numbers times its scale, and the sum of what they were multiplied by times its zero."""
+    scales = field(matrix, f.SCALES)
+    at = group * field(matrix, f.ROWS) + column
+    scale = load_first(scales, at)
+    zero = sub(load_second(scales, at), mul(scale, spread(8.0)))
+    before = load(out, column) if group else spread(0.0)
+    store(out, column, fma(zero, inputs, fma(scale, as_numbers(sums), before)))
+
+
+@kernel
+def _int4_one(row, matrix, width, out, base, each, low, high):
+    """A row to 32 columns, which lie from byte `base` on, `each` bytes from one number of the row to the next: 16 from `low` on in the
+    lower halves, 16 from `high` on in the higher ones."""
+    weight, x, sums = field(matrix, f.WEIGHT), numbers_at(row, width), sums_at(row)
+    zero = no_wholes()
+    for group in range(width // GROUP):
+        a, b, c, d = zero, zero, zero, zero
+        for k in range(group * GROUP, group * GROUP + GROUP, 2):
+            at = base + k * each
+            prefetch(weight, at + AHEAD)
+            v = load_pair(x, k)
+            a = add_products(a, v, low_first(weight, at, at + each))
+            b = add_products(b, v, low_last(weight, at, at + each))
+            c = add_products(c, v, high_first(weight, at, at + each))
+            d = add_products(d, v, high_last(weight, at, at + each))
+        inputs = spread(number(sums, group))
+        _group(matrix, group, low, a, inputs, out)
+        _group(matrix, group, low + 8, b, inputs, out)
+        _group(matrix, group, high, c, inputs, out)
+        _group(matrix, group, high + 8, d, inputs, out)
+
+
+@kernel
+def _int4_three(row, step, matrix, width, out, stride, base, each, low, high):
+    weight, x = field(matrix, f.WEIGHT), numbers_at(row, width)
+    y, z = x + step, x + 2 * step
+    other, last = out + 4 * stride, out + 8 * stride
+    zero = no_wholes()
+    for group in range(width // GROUP):
+        one = spread(number(sums_at(row), group))
+        two = spread(number(sums_at(row + step), group))
+        three = spread(number(sums_at(row + 2 * step), group))
+        for half in range(2):
+            ax, bx, ay, by, az, bz = zero, zero, zero, zero, zero, zero
+            column = high if half else low
+            for k in range(group * GROUP, group * GROUP + GROUP, 2):
+                at = base + k * each
+                if half:
+                    a, b = high_first(weight, at, at + each), high_last(weight, at, at + each)
+                else:
+                    a, b = low_first(weight, at, at + each), low_last(weight, at, at + each)
+                v = load_pair(x, k)
+                ax, bx = add_products(ax, v, a), add_products(bx, v, b)
+                v = load_pair(y, k)
+                ay, by = add_products(ay, v, a), add_products(by, v, b)
+                v = load_pair(z, k)
+                az, bz = add_products(az, v, a), add_products(bz, v, b)
+            _group(matrix, group, column, ax, one, out)
+            _group(matrix, group, column + 8, bx, one, out)
+            _group(matrix, group, column, ay, two, other)
+            _group(matrix, group, column + 8, by, two, other)
+            _group(matrix, group, column, az, three, last)
+            _group(matrix, group, column + 8, bz, three, last)
+
+
+@kernel
+def _finished(row, matrix, out, begin):
+    """Sixteen columns times the row's scale, plus their bias."""
+    scale, bias = spread(number(row, 0)), field(matrix, f.BIAS)
+    for column in range(begin, begin + 16, 8):
+        found = mul(load(out, column), scale)
+        store(out, column, add(found, load_bf16(bias, column)) if bias else found)
+
+
+@kernel
+def multiply_int4(x, rows, matrix, out, stride, begin, end):
+    width, block = field(matrix, f.WIDTH), field(matrix, f.KIND) - f.INT4
+    step, each = shortened_bytes(width), block // 2
+    for number_of in range((end - begin) // block):
+        first = begin + number_of * block
+        for inner in range(0, each, 16):
+            base, low, high = first // 2 * width + inner, first + inner, first + each + inner
+            row = 0
+            while row + 3 <= rows:
+                _int4_three(x + row * step, step, matrix, width, out + 4 * row * stride, stride, base, each, low, high)
+                row += 3
+            while row < rows:
+                _int4_one(x + row * step, matrix, width, out + 4 * row * stride, base, each, low, high)
+                row += 1
+            for row in range(rows):
+                _finished(x + row * step, matrix, out + 4 * row * stride, low)
+                _finished(x + row * step, matrix, out + 4 * row * stride, high)
