@@ -7,9 +7,9 @@ keys and values lie in slabs (`kv_slabs.py`); a pass is laid out once (`lean_pas
 fifteen calls on tensors that exist already. The rotary tables are those that the model's own module gives.
 
 It is believed only after it gave what transformers gives (`lean_check.py`). The reference mode fp32 runs by transformers
-itself. For a row by itself the layers may be compiled, elsewhere (`compiled.py`). Rejected: kernels by numba (compiles at first use, no
-batches), CUDA graphs (nothing here to try them on). CUDA and MPS take the same code with the kernels that exist there:
-untried.
+itself. For a row by itself the layers may be compiled, elsewhere (`compiled.py`). Where a processor multiplies bf16 number by number whole
+stages go through kernels of this project's (`runtime/native/`); these layers stay for all others. Rejected: CUDA graphs (nothing here to
+try them on). CUDA and MPS take the same code with the kernels that exist there: untried.
 """
 
 from __future__ import annotations

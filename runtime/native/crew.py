@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
@@ -39,12 +40,43 @@ class Pass:
         start = address_of(self._room)
         self._skipped = -start % 64 // 8
         self.given[f.COMMON] = start + 8 * self._skipped
+        self.plan: _Fields | None = None
+        """Of its stage: a helper that is late reads it on its way out, when the stage itself may be gone."""
         self.address = address_of(self.given)
 
     @property
     def left(self) -> bool:
         """Whether no helper is inside."""
         return self._room[self._skipped + f.LINE * f.INSIDE] == 0
+
+
+class Company:
+    """Whether helpers are worth their company. Pure.
+
+    A helper that began a piece and lost its processor keeps everybody waiting, at each phase anew: with more threads about than processors
+    a pass takes many times as long together as alone. It shows in time that the one who leads spent neither computing nor looking. Then
+    the next passes are made alone, more of them each time it shows again.
+    """
+
+    _WAITED, _MOST = 0.2, 64
+    """Share of a pass; passes made alone."""
+
+    def __init__(self) -> None:
+        self._left, self._next = 0, 1
+
+    def wanted(self) -> bool:
+        if self._left:
+            self._left -= 1
+            return False
+        return True
+
+    def was(self, seconds: float, own: float) -> None:
+        """A pass in company took so long, `own` of it on the processor."""
+        if seconds - own <= self._WAITED * seconds:
+            self._next = 1
+            return
+        self._left = self._next
+        self._next = min(2 * self._next, self._MOST)
 
 
 class Crew:
@@ -71,7 +103,10 @@ class Crew:
                 others[number - 1] = address_of(thread)
         self._all[0][f.OTHERS] = address_of(others)
         self._kept = (ring, others, libc)
-        self._first = address_of(self._all[0])
+        self._first, self._company = address_of(self._all[0]), Company()
+        self._single = fields(f.THREAD_FIELDS)
+        put(self._single, 0, self._all[0][: f.THREAD_FIELDS])
+        self._single[f.THREADS] = 1
         self._helpers = [threading.Thread(target=run, args=(address_of(one), 0), daemon=True, name="kernels") for one in self._all[1:]]
         for helper in self._helpers:
             helper.start()
@@ -84,8 +119,15 @@ class Crew:
                     return one
             os.sched_yield()
 
-    def lead(self, one: Pass) -> None:
+    def lead(self, one: Pass, plan: _Fields) -> None:
+        """A pass through the stage that `plan` describes, its other fields written already."""
+        one.plan, one.given[f.STAGE] = plan, address_of(plan)
+        if self.threads == 1 or not self._company.wanted():
+            self._run(address_of(self._single), one.address)
+            return
+        began, own = time.perf_counter(), time.thread_time()
         self._run(self._first, one.address)
+        self._company.was(time.perf_counter() - began, time.thread_time() - own)
 
     def stop(self) -> None:
         """Helpers end, and then nothing looks at this memory any more; nothing is asked of it after that."""

@@ -266,11 +266,10 @@ class NativeRunner:
         self._rooms.reach(len(stand), max(position for _, position in stand) + 1)
         one = self._team.next_pass()
         told = one.given
-        told[f.STAGE] = address_of(self._plan)
         put(told, f.COUNT, [len(stand), given.data_ptr(), address_of(self._wanted), len(wanted), out.data_ptr(), address_of(room)])
         put(told, f.X, self._rooms.fields())
         put(told, f.TABLES, self._tables.fields())
-        self._team.lead(one)
+        self._team.lead(one, self._plan)
 
 
 def _where(place: Place, position: int) -> tuple[int, int, int, int, int]:

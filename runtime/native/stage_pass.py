@@ -11,7 +11,7 @@ from runtime.native.machine import add, as_bf16, field, field_float, load, load_
 from runtime.native.products import multiply
 from runtime.native.rows import attend, capped, gate, norm, place
 from runtime.native.shorten import GROUP, shorten, shortened_bytes
-from runtime.native.team import NONE, begin, end, entered, leave, over, sleep, take
+from runtime.native.team import NONE, begin, end, entered, leave, open_phase, over, sleep, take
 
 _PIECES = 64
 """Of a matrix for each thread, at most."""
@@ -241,6 +241,14 @@ def lead(thread, given):
 
 
 @kernel
+def lead_alone(thread, given):
+    """A pass that nobody may help with."""
+    open_phase(field(given, f.COMMON), 1, 0)
+    _run(given, thread)
+    return 0
+
+
+@kernel
 def help_out(thread, _unused):
     """Helps with every pass until it is told to stop."""
     looks = 0
@@ -262,4 +270,6 @@ def help_out(thread, _unused):
 @kernel
 def run(thread, given):
     """What is called from outside: a pass, or (`given` nought) a helper's life."""
-    return lead(thread, given) if given else help_out(thread, given)
+    if not given:
+        return help_out(thread, given)
+    return lead(thread, given) if field(thread, f.THREADS) > 1 else lead_alone(thread, given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,16 @@ def test_a_crowd_of_passes_with_helpers_that_come_and_go(kernels_here: Crew, tmp
         for runner in runners:
             runner.release(0)
         assert torch.equal(alone(runners, tokens), right)
+
+
+def test_a_stage_may_go_while_a_helper_still_leaves_its_last_pass(kernels_here: Crew, tmp_path: Path) -> None:
+    (runner,) = natives(tmp_path, "llama", "bf16")
+    tokens = words(3, 12)
+    plan = weakref.ref(runner._plan)
+    alone([runner], tokens)
+    del runner
+    gc.collect()
+    assert plan() is not None, "a late helper reads it"
 
 
 def test_only_what_is_asked_for_comes_back(tmp_path: Path) -> None:
