@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
@@ -25,6 +26,8 @@ from bench.bars import Bar
 from bench.crowd import LONGEST, pace, prompts
 from bench.whole_worker import LAYERS, WholeWorker
 from bootstrap.demo_model import demo_model
+from node.worker_process import kernels_folder
+from runtime.native.kernels import FOLDER
 
 ASKED: dict[str, Any] = {
     "decode": {"int4": 5.0, "int8": 3.5, "bf16": 2.0},
@@ -33,6 +36,7 @@ ASKED: dict[str, Any] = {
     "quality": {"int8": 1.0, "int4": 6.0},
 }
 PRECISIONS = ("int4", "int8", "bf16")
+CROWDS = ("int8", "bf16")
 NEW, CROWD_NEW = 48, 176
 PARTS = ("decode", "prefill", "aggregate", "quality", "memory")
 
@@ -44,6 +48,7 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        os.environ[FOLDER] = kernels_folder()
         torch.set_num_threads(2)
         self.folder = demo_model()
         self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.bfloat16).eval()
@@ -159,20 +164,25 @@ def aggregate(bench: Bench, rounds: int) -> dict[str, Any]:
 async def _aggregate(bench: Bench, rounds: int, count: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {}
     asked = prompts(bench.words, count, CROWD_NEW)
-    with tempfile.TemporaryDirectory(prefix="mf-bench-") as place:
-        async with WholeWorker(Path(place), "bf16") as worker:
-            for _ in range(rounds):
-                hf = bench.hf_decode(bench.words[:64])
-                began = time.monotonic()
-                found = pace(began, await worker.replies(asked, CROWD_NEW))
-                taken.setdefault("bf16", []).append(found.steady * hf)
-                taken.setdefault("joining bf16", []).append(found.joining * hf)
-                print(f"  {count} together: {found.steady * hf:.1f} x, joining {found.joining * hf:.1f} x", file=sys.stderr, flush=True)
-    crowd = Crowd(bench, "bf16", count)
-    for _ in range(rounds):
-        hf = bench.hf_decode(bench.words[:64])
-        taken.setdefault("runner bf16", []).append(hf * count / crowd.step_seconds())
-    crowd.leave()
+    for name in CROWDS:
+        with tempfile.TemporaryDirectory(prefix="mf-bench-") as place:
+            async with WholeWorker(Path(place), name) as worker:
+                for _ in range(rounds):
+                    hf = bench.hf_decode(bench.words[:64])
+                    began = time.monotonic()
+                    found = pace(began, await worker.replies(asked, CROWD_NEW))
+                    taken.setdefault(name, []).append(found.steady * hf)
+                    taken.setdefault(f"joining {name}", []).append(found.joining * hf)
+                    print(
+                        f"  {count} together in {name}: {found.steady * hf:.1f} x, joining {found.joining * hf:.1f} x",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+        crowd = Crowd(bench, name, count)
+        for _ in range(rounds):
+            hf = bench.hf_decode(bench.words[:64])
+            taken.setdefault(f"runner {name}", []).append(hf * count / crowd.step_seconds())
+        crowd.leave()
     return {name: round(statistics.median(each), 1) for name, each in taken.items()}
 
 
@@ -269,7 +279,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
         lines.append(Bar(f"prefill of 128 tokens at {name}, {by}", f"≥ {ASKED['prefill']} ×", f"{ratio} ×"))
     for count, ratios in found.get("aggregate", {}).get("ratio", {}).items():
         for name, ratio in ratios.items():
-            asked = f"≥ {ASKED['aggregate'][count]} ×" if name == "bf16" else ""
+            asked = f"≥ {ASKED['aggregate'][count]} ×" if name in CROWDS else ""
             lines.append(Bar(f"{count} sequences together, {name}, {by} alone", asked, f"{ratio} ×"))
     for name, worse in found.get("quality", {}).get("worse_percent", {}).items():
         lines.append(Bar(f"perplexity at {name} over bf16's", f"≤ {ASKED['quality'][name]} %", f"{worse} %"))

@@ -1,7 +1,7 @@
 """Tokenizer and chat template of a model, and text out of a stream of tokens.
 
 A template is a program by a stranger. transformers renders it in jinja2's immutable sandbox, which stops it from touching
-objects but not from looping, so a timer signal ends it after 250 ms. The signal's exception isn't an `Exception`:
+objects but not from looping, so a timer signal ends it after 250 ms on the processor: waiting for one isn't its fault. The signal's exception isn't an `Exception`:
 nothing in the template engine can swallow it. (A thread can't be ended, a trace function slows every line.)
 """
 
@@ -38,18 +38,18 @@ class _TooLong(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `_TooLong` in the main thread after `seconds`."""
+    """Raises `_TooLong` in the main thread after the process computed for `seconds`."""
 
     def ring(_signal: int, _frame: Any) -> None:
         raise _TooLong
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -14,10 +14,7 @@ from __future__ import annotations
 from runtime.native import fields as f
 from runtime.native.compiled import kernel, part
 from runtime.native.machine import field, fma, load, load_bf16, number_bf16, prefetch, put, spread, total
-from runtime.native.whole_products import AHEAD, multiply_int4, multiply_int8
-
-BLOCK = 48
-"""Rows of activations that stay near while a matrix passes by."""
+from runtime.native.whole_products import AHEAD, COLUMNS, ask, multiply_int4, multiply_int8
 
 
 @part
@@ -90,16 +87,19 @@ def _three(x, weight, bias, width, out, stride, column):
 @kernel
 def _multiply_bf16(x, rows, matrix, out, stride, begin, end):
     weight, bias, width = field(matrix, f.WEIGHT), field(matrix, f.BIAS), field(matrix, f.WIDTH)
-    for block in range(0, rows, BLOCK):
-        stop = min(rows, block + BLOCK)
-        for column in range(begin, end, 4):
-            row = block
-            while row + 3 <= stop:
+    for first in range(begin, end, COLUMNS):
+        last = min(end, first + COLUMNS)
+        if rows > 1:
+            ask(weight, 2 * last * width, 2 * COLUMNS * width)
+        row = 0
+        while row + 3 <= rows:
+            for column in range(first, last, 4):
                 _three(x + 4 * row * width, weight, bias, width, out + 4 * row * stride, stride, column)
-                row += 3
-            while row < stop:
-                _one(x + 4 * row * width, weight, bias, width, out + 4 * row * stride, column, row == 0)
-                row += 1
+            row += 3
+        while row < rows:
+            for column in range(first, last, 4):
+                _one(x + 4 * row * width, weight, bias, width, out + 4 * row * stride, column, rows == 1)
+            row += 1
 
 
 @kernel

@@ -40,7 +40,17 @@ from runtime.native.machine import (
 from runtime.native.shorten import GROUP, numbers_at, shortened_bytes, sums_at
 
 AHEAD = 3_072
-BLOCK = 96
+"""Bytes by which a row by itself asks for weights before it needs them."""
+COLUMNS = 16
+"""Of several rows that are made together: a whole line of each row of the result. With fewer each line is fetched anew, and rows that are a
+multiple of 4 KiB apart drive each other out of the cache."""
+
+
+@kernel
+def ask(weight, begin, count):
+    """For so many bytes, which come while others are used."""
+    for at in range(begin, begin + count, 64):
+        prefetch(weight, at)
 
 
 @part
@@ -115,16 +125,19 @@ def _int8_three(row, each, matrix, width, out, stride, column):
 def multiply_int8(x, rows, matrix, out, stride, begin, end):
     width = field(matrix, f.WIDTH)
     each = shortened_bytes(width)
-    for block in range(0, rows, BLOCK):
-        stop = min(rows, block + BLOCK)
-        for column in range(begin, end, 4):
-            row = block
-            while row + 3 <= stop:
+    for first in range(begin, end, COLUMNS):
+        last = min(end, first + COLUMNS)
+        if rows > 1:
+            ask(field(matrix, f.WEIGHT), last * width, COLUMNS * width)
+        row = 0
+        while row + 3 <= rows:
+            for column in range(first, last, 4):
                 _int8_three(x + row * each, each, matrix, width, out + 4 * row * stride, stride, column)
-                row += 3
-            while row < stop:
-                _int8_one(x + row * each, matrix, width, out + 4 * row * stride, column, row == 0)
-                row += 1
+            row += 3
+        while row < rows:
+            for column in range(first, last, 4):
+                _int8_one(x + row * each, matrix, width, out + 4 * row * stride, column, rows == 1)
+            row += 1
 
 
 @kernel
@@ -162,7 +175,7 @@ def _int4_one(row, matrix, width, out, base, each, low, high):
 
 
 @kernel
-def _int4_three(row, step, matrix, width, out, stride, base, each, low, high):
+def _int4_three(row, step, matrix, width, out, stride, base, each, low, high, asks):
     weight, x = field(matrix, f.WEIGHT), numbers_at(row, width)
     y, z = x + step, x + 2 * step
     other, last = out + 4 * stride, out + 8 * stride
@@ -176,6 +189,8 @@ def _int4_three(row, step, matrix, width, out, stride, base, each, low, high):
             column = high if half else low
             for k in range(group * GROUP, group * GROUP + GROUP, 2):
                 at = base + k * each
+                if asks:
+                    prefetch(weight, at + AHEAD)
                 if half:
                     a, b = high_first(weight, at, at + each), high_last(weight, at, at + each)
                 else:
@@ -213,7 +228,7 @@ def multiply_int4(x, rows, matrix, out, stride, begin, end):
             base, low, high = first // 2 * width + inner, first + inner, first + each + inner
             row = 0
             while row + 3 <= rows:
-                _int4_three(x + row * step, step, matrix, width, out + 4 * row * stride, stride, base, each, low, high)
+                _int4_three(x + row * step, step, matrix, width, out + 4 * row * stride, stride, base, each, low, high, row == 0)
                 row += 3
             while row < rows:
                 _int4_one(x + row * step, matrix, width, out + 4 * row * stride, base, each, low, high)
