@@ -1,8 +1,9 @@
 """Tokenizer and chat template of a model, and text out of a stream of tokens.
 
 A template is a program by a stranger. transformers renders it in jinja2's immutable sandbox, which stops it from touching
-objects but not from looping, so a timer signal ends it after 250 ms on the processor: waiting for one isn't its fault. The signal's exception isn't an `Exception`:
-nothing in the template engine can swallow it. (A thread can't be ended, a trace function slows every line.)
+objects but not from looping, so a timer signal ends it after 250 ms on the processor (to wait for one isn't its fault). The signal's
+exception isn't an `Exception`: nothing in the template engine can swallow it. (A thread can't be ended, a trace function slows every
+line.)
 """
 
 from __future__ import annotations
