@@ -140,15 +140,19 @@ def multiply_int8(x, rows, matrix, out, stride, begin, end):
             row += 1
 
 
-@kernel
-def _group(matrix, group, column, sums, inputs, out):
-    """Adds a group's whole numbers times its scale, and the sum of what they were multiplied by times its zero."""
-    scales = field(matrix, f.SCALES)
-    at = group * field(matrix, f.ROWS) + column
+@part
+def _with_group(before, scales, at, sums, inputs):
+    """A group's whole numbers times its scale, and the sum of what they were multiplied by times its zero, added to eight columns."""
     scale = load_first(scales, at)
     zero = sub(load_second(scales, at), mul(scale, spread(8.0)))
+    return fma(zero, inputs, fma(scale, as_numbers(sums), before))
+
+
+@part
+def _group(matrix, group, column, sums, inputs, out):
+    """The same where other rows are made beside."""
     before = load(out, column) if group else spread(0.0)
-    store(out, column, fma(zero, inputs, fma(scale, as_numbers(sums), before)))
+    store(out, column, _with_group(before, field(matrix, f.SCALES), group * field(matrix, f.ROWS) + column, sums, inputs))
 
 
 @kernel
@@ -156,22 +160,33 @@ def _int4_one(row, matrix, width, out, base, each, low, high):
     """A row to 32 columns, which lie from byte `base` on, `each` bytes from one number of the row to the next: 16 from `low` on in the
     lower halves, 16 from `high` on in the higher ones."""
     weight, x, sums = field(matrix, f.WEIGHT), numbers_at(row, width), sums_at(row)
-    zero = no_wholes()
+    scales, rows = field(matrix, f.SCALES), field(matrix, f.ROWS)
+    zero, none = no_wholes(), spread(0.0)
+    one, two, three, four = none, none, none, none
     for group in range(width // GROUP):
         a, b, c, d = zero, zero, zero, zero
-        for k in range(group * GROUP, group * GROUP + GROUP, 2):
+        for k in range(group * GROUP, group * GROUP + GROUP, 4):
             at = base + k * each
+            then = at + 2 * each
             prefetch(weight, at + AHEAD)
-            v = load_pair(x, k)
+            v, w = load_pair(x, k), load_pair(x, k + 2)
             a = add_products(a, v, low_first(weight, at, at + each))
             b = add_products(b, v, low_last(weight, at, at + each))
             c = add_products(c, v, high_first(weight, at, at + each))
             d = add_products(d, v, high_last(weight, at, at + each))
-        inputs = spread(number(sums, group))
-        _group(matrix, group, low, a, inputs, out)
-        _group(matrix, group, low + 8, b, inputs, out)
-        _group(matrix, group, high, c, inputs, out)
-        _group(matrix, group, high + 8, d, inputs, out)
+            a = add_products(a, w, low_first(weight, then, then + each))
+            b = add_products(b, w, low_last(weight, then, then + each))
+            c = add_products(c, w, high_first(weight, then, then + each))
+            d = add_products(d, w, high_last(weight, then, then + each))
+        inputs, place = spread(number(sums, group)), group * rows
+        one = _with_group(one, scales, place + low, a, inputs)
+        two = _with_group(two, scales, place + low + 8, b, inputs)
+        three = _with_group(three, scales, place + high, c, inputs)
+        four = _with_group(four, scales, place + high + 8, d, inputs)
+    store(out, low, one)
+    store(out, low + 8, two)
+    store(out, high, three)
+    store(out, high + 8, four)
 
 
 @kernel
