@@ -161,7 +161,7 @@ class NativeRunner:
         with torch.inference_mode():
             kinds = sorted({parts.kind for parts in decoder.layers}) if decoder.by_kind else [decoder.layers[0].kind]
             self._tables = _Tables(Rotary(decoder.rotary, decoder.by_kind, stage.dtype, stage.device), kinds)
-            self._head, shared = _head(decoder, precision)
+            self._head, self._tied = _head(decoder, precision)
         self._check_tables(decoder)
         heads = decoder.heads + 2 * decoder.kv_heads
         inner = layers[0][2].rows // 2
@@ -174,7 +174,7 @@ class NativeRunner:
         self._places, self._wanted = fields(f.PLACE_FIELDS * MOST_ROWS), fields(MOST_ROWS)
         embedding = getattr(decoder.embed, "weight", None)
         self.weight_bytes = sum(one.nbytes for layer in layers for one in layer[:4])
-        self.weight_bytes += (0 if self._head is None or shared else self._head.nbytes) + (0 if embedding is None else embedding.nbytes)
+        self.weight_bytes += (0 if self._head is None else self._head.nbytes) + (0 if embedding is None else embedding.nbytes)
         self.decoder = replace(decoder, layers=[], embed=None, head=None)
 
     def _check_tables(self, decoder: Decoder) -> None:
@@ -208,6 +208,8 @@ class NativeRunner:
                 raise Conflict(f"slot {row.slot} can't take {row.count} positions from {row.position} on")
             places.append(self._slabs.reach(row.slot, row.position + row.count))
         given = self._given(rows, hidden)
+        if self._tied and self._embed is not None:
+            self._plan[f.HEAD + f.WEIGHT] = self._embed.weight.data_ptr()
         self._tables.reach(max(row.position + row.count for row in rows))
         wanted = self._wants(rows)
         out = self._passes(rows, places, given, wanted)
@@ -280,14 +282,16 @@ def _where(place: Place, position: int) -> tuple[int, int, int, int, int]:
 
 
 def _head(decoder: Decoder, precision: str) -> tuple[Stored | None, bool]:
-    """In 8 bits where the rest has 4; and whether it is the embedding, which stays where that lies."""
+    """In 8 bits where the rest has 4; and whether it is the embedding: no tensor then, since that is moved once a stage is loaded, and what
+    it lay on goes."""
     if decoder.head is None:
         return None, False
     weight, bias = decoder.head.joined()
     embedding = getattr(decoder.embed, "weight", None)
     shared = precision == "bf16" and embedding is not None and embedding.data_ptr() == weight.data_ptr()
-    whole = weight if shared or precision != "bf16" else weight.clone()
-    return stored(whole, bias, "int8" if precision == "int4" else precision), shared
+    if shared:
+        return Stored(f.BF16, torch.empty(0, dtype=weight.dtype), None, bias, *weight.shape), True
+    return stored(weight.clone() if precision == "bf16" else weight, bias, "int8" if precision == "int4" else precision), False
 
 
 def _plan(

@@ -110,6 +110,20 @@ def test_a_stage_may_go_while_a_helper_still_leaves_its_last_pass(kernels_here: 
     assert plan() is not None, "a late helper reads it"
 
 
+def test_a_head_that_is_the_embedding_goes_where_that_goes(tmp_path: Path) -> None:
+    """Nothing of what it came on is kept: a loaded stage lets that go."""
+    (runner,) = natives(tmp_path, "llama, tied, biases", "bf16")
+    tokens = words(4, 9)
+    right = alone([runner], tokens)
+    embedding = runner.kept[0]
+    came = weakref.ref(embedding.weight)
+    embedding._parameters["weight"] = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    gc.collect()
+    assert came() is None
+    runner.release(0)
+    assert torch.equal(alone([runner], tokens), right)
+
+
 def test_only_what_is_asked_for_comes_back(tmp_path: Path) -> None:
     first, last = natives(tmp_path, "llama", "bf16", 2)
     tokens = words(4, 9)
