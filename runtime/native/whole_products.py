@@ -85,26 +85,27 @@ def _int8_one(row, matrix, width, out, column, ahead):
 
 
 @kernel
-def _int8_three(row, each, matrix, width, out, stride, column):
+def _int8_two(row, each, matrix, width, out, stride, column):
+    """Two rows to four columns: with three, what is added up no longer fits the registers (SmolLM2, 48 rows, one Zen 4 core: 34 products a
+    nanosecond in place of 39)."""
     weight = field(matrix, f.WEIGHT)
     first = column * width
     second, third, fourth = first + width, first + 2 * width, first + 3 * width
     x = numbers_at(row, width)
-    y, z = x + each, x + 2 * each
+    y = x + each
     zero = no_wholes()
     ax, bx, cx, dx = zero, zero, zero, zero
     ay, by, cy, dy = zero, zero, zero, zero
-    az, bz, cz, dz = zero, zero, zero, zero
     for k in range(0, width, 16):
-        u, v, w = load_shorts(x, k), load_shorts(y, k), load_shorts(z, k)
+        u, v = load_shorts(x, k), load_shorts(y, k)
         one = load_bytes(weight, first + k)
-        ax, ay, az = add_products(ax, u, one), add_products(ay, v, one), add_products(az, w, one)
+        ax, ay = add_products(ax, u, one), add_products(ay, v, one)
         one = load_bytes(weight, second + k)
-        bx, by, bz = add_products(bx, u, one), add_products(by, v, one), add_products(bz, w, one)
+        bx, by = add_products(bx, u, one), add_products(by, v, one)
         one = load_bytes(weight, third + k)
-        cx, cy, cz = add_products(cx, u, one), add_products(cy, v, one), add_products(cz, w, one)
+        cx, cy = add_products(cx, u, one), add_products(cy, v, one)
         one = load_bytes(weight, fourth + k)
-        dx, dy, dz = add_products(dx, u, one), add_products(dy, v, one), add_products(dz, w, one)
+        dx, dy = add_products(dx, u, one), add_products(dy, v, one)
     _ended(ax, row, matrix, column, out)
     _ended(bx, row, matrix, column + 1, out)
     _ended(cx, row, matrix, column + 2, out)
@@ -114,11 +115,6 @@ def _int8_three(row, each, matrix, width, out, stride, column):
     _ended(by, row, matrix, column + 1, out)
     _ended(cy, row, matrix, column + 2, out)
     _ended(dy, row, matrix, column + 3, out)
-    row, out = row + each, out + 4 * stride
-    _ended(az, row, matrix, column, out)
-    _ended(bz, row, matrix, column + 1, out)
-    _ended(cz, row, matrix, column + 2, out)
-    _ended(dz, row, matrix, column + 3, out)
 
 
 @kernel
@@ -130,10 +126,10 @@ def multiply_int8(x, rows, matrix, out, stride, begin, end):
         if rows > 1:
             ask(field(matrix, f.WEIGHT), last * width, COLUMNS * width)
         row = 0
-        while row + 3 <= rows:
+        while row + 2 <= rows:
             for column in range(first, last, 4):
-                _int8_three(x + row * each, each, matrix, width, out + 4 * row * stride, stride, column)
-            row += 3
+                _int8_two(x + row * each, each, matrix, width, out + 4 * row * stride, stride, column)
+            row += 2
         while row < rows:
             for column in range(first, last, 4):
                 _int8_one(x + row * each, matrix, width, out + 4 * row * stride, column, rows == 1)
