@@ -20,7 +20,7 @@ from math import prod
 
 import torch
 
-from protocol.errors import Busy
+from protocol.errors import Busy, Conflict
 
 ROOMS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 PLACES = 32
@@ -106,6 +106,22 @@ class Slabs:
             self._leave(place)
         self.places[slot] = moved
         return moved
+
+    def follow(self, slot: int, position: int, count: int) -> Place:
+        """As `reach`, for `count` positions from `position` on; `Conflict` where they don't follow what the slot holds."""
+        held = self.places.get(slot)
+        if position > (0 if held is None else held.length) or count < 1:
+            raise Conflict(f"slot {slot} can't take {count} positions from {position} on")
+        return self.reach(slot, position + count)
+
+    def crop(self, slot: int, position: int) -> None:
+        """What lies at and beyond `position` doesn't count any more; `Conflict` where less is held."""
+        place = self.places.get(slot)
+        held = 0 if place is None else place.length
+        if position > held:
+            raise Conflict(f"slot {slot} holds {held} positions, it can't go back to {position}")
+        if place is not None:
+            place.length = position
 
     def release(self, slot: int) -> None:
         place = self.places.pop(slot, None)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from protocol.errors import BadInput, Conflict
+from protocol.errors import BadInput
 from runtime.kv_slabs import Place, Shape, Slabs
 from runtime.lean_pass import Alone, Heads, Pass, Together, lay_out
 from runtime.lean_shape import Decoder, LayerParts, Matrix
@@ -249,24 +249,14 @@ class LeanRunner:
 
     def crop(self, slot: int, position: int) -> None:
         self._laid_out.pop(slot, None)
-        place = self._slabs.places.get(slot)
-        held = 0 if place is None else place.length
-        if position > held:
-            raise Conflict(f"slot {slot} holds {held} positions, it can't go back to {position}")
-        if place is not None:
-            place.length = position
+        self._slabs.crop(slot, position)
 
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         with torch.inference_mode():
             return self._run(rows, hidden)
 
     def _run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
-        places = []
-        for row in rows:
-            held = self._slabs.places.get(row.slot)
-            if row.position > (0 if held is None else held.length) or row.count < 1:
-                raise Conflict(f"slot {row.slot} can't take {row.count} positions from {row.position} on")
-            places.append(self._slabs.reach(row.slot, row.position + row.count))
+        places = [self._slabs.follow(row.slot, row.position, row.count) for row in rows]
         laid = self._lay_out(rows, places)
         x = self._enter(rows, hidden, laid)
         tables = {kind: self._rotary.at(kind, laid.positions) for kind in self._kinds}

@@ -12,7 +12,6 @@ import ctypes
 import fcntl
 import functools
 import importlib.metadata
-import logging
 import mmap
 import os
 import platform
@@ -22,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import blake3
-
-log = logging.getLogger(__name__)
 
 FOLDER = "MF_KERNELS"
 """The variable that names the folder; "off": no kernels."""

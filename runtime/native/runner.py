@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from protocol.errors import BadInput, Conflict
+from protocol.errors import BadInput
 from runtime import lean_shape
 from runtime.kv_slabs import Place, Shape, Slabs
 from runtime.lean import Rotary
@@ -114,17 +114,14 @@ class _Rooms:
         self._rows = self._positions = 0
         self._all, self._scores = torch.empty(0), torch.empty(0)
 
-    def reach(self, rows: int, positions: int) -> bool:
-        """Whether anything lies elsewhere now."""
-        if rows <= self._rows and positions <= self._positions:
-            return False
+    def reach(self, rows: int, positions: int) -> None:
+        """Makes room where there isn't enough."""
         if rows > self._rows:
             self._rows = MOST_ROWS if rows > 8 else 8 if rows > 1 else 1
             self._all = torch.empty(self._rows * (sum(self._widths) + self._short))
         if positions > self._positions:
             self._positions = 1 << max(9, (positions - 1).bit_length())
             self._scores = torch.empty(self._threads * (self._positions + LANES))
-        return True
 
     def fields(self) -> list[int]:
         found, at = [], self._all.data_ptr()
@@ -189,24 +186,14 @@ class NativeRunner:
         self._slabs.release(slot)
 
     def crop(self, slot: int, position: int) -> None:
-        place = self._slabs.places.get(slot)
-        held = 0 if place is None else place.length
-        if position > held:
-            raise Conflict(f"slot {slot} holds {held} positions, it can't go back to {position}")
-        if place is not None:
-            place.length = position
+        self._slabs.crop(slot, position)
 
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         with torch.inference_mode():
             return self._run(rows, hidden)
 
     def _run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
-        places = []
-        for row in rows:
-            held = self._slabs.places.get(row.slot)
-            if row.position > (0 if held is None else held.length) or row.count < 1:
-                raise Conflict(f"slot {row.slot} can't take {row.count} positions from {row.position} on")
-            places.append(self._slabs.reach(row.slot, row.position + row.count))
+        places = [self._slabs.follow(row.slot, row.position, row.count) for row in rows]
         given = self._given(rows, hidden)
         if self._tied and self._embed is not None:
             self._plan[f.HEAD + f.WEIGHT] = self._embed.weight.data_ptr()

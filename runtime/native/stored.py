@@ -12,9 +12,8 @@ from runtime.linear import GROUP, round_int4
 from runtime.linear_int8 import round_int8
 from runtime.native import fields as f
 
-COLUMNS = 32
-"""A matrix has a multiple of so many rows, and of `LANES` numbers in each."""
 LANES = 8
+"""A matrix has a multiple of so many rows, and numbers in each."""
 
 
 @dataclass(frozen=True)
