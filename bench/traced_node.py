@@ -44,8 +44,10 @@ def trace(path: str) -> None:
 
     def begin_step(self: Worker, params: Step, done: Callable[[Stepped | MfError], None]) -> None:
         def noted(answer: Stepped | MfError) -> None:
+            nonlocal frames
             done(answer)
             if isinstance(answer, Stepped):
+                frames += answer.sent > 0
                 kept.append((params.session, params.position, params.count, answer.began, answer.began + answer.seconds))
 
         ordinary(self, params, noted)

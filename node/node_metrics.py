@@ -47,6 +47,7 @@ def _engine_readings(room: StageRoom) -> Iterable[Reading]:
     yield Reading("mf_engine_passes", "Passes since the worker started", told.passes)
     yield Reading("mf_engine_pass_seconds", "Seconds in them", told.seconds)
     yield Reading("mf_engine_rows", "Sequences in them, added up", told.rows)
+    yield Reading("mf_engine_sent_on", "Tokens' steps that the worker sent to the next stage by itself", told.sent)
     for part in ("prompt", "reply", "reused", "drafted", "right"):
         yield Reading(
             "mf_engine_tokens",

@@ -14,6 +14,7 @@ from node.evidence_store import EvidenceStore
 from node.explain import Explainer
 from node.generate import Generator
 from node.kept_prefixes import KeptPrefixes
+from node.lanes import Lanes
 from node.machine import default_memory
 from node.route import Router
 from node.serve_layers import LayerServer
@@ -50,7 +51,7 @@ def make_running(base: Base, storing: Storing, turn: Turn, compiled: Callable[[s
     room = StageRoom(worker, storing.assembled, config.max_memory or default_memory(), storing.assembled.used, engines)
     room.compiled = compiled
     steps = Steps(network, turn)
-    stages = StageServer(network, steps, locator, room, worker, config.lend in ("compute", "both"))
+    stages = StageServer(network, steps, locator, room, worker, config.lend in ("compute", "both"), Lanes(network, worker))
     stages.seal = partial(seal_prints, base.identity.key)
     stages.prefer(swarm.trusted)
     router = Router(me, swarm, room, config.privacy, config.ends, config.round_trip_budget, stages.figures.peers)

@@ -15,10 +15,12 @@ import logging
 import time
 from collections.abc import Callable
 
+from node.lanes import Lanes
 from node.locate import Locator
 from node.network.interface import Network, Stream, StreamClosed
+from node.stage_parts import StageParts
 from node.stage_room import StageRoom
-from node.stage_session import StageParts, StageSession, located_for
+from node.stage_session import StageSession, located_for
 from node.statements import Seal
 from node.step_log import LogRoom
 from node.steps import Steps
@@ -36,8 +38,18 @@ LEAVING = 2.0
 
 
 class StageServer:
-    def __init__(self, network: Network, steps: Steps, locator: Locator, room: StageRoom, worker: Worker, lends_compute: bool) -> None:
-        self._parts = StageParts(network.peer_id, steps, locator, room, worker, LogRoom())
+    def __init__(
+        self,
+        network: Network,
+        steps: Steps,
+        locator: Locator,
+        room: StageRoom,
+        worker: Worker,
+        lends_compute: bool,
+        lanes: Lanes | None = None,
+    ) -> None:
+        """`lanes`: how the worker sends on by itself; None: all goes by this node."""
+        self._parts = StageParts(network.peer_id, steps, locator, room, worker, LogRoom(), lanes=lanes)
         self.figures = self._parts.figures
         self._lends = lends_compute
         self._streams: dict[Stream, OpenSession] = {}

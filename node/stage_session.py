@@ -15,29 +15,29 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
-from node.ending import Ending, left_by
-from node.figures import Figures
-from node.locate import Located, Locator
+from node.ending import left_by
+from node.locate import Located
 from node.prompt_scores import packed_scores
 from node.stage_checks import WIDTH, all_finite, check_route
-from node.stage_room import StageRoom
-from node.stage_times import with_own
-from node.statements import WAITING_BYTES, Seal, Statements
-from node.step_log import LEFT_SECONDS, LogRoom, StepLog
-from node.steps import Steps
+from node.stage_parts import StageParts
+from node.statements import Statements
+from node.step_log import LEFT_SECONDS, StepLog
+from node.straight import Straight
 from node.waiting_line import PEERS_MOST, Asker
-from node.worker import STEP_SECONDS, Worker
+from node.worker import STEP_SECONDS
 from protocol import limits
 from protocol.errors import BadInput, Conflict, DeadlineExceeded, MfError, NotFound, PeerFault
 from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, Reroute, StepHead, TokenLogprob
+from protocol.step_times import with_own
 from runtime.drafting import Drafter
-from runtime.interface import UNCHECKED, OpenSequence, Step, Stepped
+from runtime.interface import UNCHECKED, Onward, OpenSequence, Step, Stepped
 from runtime.memory import TRAVELS
 
 log = logging.getLogger(__name__)
@@ -52,24 +52,6 @@ class Incoming:
     head: StepHead
     raw: memoryview
     count: int
-
-
-@dataclass
-class StageParts:
-    """What every session of a node works with."""
-
-    me: PeerId
-    steps: Steps
-    locator: Locator
-    room: StageRoom
-    worker: Worker
-    logs: LogRoom
-    figures: Figures = field(default_factory=Figures)
-    seal: Seal | None = None
-    unprinted: LogRoom = field(default_factory=lambda: LogRoom(WAITING_BYTES))
-    trusted: Callable[[PeerId], bool] = lambda _peer: False
-    """Whose sessions go before strangers'."""
-    ending: Ending = field(default_factory=Ending)
 
 
 class StageSession:
@@ -93,6 +75,7 @@ class StageSession:
         self._log = StepLog(parts.logs)
         self._due = 0
         self._stepped = False
+        self._straight = Straight(parts.lanes)
         self._begun: float | None = None
         self._hidden: int | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -116,6 +99,11 @@ class StageSession:
     @property
     def _last(self) -> bool:
         return self._index == len(self._stages) - 1
+
+    @property
+    def _after(self) -> PeerId:
+        """Who waits for what comes of a token's step: the last stage's token begins the next one's way."""
+        return PeerId(self._stages[0 if self._last else self._index + 1].peer)
 
     async def run(self) -> None:
         """Loads, then computes until cancelled; raises what went wrong."""
@@ -198,6 +186,7 @@ class StageSession:
         self._queue.clear()
         self.trouble()
         self._guessed, self._drafter = 0, None
+        self._straight.begin()
         self._ids.clear()
         self._due = self.position = change.position
         self._log.truncate(change.position)
@@ -216,9 +205,16 @@ class StageSession:
         """Makes the connections ahead, so that the first step doesn't wait for them."""
         towards = [self._request.entry, self._stages[0].peer] if self._last else [self._stages[self._index + 1].peer]
         for peer in towards:
-            task = asyncio.create_task(self._parts.steps.warm(PeerId(peer)), name="warm a connection")
-            self._warming.add(task)
-            task.add_done_callback(self._warming.discard)
+            self._warm_one(self._parts.steps.warm(PeerId(peer)))
+        self._warm_lane()
+
+    def _warm_lane(self) -> None:
+        self._warm_one(self._straight.warm(self._after))
+
+    def _warm_one(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="warm a connection")
+        self._warming.add(task)
+        task.add_done_callback(self._warming.discard)
 
     # In
 
@@ -338,8 +334,18 @@ class StageSession:
         if self._last:
             step.score = self._to_score(head.position, incoming.count)
             step.check, step.tail = self.statements.given(head.position, incoming.count), self.statements.asked
+        step.onward = self._onward(head, incoming.count)
         self._begun = asyncio.get_running_loop().time()
         self._parts.worker.begin_step(step, self._done(incoming, step, time.monotonic()))
+
+    def _onward(self, head: StepHead, count: int) -> Onward | None:
+        if (lane := self._straight.lane(self._after, head, count, self._resume)) is None:
+            return None
+        told = self._head("token" if self._last else "hidden", head.position + self._last, 0 if self._last else self._index + 1)
+        told.spent = head.spent if self._index else None
+        tells = not self._last or self._after == self._request.entry
+        stop, end = (self._request.stop_tokens, self._request.tokens_max) if self._last else ([], 0)
+        return Onward(lane=lane, head=told, index=self._index, asked=time.monotonic(), tells=tells, stop=stop, end=end)
 
     def _to_score(self, position: int, count: int) -> list[int] | None:
         """The prompt's tokens that come after these rows; None where none do."""
@@ -359,6 +365,8 @@ class StageSession:
                     return
                 spent = self._spent(incoming.head, answer.seconds, time.monotonic() - began)
                 self._pass_on(incoming.head, incoming.count, answer, spent)
+                if answer.sent:
+                    self._note_lane(answer.sent)
                 self._note(step, answer, began)
             if self._queue and self._begun is None:
                 self._next()
@@ -394,7 +402,7 @@ class StageSession:
             if done.hidden is None:
                 self._fail(MfError("the worker gave no hidden state"))
                 return
-            if after > self._resume:
+            if after > self._resume and done.sent <= 0:
                 self._send_on(head.position, count, done.hidden, head.more, head.guessed, spent)
             elif head.more:
                 self._tell_cut(after, spent)
@@ -404,7 +412,14 @@ class StageSession:
         elif done.token is None:
             self._fail(MfError("the worker gave no token"))
         else:
-            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs, spent)
+            self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs, spent, done.sent > 0)
+
+    def _note_lane(self, sent: int) -> None:
+        if sent > 0:
+            self._parts.steps.count(self._request.session, sent)
+        else:
+            self._straight.ended(self._after)
+            self._warm_lane()
 
     def _note_pace(self, count: int, seconds: float) -> None:
         """Seconds of a position: smoothed, single tokens and prompts each by themselves."""
@@ -419,13 +434,18 @@ class StageSession:
         head.dtype, head.shape, head.more = dtype, [count, len(raw) // count // WIDTH[dtype]], more
         self._post(self._stages[self._index + 1].peer, head, raw)
 
-    def _send_tokens(self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None, spent: list[int] | None) -> None:
-        """First to the first stage, which has work to do on them; those behind one that ends the reply are none of it."""
+    def _send_tokens(
+        self, after: int, tokens: list[int], logprobs: list[TokenLogprob] | None, spent: list[int] | None, sent: bool = False
+    ) -> None:
+        """First to the first stage, unless it has been `sent` what it has work to do on; those behind one that ends the reply are none of
+        it."""
         entry, first = self._request.entry, self._stages[0].peer
         ends = [self._finish(token, after + at) for at, token in enumerate(tokens)]
         end = next((at for at, finish in enumerate(ends) if finish is not None), len(tokens) - 1)
         raw = struct.pack(f"<{end + 1}i", *tokens[: end + 1])
         for peer in dict.fromkeys([first, entry] if ends[end] is None else [entry]):
+            if sent and peer == first:
+                continue
             head = self._head("token", after, 0 if peer == first else None)
             head.finish = ends[end]
             if peer == entry:

@@ -15,23 +15,13 @@ from dataclasses import dataclass
 
 from node.gateway import StageTime
 from protocol.ids import PeerId
-from protocol.limits import MAX_TIMED_STAGES
 from protocol.messages import StageSpec
+from protocol.step_times import UNTOLD
 
-UNTOLD = -1
 LENIENT, TOLERANCE = 1.1, 0.25
 """By which share, and by how many seconds more, stages may seem to have taken longer than passed: tokens reach the entry unevenly."""
 Observe = Callable[[str, float], None]
 """(part: compute, wait or network, seconds) of each stage or hop of a step."""
-
-
-def with_own(before: Sequence[int] | None, index: int, computed: float, waited: float) -> list[int] | None:
-    """What the step's frame says after stage `index`, which took so many seconds."""
-    if index >= MAX_TIMED_STAGES:
-        return list(before) if before else None
-    told = list(before or ())[: 2 * index]
-    told += [UNTOLD] * (2 * index - len(told))
-    return [*told, _micros(computed), _micros(waited)]
 
 
 @dataclass
@@ -128,7 +118,3 @@ def _told(spec: StageSpec, known: _Sum | None) -> StageTime:
     if known is None or known.gaps:
         return StageTime(PeerId(spec.peer), spec.first, spec.end)
     return StageTime(PeerId(spec.peer), spec.first, spec.end, known.prefill, known.decode, known.wait)
-
-
-def _micros(seconds: float) -> int:
-    return min(max(0, round(seconds * 1e6)), (1 << 31) - 1)

@@ -9,11 +9,10 @@ them; a crowd's come as one (protocol/bundles.py) where the one who was asked sa
 a firewall) stays on libp2p: node/steps.py chooses.
 
 Rejected: TLS (0.3 ms a frame more, spent in asyncio's layers for it), a second libp2p connection (0.6 ms for its codecs alone), the
-transfer process' port (another process' loop in the path), the worker's own end of it (a third of a millisecond less, and a way out of the
-sandbox for whatever breaks out of a model).
+transfer process' port (another process' loop in the path), the worker's own end of it for what is received (checks in two places). What a
+worker sends of its own goes over such a connection too (runtime/lanes.py).
 
-The wire: 16 bytes of name, then frames: 4 bytes of big-endian length, the sealed step frame. The nonce is the frame's number from 0
-(12 bytes, big-endian), the length goes in as associated data. A key is used for one connection, in one direction. Nothing comes back.
+The wire: 16 bytes of name, then frames as protocol/sealing.py has them. Nothing comes back.
 """
 
 from __future__ import annotations
@@ -32,13 +31,16 @@ from protocol.errors import BadInput, DeadlineExceeded, MfError, PeerFault, Unav
 from protocol.framing import pack, unpack
 from protocol.ids import PeerId
 from protocol.messages import DIRECT_PROTOCOL, DirectReply, DirectRequest, parse_reply, reply_frame
+from protocol.sealing import KEY, TAG, Sealer
 
 log = logging.getLogger(__name__)
 Taker = Callable[[PeerId, bytes | memoryview], None]
 """(sender, step frame), at once; raises `MfError` for bytes that aren't a step: the connection ends."""
-NAME, KEY, TAG = 16, 32, 16
+NAME = 16
 NAME_SECONDS = 10.0
 DIAL_SECONDS = 2.0
+RETRY = 60.0
+"""Seconds for which a peer to which no such connection could be made isn't asked again."""
 _MAX_NAMES = 64
 _MAX_LINKS = 256
 _RECEIVE = 64 * limits.KIB
@@ -195,8 +197,7 @@ class Link(asyncio.Protocol):
         """`bundle`: so many step frames may go as one."""
         self.bundle = min(bundle, limits.MAX_BUNDLE)
         self._peer = peer
-        self._key = AESGCM(key)
-        self._count = 0
+        self._sealer = Sealer(key)
         self._transport: asyncio.Transport | None = None
         self._room = asyncio.Event()
         self._room.set()
@@ -228,11 +229,7 @@ class Link(asyncio.Protocol):
         if self._transport.get_write_buffer_size() > _WRITE_BUFFER:
             self.close()
             raise StreamClosed(f"{self._peer} takes no step frames")
-        if len(frame) > limits.MAX_ACTIVATION_FRAME:
-            raise BadInput(f"a step frame of {len(frame)} bytes, at most {limits.MAX_ACTIVATION_FRAME} travel")
-        length = (len(frame) + TAG).to_bytes(4, "big")
-        self._transport.write(length + self._key.encrypt(self._count.to_bytes(12, "big"), frame, length))
-        self._count += 1
+        self._transport.write(self._sealer.seal(frame))
 
     async def drained(self, timeout: float) -> None:
         """Until the other side has room again."""
@@ -263,6 +260,15 @@ async def dial_link(network: Network, peer: PeerId, timeout: float = DIAL_SECOND
 
 
 async def _dial_link(network: Network, peer: PeerId, timeout: float) -> Link:
+    host, reply = await place_at(network, peer, timeout)
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_connection(lambda: Link(peer, reply.key, reply.bundle), host, reply.port)
+    link.greet(reply.name)
+    return link
+
+
+async def place_at(network: Network, peer: PeerId, timeout: float) -> tuple[str, DirectReply]:
+    """Where `peer` takes the step frames of a connection that is made soon, and only of that."""
     host = network.host_of(peer)
     if host is None:
         raise Unavailable(f"no direct way to {peer} is known")
@@ -274,7 +280,4 @@ async def _dial_link(network: Network, peer: PeerId, timeout: float) -> Link:
         await stream.close()
     if not 0 < reply.port < 65_536 or len(reply.name) != NAME or len(reply.key) != KEY or reply.bundle < 0:
         raise PeerFault(f"{peer} told a place for step frames that can't be: port, name, key or bundle")
-    loop = asyncio.get_running_loop()
-    _, link = await loop.create_connection(lambda: Link(peer, reply.key, reply.bundle), host, reply.port)
-    link.greet(reply.name)
-    return link
+    return host, reply

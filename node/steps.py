@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from node.network.interface import Network, Stream, StreamClosed
-from node.step_links import Link, dial_link
+from node.step_links import RETRY, Link, dial_link
 from node.traffic import Traffic, current
 from node.turn import Turn
 from protocol import limits
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 Sink = Callable[[PeerId, StepHead, memoryview], None]
 """(sender, head, raw): must return quickly; raises `MfError` for a frame it refuses."""
 SEND_TIMEOUT = 5.0
-RETRY_LINK = 60.0
-"""Seconds for which a peer without a connection of its own is served over libp2p before that is tried again."""
 
 
 Failed = Callable[[MfError], None]
@@ -89,6 +87,11 @@ class Steps:
             _write(link, frame, (failed,))
         else:
             self._post(peer, [(frame, failed)])
+
+    def count(self, session: bytes, size: int) -> None:
+        """So many bytes of a frame of the session's went another way."""
+        if (traffic := self._traffic.get(session)) is not None:
+            traffic.sent += size
 
     def _link_now(self, peer: PeerId) -> Link | None:
         """The peer's connection, where nothing waits for it."""
@@ -192,7 +195,7 @@ class Steps:
         try:
             link = self._links[peer] = await dial_link(self._network, peer)
         except MfError as error:
-            self._no_link[peer] = now + RETRY_LINK
+            self._no_link[peer] = now + RETRY
             log.info("steps to %s go over libp2p: %s", peer, error, extra={"event": "no_step_link", "fields": {"peer": peer}})
             return None
         return link

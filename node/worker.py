@@ -189,6 +189,13 @@ class Worker:
         params = api.TakeCompiled(stage=stage, lengths=list(lengths))
         return await self._call("take_compiled", params, api.CompiledTaken, fds=fds)
 
+    async def take_lane(self, params: api.TakeLane, fd: int) -> None:
+        """`fd` stays the caller's to close."""
+        await self._call("take_lane", params, type(None), fds=[fd])
+
+    async def drop_lane(self, params: api.DropLane) -> None:
+        await self._call("drop_lane", params, type(None))
+
     async def unload(self, stage: str) -> None:
         self.stages.pop(stage, None)
         if self.running:

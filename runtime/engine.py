@@ -30,6 +30,7 @@ from runtime.engine_room import EngineRoom
 from runtime.generation import Generation
 from runtime.heap import pss, trim
 from runtime.kv_pool import KVPool, Place
+from runtime.lanes import Lanes
 from runtime.loaded import Loaded, Price, loading, price_of
 from runtime.loads import Answer, Loads
 from runtime.memory import ROWS, logit_rows
@@ -64,6 +65,7 @@ class Engine:
 
     def __init__(self, config: api.WorkerConfig, tell: Callable[[list[api.Made]], None] | None = None) -> None:
         self.texts = Texts(Path(config.scratch))
+        self.lanes = Lanes()
         self._reuse = config.reuse
         self._device = torch.device(config.device)
         self._news = Telling(tell or (lambda _notes: None))
@@ -161,7 +163,7 @@ class Engine:
         sequence, place = self._open("open_sequence", params, None if after is None else after.owner, (), after)
         sequence.position = self._go_on(sequence, place)
         self._reused(sequence, sequence.position)
-        self._sessions[params.session] = Session(sequence)
+        self._sessions[params.session] = Session(sequence, self.lanes)
         return api.Opened(reused=sequence.position)
 
     def take_step(self, params: api.Step, answer: Answer) -> None:
@@ -278,6 +280,7 @@ class Engine:
                 sequence.restart()
                 sequence.driver.failed(part.fault)
             elif part.job is not None:
+                part.job.onward = part.job.onward if len(parts) == 1 else None  # what a crowd gives goes as one
                 sequence.driver.computed(part.job, part.hidden, part.chosen or [])
             elif sequence.name in self._replies:
                 self._news.keep(api.Made(sequence.name, []))  # a long prompt takes minutes: whoever waits hears that it goes on
@@ -303,6 +306,7 @@ class Engine:
         weights, kv = sum(loaded.price.weights for loaded in self._stages.values()), self._pool.used + self._room.reserved
         now = {"weights": weights, "kv": kv, "activations": self._room.activations, "left": self._pool.left}
         now |= {"base": max(0, pss() - weights), "sequences": len(self._sequences), "waiting": len(self._scheduler)}
+        now["sent"] = self.lanes.sent
         for name, value in now.items():
             setattr(self._counts, name, value)
         self._counts.stages = [self._used_by(one) for one in self._by_stage.values()]

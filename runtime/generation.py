@@ -59,7 +59,7 @@ class Generation:
         if asked.score:
             sequence.jobs[0].score = [*self.tokens[1:], UNCHECKED]
 
-    def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
+    def computed(self, job: Job, hidden: torch.Tensor | bytes | None, chosen: list[Chosen]) -> None:
         right = len(chosen) - 1
         if self._drafter is not None:
             self._drafter.learn(len(job.drafted), right)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.framing import Record
-from protocol.messages import Sampling, TokenLogprob
+from protocol.messages import Sampling, StepHead, TokenLogprob
 from runtime.compiled_shape import LayerShape
 
 
@@ -207,6 +207,35 @@ UNCHECKED = -1
 """In place of a token to check: nothing to hold this row against."""
 
 
+class Onward(Record):
+    """A step's result may go by a lane: `head` as of its frame, `position` that of the frame, `spent` as it came.
+
+    `index` of this stage; `asked`: when it was, by the system's monotonic clock; `tells`: the receiver hears times and logarithms. A token
+    of `stop`, or one that fills `end` positions, is the node's to send.
+    """
+
+    lane: int
+    head: StepHead
+    index: int
+    asked: float
+    tells: bool
+    stop: list[int]
+    end: int
+
+
+class TakeLane(Record):
+    """("take_lane") A connection to another node's place for step frames, as the only descriptor, and the key that seals it."""
+
+    lane: int
+    key: bytes
+
+
+class DropLane(Record):
+    """("drop_lane")"""
+
+    lane: int
+
+
 class Step(Record):
     """("step") One pass over positions [position, position+count).
 
@@ -215,7 +244,7 @@ class Step(Record):
     `guessed`: so many of the last positions are of guessed tokens, their ids in `drafted` for a last stage that takes hidden states;
     the step after it says by its position how many were right.
     `check`, to the last stage: for each row the token that was given next, or -1. `tail`: the last stage gives its rows before
-    the head too. `score`, to the last stage: for each row the prompt's next token, or -1.
+    the head too. `score`, to the last stage: for each row the prompt's next token, or -1. `onward`: where it may go on by itself.
     """
 
     session: str
@@ -230,13 +259,14 @@ class Step(Record):
     check: list[int] | None = None
     tail: bool = False
     score: list[int] | None = None
+    onward: Onward | None = None
 
 
 class Stepped(Record):
     """`token` from the last stage (when `sample`), with `logprobs` where they are asked; else `hidden` for the next. `seconds` of compute
     from `began`, which is the system's monotonic clock: on one machine it can be compared between processes. `more` tokens follow
     where drafted ones were right. `gaps` of the tokens checked. `scored`: of each token to score its logarithm, then those of
-    the likeliest.
+    the likeliest. `sent`: bytes of its frame that are on their way to the next stage; -1: the lane for it has ended.
     """
 
     token: int | None = None
@@ -250,6 +280,7 @@ class Stepped(Record):
     more_logprobs: list[list[TokenLogprob]] | None = None
     gaps: list[float] | None = None
     scored: list[list[TokenLogprob]] | None = None
+    sent: int = 0
 
 
 class CloseSequence(Record):
@@ -371,7 +402,7 @@ class Usage(Record):
 
     `left`: bytes of finished sequences kept for prompts that begin alike, given up when needed; `waiting` sequences for the next
     pass. Counted since the start: `passes` in `seconds`, `rows` in them, positions of prompts and of replies, drafted and right ones,
-    positions `reused`. `stages`: the same by stage.
+    positions `reused`, steps `sent` on by lanes. `stages`: the same by stage.
     """
 
     weights: int
@@ -381,6 +412,7 @@ class Usage(Record):
     sequences: int
     left: int = 0
     waiting: int = 0
+    sent: int = 0
     passes: int = 0
     seconds: float = 0.0
     rows: int = 0

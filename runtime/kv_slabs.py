@@ -59,6 +59,10 @@ class Slab:
                 self.kv = torch.frombuffer(self._mapping, dtype=shape.dtype).view(size)
             else:
                 self.kv = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        self.address = self.kv.data_ptr()
+        sides, layers, each = (stride * shape.dtype.itemsize for stride in self.kv.stride()[:3])
+        self.strides = sides, layers, each
+        """In bytes, of its first three dimensions."""
 
     @property
     def top(self) -> int:

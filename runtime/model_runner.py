@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 
@@ -55,6 +56,32 @@ class ModelRunner(Protocol):
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         """`hidden` [sum(count), hidden] in row order for stages that don't embed; logits fp32 or bf16 [sum(logits), vocabulary] from the
         last stage, else hidden [sum(count), hidden]."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneRow:
+    """What a row came to, good until the next pass: memory that stays, as torch, numpy and bytes see it."""
+
+    rows: torch.Tensor
+    """[1, hidden] or [1, vocabulary]"""
+    array: np.ndarray[Any, Any]
+    """The same in fp32; of hidden states their bytes."""
+
+    @classmethod
+    def make(cls, width: int, dtype: torch.dtype) -> OneRow:
+        rows = torch.empty(1, width, dtype=dtype)
+        return cls(rows, rows.numpy() if dtype == torch.float32 else rows.view(torch.uint8).numpy())
+
+
+@runtime_checkable
+class Alone(Protocol):
+    """Of a runner that computes one row by itself with less ado.
+
+    A token of a pipeline comes when the processor's caches hold a stage's weights: each call of torch costs ten microseconds then.
+    """
+
+    def run_one(self, row: Row, hidden: torch.Tensor | None) -> OneRow:
+        """As `run` for a single position, to the same bits."""
 
 
 @runtime_checkable

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from protocol.errors import MfError
 from runtime.interface import UNCHECKED
-from runtime.model_runner import ModelRunner
+from runtime.model_runner import Alone, ModelRunner, Row
 from runtime.prompt_scores import scores
 from runtime.reply_state import agreeing
 from runtime.sampler import Ask, Chosen, choose, greatest
@@ -28,8 +29,10 @@ class Part:
     sequence: Sequence
     count: int
     job: Job | None = None
-    hidden: torch.Tensor | None = None
+    hidden: torch.Tensor | bytes | None = None
     logits: torch.Tensor | None = None
+    numbers: np.ndarray[Any, Any] | None = None
+    """The logits once more, where numpy has them already."""
     chosen: list[Chosen] | None = None
     fault: MfError | None = None
 
@@ -37,6 +40,8 @@ class Part:
 def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
     """Fills in the parts; the seconds it took. Raises whatever the runner raises."""
     began = time.monotonic()
+    if len(parts) == 1 and (alone := parts[0].sequence.alone) is not None and parts[0].sequence.jobs[0].plain:
+        return _compute_one(alone, parts[0], began)
     runner.keep_tails = any(part.sequence.jobs[0].tail for part in parts)
     laid = [part.sequence.row(part.count) for part in parts]
     rows = [row for row, _hidden in laid]
@@ -56,6 +61,20 @@ def compute(runner: ModelRunner, parts: Listed[Part]) -> float:
         _hand(part, piece, began, seconds)
         at += size
     return seconds
+
+
+def _compute_one(runner: Alone, part: Part, began: float) -> float:
+    """The next token of one sequence, the commonest pass and the one that somebody waits for."""
+    sequence, job = part.sequence, part.sequence.jobs[0]
+    sampled = sequence.last and job.sample
+    made = runner.run_one(Row(sequence.slot, job.position, 1, job.tokens, int(sampled)), job.hidden)
+    job.began, job.seconds = began, time.monotonic() - began
+    part.job = sequence.advance(1)
+    if sampled:
+        part.logits, part.numbers = made.rows, made.array
+    elif not sequence.last:
+        part.hidden = made.array.tobytes()
+    return job.seconds
 
 
 def _hand(part: Part, out: torch.Tensor, began: float, seconds: float) -> None:
@@ -97,7 +116,7 @@ def _choose(parts: Listed[Part]) -> None:
         if part.job is None or part.logits is None:
             continue
         if part.sequence.state.plain:
-            _take_greatest(part, part.logits)
+            _take_greatest(part, greatest(part.logits.float().numpy() if part.numbers is None else part.numbers))
             continue
         if not _all_rank(part.logits):
             part.fault = _no_rank()
@@ -120,8 +139,7 @@ def _choose(parts: Listed[Part]) -> None:
         at += count
 
 
-def _take_greatest(part: Part, logits: torch.Tensor) -> None:
-    found = greatest(logits)
+def _take_greatest(part: Part, found: list[int] | None) -> None:
     if found is None:
         part.fault = _no_rank()
     else:

@@ -69,12 +69,11 @@ def penalised(sampling: Sampling) -> bool:
     return bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1)
 
 
-def greatest(logits: torch.Tensor) -> list[int] | None:
-    """The first of the greatest in each row of `logits` [rows, vocabulary]; None where one has none, for NaN or infinity.
+def greatest(rows: np.ndarray[Any, Any]) -> list[int] | None:
+    """The first of the greatest in each row of logits [rows, vocabulary]; None where one has none, for NaN or infinity.
 
     Where numbers are compared NaN counts as the greatest, so what was found tells of the whole row, which is read once.
     """
-    rows = logits.float().numpy()
     found: list[int] = rows.argmax(-1).tolist()
     return found if all(math.isfinite(rows[row, token]) for row, token in enumerate(found)) else None
 

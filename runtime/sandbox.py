@@ -2,7 +2,8 @@
 
     no_new_privs   nothing gained by exec
     Landlock       reads Python's own folders, libraries, /proc/self, the CPU's description; writes one scratch folder
-    seccomp        no sockets but Unix ones, no exec, fork, ptrace, kill, io_uring (it would go round the filter), keyrings, mounts
+    seccomp        no sockets but Unix ones, none connected, bound or listening, so that one that is given leads where it led; no exec,
+                   fork, ptrace, kill, io_uring (it would go round the filter), keyrings, mounts
     limits         data memory from the budget (never address space: torch reserves much more than it uses), files, no core dump
 
 Entered once, after torch and transformers are imported. Each part is asked of the kernel by itself (ctypes, no library): where
@@ -40,16 +41,16 @@ _NVIDIA = ("nvidia*",)
 _DENIED = {
     "x86_64": (
         59, 322, 101, 310, 311, 57, 58, 62, 200, 129, 321, 165, 166, 155, 161, 175, 313, 176, 246,
-        298, 323, 248, 249, 250, 425, 308, 272, 304, 434, 438, 424,
+        298, 323, 248, 249, 250, 425, 308, 272, 304, 434, 438, 424, 42, 49, 50, 43, 288,
     ),
     "aarch64": (
         221, 281, 117, 270, 271, 129, 130, 138, 280, 40, 39, 41, 51, 105, 273, 106, 104,
-        241, 282, 217, 218, 219, 425, 268, 97, 265, 434, 438, 424,
+        241, 282, 217, 218, 219, 425, 268, 97, 265, 434, 438, 424, 203, 200, 201, 202, 242,
     ),
 }  # fmt: skip
 """execve execveat ptrace process_vm_readv process_vm_writev [fork vfork] kill tkill rt_sigqueueinfo bpf mount umount2 pivot_root
 chroot init_module finit_module delete_module kexec_load perf_event_open userfaultfd add_key request_key keyctl io_uring_setup
-setns unshare open_by_handle_at pidfd_open pidfd_getfd pidfd_send_signal"""
+setns unshare open_by_handle_at pidfd_open pidfd_getfd pidfd_send_signal connect bind listen accept accept4"""
 
 _STARTS = {"x86_64": (59, 322, 57, 58, 62), "aarch64": (221, 281, 129)}
 """Of these execve execveat [fork vfork] kill: what a process needs that starts others."""
@@ -58,6 +59,11 @@ _COMPILERS = tuple(map(Path, ("/usr", "/bin", "/etc/alternatives", "/etc/ld.so.c
 
 _ARCH = {"x86_64": (0xC000003E, 41, 56, 317), "aarch64": (0xC00000B7, 198, 220, 277)}
 """audit architecture, numbers of socket, clone, seccomp"""
+
+_SENDS = {"x86_64": {44: 3, 46: 2, 307: 3}, "aarch64": {206: 3, 211: 2, 269: 3}}
+"""sendto sendmsg sendmmsg: which argument their flags are."""
+_FAST_OPEN = 0x20000000
+"""MSG_FASTOPEN: connects a socket that has lost its peer, to anywhere."""
 
 _CLONE3, _CLONE_THREAD, _X32 = 435, 0x10000, 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -230,6 +236,8 @@ def _program(machine: str, starts: bool = False) -> bytes:
         code += [(_EQUAL, 0, 1, number), refuse]
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     code += [(_EQUAL, 0, 4, socket), (_LOAD, 0, 0, 16), (_EQUAL, 0, 1, 1), allow, refuse]
+    for number, flags in _SENDS[machine].items():
+        code += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, 16 + 8 * flags), (_ANY_BIT, 0, 1, _FAST_OPEN), refuse, allow]
     if not starts:
         code += [(_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _CLONE_THREAD), allow, refuse]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, allow])

@@ -14,7 +14,8 @@ import torch
 
 from protocol.errors import Conflict, MfError
 from protocol.messages import TokenLogprob
-from runtime.model_runner import ModelRunner, Row
+from runtime.interface import Onward
+from runtime.model_runner import Alone, ModelRunner, Row
 from runtime.reply_state import ReplyState
 from runtime.sampler import Chosen
 
@@ -25,6 +26,7 @@ class Job:
 
     An audit gives in `check` what came after each position, or UNCHECKED, and gets `gaps` (runtime/token_gap.py); `tail` gives what a
     last stage has before its head. `score` are the prompt's next tokens, or UNCHECKED, and gets `scored` (runtime/prompt_scores.py).
+    `onward`: what comes of it may go there by itself (runtime/lanes.py).
     """
 
     position: int
@@ -42,17 +44,23 @@ class Job:
     seconds: float = 0.0
     began: float = 0.0
     outs: list[torch.Tensor] = field(default_factory=list)
+    onward: Onward | None = None
 
     @property
     def left(self) -> int:
         return self.count - self.computed
 
+    @property
+    def plain(self) -> bool:
+        """One position of which nothing is asked but what comes of it."""
+        return self.count == 1 and self.check is None and self.score is None and not self.tail
+
 
 class Driver(Protocol):
     """Who gives a sequence its jobs."""
 
-    def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
-        """The job is done: `hidden` [count, hidden] of a stage that isn't the last (or its tail), and what was chosen."""
+    def computed(self, job: Job, hidden: torch.Tensor | bytes | None, chosen: list[Chosen]) -> None:
+        """The job is done: `hidden` [count, hidden] of a stage that isn't the last (or its tail), or a row's bytes, and what was chosen."""
 
     def failed(self, error: MfError) -> None:
         """The job at the front couldn't be computed; the sequence is at position 0 again."""
@@ -69,10 +77,8 @@ class Sequence:
         self.position = 0
         self.jobs: deque[Job] = deque()
         self.driver: Driver
-
-    @property
-    def last(self) -> bool:
-        return self.runner.end == self.runner.layers
+        self.last = runner.end == runner.layers
+        self.alone = runner if isinstance(runner, Alone) else None
 
     @property
     def due(self) -> int:

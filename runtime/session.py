@@ -14,6 +14,7 @@ import torch
 from protocol.errors import BadInput, Conflict, MfError
 from runtime.drafting import MOST
 from runtime.interface import UNCHECKED, Step, Stepped
+from runtime.lanes import Lanes
 from runtime.row_bytes import RowBytes
 from runtime.sampler import Chosen
 from runtime.sequence import Job, Sequence
@@ -27,13 +28,15 @@ _WORDS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 class Session:
     """Drives `sequence` by steps."""
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: Sequence, lanes: Lanes | None = None) -> None:
         self.sequence = sequence
+        self._lanes = lanes
         self.epoch = 0
         self._stepped = False
         self._asking: deque[Answer] = deque()
         self._answers: OrderedDict[int, Stepped] = OrderedDict()
         self._open_to: tuple[int, int] | None = None
+        self._width, self._word = sequence.runner.hidden, _WORDS[sequence.runner.dtype]
         self._row = RowBytes(sequence.runner.hidden, sequence.runner.dtype)
         sequence.driver = self
 
@@ -55,14 +58,14 @@ class Session:
         sequence.jobs.append(job)
         self._asking.append(answer)
 
-    def computed(self, job: Job, hidden: torch.Tensor | None, chosen: list[Chosen]) -> None:
+    def computed(self, job: Job, hidden: torch.Tensor | bytes | None, chosen: list[Chosen]) -> None:
         answer = Stepped(began=job.began, seconds=job.seconds)
         answer.gaps = job.gaps if job.check is not None else None
         answer.scored = job.scored if job.score is not None else None
         if hidden is not None:
-            answer.hidden = self._row.write(hidden) if self._row.fits(hidden) else _raw(hidden)
+            answer.hidden = hidden if isinstance(hidden, bytes) else self._row.write(hidden) if self._row.fits(hidden) else _raw(hidden)
         if hidden is not None and not self.sequence.last:
-            answer.dtype, answer.shape = _WORDS[hidden.dtype], list(hidden.shape)
+            answer.dtype, answer.shape = self._word, [job.count, self._width]
             if job.drafted:
                 self._open_to = (job.position, job.position + job.count)
         if chosen:
@@ -73,6 +76,8 @@ class Session:
                 answer.more_logprobs = [one.logprobs or [] for one in more] if first.logprobs is not None else None
             if len(more) < len(job.drafted):
                 self.sequence.rewind(job.position + job.count - len(job.drafted) + len(more))
+        if job.onward is not None and self._lanes is not None:
+            answer.sent = self._lanes.send(job.onward, answer)
         self._answers[job.position] = answer
         if len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
@@ -138,6 +143,7 @@ class Session:
             job = Job(step.position, step.count, hidden=self._hidden(step), sample=step.sample, drafted=drafted)
         job.check, job.tail = self._check(step.check, job.count), step.tail
         job.score = self._check(step.score, job.count)
+        job.onward = step.onward if job.plain else None
         return job
 
     def _check(self, check: list[int] | None, count: int) -> list[int] | None:

@@ -146,7 +146,7 @@ class Server:
             self._step_back()
         if request.method in ("step", "generate"):
             return self._begin(request, method, params)
-        if request.method == "take_compiled":
+        if request.method in ("take_compiled", "take_lane"):
             return method(params, request.fds)
         if request.method == "load_stage":
             return self._begin(request, lambda params, answer: method(params, request.fds, answer), params)
@@ -222,6 +222,8 @@ class Server:
             "load_stage": (api.LoadStage, engine.begin_load),
             "take_compiled": (api.TakeCompiled, engine.take_compiled),
             "unload": (api.Unload, engine.unload),
+            "take_lane": (api.TakeLane, engine.lanes.take),
+            "drop_lane": (api.DropLane, engine.lanes.drop),
             "encode_chat": (api.EncodeChat, texts.encode_chat),
             "encode_text": (api.EncodeText, texts.encode_text),
             "open_text": (api.OpenText, texts.open_text),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from runtime.kv_slabs import Place, Shape, Slabs
 from runtime.lean import Rotary
 from runtime.lean_shape import Decoder, LayerParts, Unlike
 from runtime.linear import GROUP
-from runtime.model_runner import Row
+from runtime.model_runner import OneRow, Row
 from runtime.native import fields as f
 from runtime.native.crew import Crew, address_of, crew, fields, put
 from runtime.native.stored import LANES, Stored, store, stored
@@ -96,13 +97,11 @@ class _Tables:
         both = [self._rotary.table(kind, positions) for kind in self._kinds]
         self._held = [(cos.float().flatten(1).contiguous(), sin.float().flatten(1).contiguous()) for cos, sin in both]
         self.positions = min(len(cos) for cos, _ in self._held)
+        self.fields = [one.data_ptr() for pair in self._held for one in pair]
 
     @property
     def rotated(self) -> int:
         return int(self._held[0][0].shape[1])
-
-    def fields(self) -> list[int]:
-        return [one.data_ptr() for pair in self._held for one in pair]
 
 
 class _Rooms:
@@ -113,22 +112,20 @@ class _Rooms:
         self._short = _short_floats(max(widths))
         self._rows = self._positions = 0
         self._all, self._scores = torch.empty(0), torch.empty(0)
+        self.fields: list[int] = []
 
     def reach(self, rows: int, positions: int) -> None:
         """Makes room where there isn't enough."""
+        if rows <= self._rows and positions <= self._positions:
+            return
         if rows > self._rows:
             self._rows = MOST_ROWS if rows > 8 else 8 if rows > 1 else 1
             self._all = torch.empty(self._rows * (sum(self._widths) + self._short))
         if positions > self._positions:
             self._positions = 1 << max(9, (positions - 1).bit_length())
             self._scores = torch.empty(self._threads * (self._positions + LANES))
-
-    def fields(self) -> list[int]:
-        found, at = [], self._all.data_ptr()
-        for width in self._widths:
-            found.append(at)
-            at += 4 * width * self._rows
-        return [*found, at, self._scores.data_ptr(), self._positions + LANES]
+        ends = accumulate((4 * width * self._rows for width in self._widths), initial=self._all.data_ptr())
+        self.fields = [*ends, self._scores.data_ptr(), self._positions + LANES]
 
     def hidden(self, rows: int) -> torch.Tensor:
         width = self._widths[0]
@@ -169,14 +166,19 @@ class NativeRunner:
         self._held = (layers, decoder.norm)
         self._plan = _plan(decoder, layers, self._head, kinds, self.hidden, self._tables.rotated, inner, self.vocabulary)
         self._places, self._wanted = fields(f.PLACE_FIELDS * MOST_ROWS), fields(MOST_ROWS)
+        self._places_address, self._wanted_address = address_of(self._places), address_of(self._wanted)
+        self._one = OneRow.make(*((self.hidden, self.dtype) if self._head is None else (self.vocabulary, torch.float32)))
+        self._one_address = self._one.rows.data_ptr()
         embedding = getattr(decoder.embed, "weight", None)
+        self._plain_embed = _is_plain(decoder.embed, self.vocabulary, self.hidden)
+        self._input = torch.empty(0)
         self.weight_bytes = sum(one.nbytes for layer in layers for one in layer[:4])
         self.weight_bytes += (0 if self._head is None else self._head.nbytes) + (0 if embedding is None else embedding.nbytes)
         self.decoder = replace(decoder, layers=[], embed=None, head=None)
 
     def _check_tables(self, decoder: Decoder) -> None:
         rotated = self._tables.rotated
-        if rotated % (2 * LANES) or rotated > decoder.head_dim or len(self._tables.fields()) > 2 * f.MOST_TABLES:
+        if rotated % (2 * LANES) or rotated > decoder.head_dim or len(self._tables.fields) > 2 * f.MOST_TABLES:
             raise Unlike("the kernels can't turn its heads")
 
     def open(self, slots: int, positions: int) -> None:
@@ -191,6 +193,35 @@ class NativeRunner:
     def run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         with torch.inference_mode():
             return self._run(rows, hidden)
+
+    def run_one(self, row: Row, hidden: torch.Tensor | None) -> OneRow:
+        """As `run` for one position, without making a tensor."""
+        place = self._slabs.follow(row.slot, row.position, 1)
+        given = self._given_one(row, hidden)
+        self._tables.reach(row.position + 1)
+        put(self._places, 0, _where(place, row.position))
+        self._wanted[0] = 0
+        self._launch(1, given, 1 if self._head is None or row.logits else 0, self._one_address, row.position + 1)
+        place.length = row.position + 1
+        return self._one
+
+    def _given_one(self, row: Row, hidden: torch.Tensor | None) -> int:
+        """Where the row's input lies."""
+        embed = self._embed
+        if embed is None:
+            if hidden is None or hidden.numel() != self.hidden or hidden.dtype is not self.dtype or not hidden.is_contiguous():
+                hidden = self._given([row], hidden)
+            self._input = hidden
+            return int(hidden.data_ptr())
+        start = int(embed.weight.data_ptr())
+        if self._tied:
+            self._plan[f.HEAD + f.WEIGHT] = start
+        token = row.tokens[0] if self._plain_embed and row.tokens is not None and len(row.tokens) == 1 else -1
+        if 0 <= token < self.vocabulary:
+            return start + 2 * self.hidden * token
+        with torch.inference_mode():
+            self._input = self._given([row], hidden)
+        return int(self._input.data_ptr())
 
     def _run(self, rows: list[Row], hidden: torch.Tensor | None) -> torch.Tensor:
         places = [self._slabs.follow(row.slot, row.position, row.count) for row in rows]
@@ -252,20 +283,35 @@ class NativeRunner:
             put(room, at, _where(place, position))
             at += f.PLACE_FIELDS
         put(self._wanted, 0, wanted)
-        self._rooms.reach(len(stand), max(position for _, position in stand) + 1)
+        self._launch(len(stand), given.data_ptr(), len(wanted), out.data_ptr(), max(position for _, position in stand) + 1)
+
+    def _launch(self, rows: int, given: int, wanted: int, out: int, positions: int) -> None:
+        """With places and wanted rows written; `given` and `out` are addresses, `positions` the most that a row sees."""
+        self._rooms.reach(rows, positions)
         one = self._team.next_pass()
         told = one.given
-        put(told, f.COUNT, [len(stand), given.data_ptr(), address_of(self._wanted), len(wanted), out.data_ptr(), address_of(room)])
-        put(told, f.X, self._rooms.fields())
-        put(told, f.TABLES, self._tables.fields())
+        put(told, f.COUNT, [rows, given, self._wanted_address, wanted, out, self._places_address])
+        put(told, f.X, self._rooms.fields)
+        put(told, f.TABLES, self._tables.fields)
         self._team.lead(one, self._plan)
 
 
 def _where(place: Place, position: int) -> tuple[int, int, int, int, int]:
     """The place's fields, bytes by the slab's strides."""
-    kv = place.slab.kv
-    sides, layers, each = (2 * stride for stride in kv.stride()[:3])
-    return kv.data_ptr() + each * place.index, layers, sides, place.slab.room, position
+    slab = place.slab
+    sides, layers, each = slab.strides
+    return slab.address + each * place.index, layers, sides, slab.room, position
+
+
+def _is_plain(embed: Any, vocabulary: int, hidden: int) -> bool:
+    """Whether a token's row of bf16 is all that it gives."""
+    return (
+        type(embed) is nn.Embedding
+        and embed.max_norm is None
+        and tuple(embed.weight.shape) == (vocabulary, hidden)
+        and embed.weight.dtype == torch.bfloat16
+        and embed.weight.is_contiguous()
+    )
 
 
 def _head(decoder: Decoder, precision: str) -> tuple[Stored | None, bool]:

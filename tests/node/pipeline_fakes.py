@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.lanes import Lanes
 from node.loaded_stage import LoadedStage, StageHold
 from node.network.memory import MemoryHub, MemoryNetwork
 from node.serve_stage import StageServer
@@ -183,6 +184,7 @@ class Member:
 
     network: MemoryNetwork
     worker: SumWorker = field(default_factory=SumWorker)
+    lanes: Lanes | None = None
 
     def __post_init__(self) -> None:
         async def locate(model: bytes) -> object:
@@ -193,7 +195,7 @@ class Member:
         locator: Any = SimpleNamespace(locate=locate)
         room: Any = self.room
         worker: Any = self.worker
-        self.server = StageServer(self.network, self.steps, locator, room, worker, lends_compute=True)
+        self.server = StageServer(self.network, self.steps, locator, room, worker, lends_compute=True, lanes=self.lanes)
         self.network.serve(SESSION_PROTOCOL, self.server.handle)
         self.network.serve(STEP_PROTOCOL, self.steps.handle)
 

@@ -7,9 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.gateway import StageTime
-from node.stage_times import UNTOLD, RouteTimes, with_own
+from node.stage_times import RouteTimes
 from protocol.limits import MAX_TIMED_STAGES
 from protocol.messages import StageSpec
+from protocol.step_times import UNTOLD, with_own
 
 ROUTE = [StageSpec("a", 0, 3), StageSpec("b", 3, 6)]
 

@@ -23,6 +23,9 @@ from tokenizers.models import WordLevel
 from runtime import sandbox
 
 scratch, secret, parent = sys.argv[1], sys.argv[2], int(sys.argv[3])
+door = socket.create_server(("127.0.0.1", 0))
+lane = socket.create_connection(door.getsockname())
+taken, _ = door.accept()
 report = sandbox.enter(scratch, 256 << 20)
 
 def attempt(what):
@@ -52,6 +55,14 @@ results = {
     "scratch read": attempt(lambda: Path(scratch, "a").read_text()),
     "scratch remove": attempt(lambda: Path(scratch, "a").unlink()),
     "unix": attempt(lambda: socket.socketpair()),
+    "connect": attempt(lambda: lane.connect(("127.0.0.1", 9))),
+    "connect unix": attempt(lambda: socket.socket(socket.AF_UNIX).connect(os.path.join(scratch, "door"))),
+    "bind": attempt(lambda: socket.socket(socket.AF_UNIX).bind(os.path.join(scratch, "own"))),
+    "listen": attempt(door.listen),
+    "accept": attempt(door.accept),
+    "fast open": attempt(lambda: lane.sendto(b"x", 0x20000000, ("127.0.0.1", 9))),
+    "fast open by sendmsg": attempt(lambda: lane.sendmsg([b"x"], (), 0x20000000, ("127.0.0.1", 9))),
+    "send": attempt(lambda: lane.send(b"x") == 1 and taken.recv(1) == b"x"),
     "matmul": attempt(lambda: torch.randn(512, 512) @ torch.randn(512, 512)),
     "lazy import": attempt(lambda: __import__("transformers.models.qwen2")),
     "tokenizer": attempt(lambda: Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")).encode("b")),
@@ -60,6 +71,9 @@ ptrace = ctypes.CDLL(None, use_errno=True).ptrace
 results["ptrace"] = "done" if ptrace(0, 0, 0, 0) == 0 else "OSError"
 print(json.dumps({"report": report, "results": results}))
 """
+
+
+CONNECTING = ("connect", "connect unix", "bind", "listen", "accept", "fast open", "fast open by sendmsg")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +100,7 @@ def test_files_outside_are_closed(what: str, tried: dict[str, dict[str, str]]) -
     assert tried["results"][what] == "PermissionError" or expected_off(tried, "landlock")
 
 
-@pytest.mark.parametrize("what", ["inet", "inet6", "netlink", "exec", "fork", "spawn", "kill", "ptrace"])
+@pytest.mark.parametrize("what", [*("inet", "inet6", "netlink", "exec", "fork", "spawn", "kill", "ptrace"), *CONNECTING])
 def test_calls_to_the_outside_are_refused(what: str, tried: dict[str, dict[str, str]]) -> None:
     assert tried["results"][what] in ("PermissionError", "OSError") or expected_off(tried, "seccomp")
 
@@ -95,7 +109,7 @@ def test_memory_beyond_the_budget_is_refused(tried: dict[str, dict[str, str]]) -
     assert tried["results"]["memory"] in ("RuntimeError", "MemoryError")
 
 
-@pytest.mark.parametrize("what", ["scratch", "scratch read", "scratch remove", "unix", "matmul", "lazy import", "tokenizer"])
+@pytest.mark.parametrize("what", ["scratch", "scratch read", "scratch remove", "unix", "send", "matmul", "lazy import", "tokenizer"])
 def test_what_a_worker_needs_still_works(what: str, tried: dict[str, dict[str, str]]) -> None:
     assert tried["results"][what] == "done"
 

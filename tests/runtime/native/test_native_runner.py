@@ -77,6 +77,41 @@ def test_cuts_company_and_pieces_change_no_bit(name: str, precision: str, tmp_pa
     assert torch.equal(beside[4 : 4 + LENGTH], right)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_row_by_itself_goes_a_shorter_way_to_the_same_bits(name: str, precision: str, tmp_path: Path) -> None:
+    tokens = words(2, 12)
+    (one,) = natives(tmp_path / "one", name, precision)
+    right = alone([one], tokens)
+    parts = natives(tmp_path / "parts", name, precision, 3)
+    for at, token in enumerate(tokens):
+        hidden = None
+        for runner in parts:
+            wants = int(at % 3 < 2 and runner is parts[-1])
+            made = runner.run_one(Row(0, at, 1, [token] if runner is parts[0] else None, wants), hidden)
+            hidden = made.rows.clone()
+        if wants:
+            assert torch.equal(made.rows, right[at : at + 1])
+            assert (made.array == made.rows.numpy()).all()
+    with pytest.raises(Conflict):
+        one.run_one(Row(0, 14, 1, [3], 1), None)
+    for runner, hidden in ((parts[1], None), (parts[1], torch.zeros(2, one.hidden)), (parts[0], None)):
+        with pytest.raises(BadInput):
+            runner.run_one(Row(0, 12, 1, None, 0), hidden)
+    with pytest.raises(IndexError):
+        parts[0].run_one(Row(0, 12, 1, [one.vocabulary], 0), None)
+
+
+def test_hidden_states_of_another_kind_are_made_what_they_should_be(tmp_path: Path) -> None:
+    _, last = natives(tmp_path, "llama", "bf16", 2)
+    wide = torch.randn(last.hidden, 2)[:, :1].t().bfloat16()
+    right = last.run_one(Row(0, 0, 1, None, 1), wide.contiguous()).rows.clone()
+    last.release(0)
+    assert torch.equal(last.run_one(Row(0, 0, 1, None, 1), wide.float()).rows, right)
+    last.release(0)
+    assert torch.equal(last.run([Row(0, 0, 1, None, 1)], wide), right)
+
+
 def test_threads_change_no_bit(run: Run, tmp_path: Path) -> None:
     (runner,) = natives(tmp_path, "llama", "int4")
     tokens = words(2, 40)
