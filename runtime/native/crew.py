@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from runtime.native import fields as f
+from runtime.native.company import Company
 from runtime.native.kernels import Run, found
 
 _Fields = ctypes.Array[ctypes.c_int64]
@@ -50,35 +51,6 @@ class Pass:
         return self._room[self._skipped + f.LINE * f.INSIDE] == 0
 
 
-class Company:
-    """Whether helpers are worth their company. Pure.
-
-    A helper that began a piece and lost its processor keeps everybody waiting, at each phase anew: with more threads about than processors
-    a pass takes many times as long together as alone. It shows in time that the one who leads spent neither computing nor looking. Then
-    the next passes are made alone, more of them each time it shows again.
-    """
-
-    _WAITED, _MOST = 0.2, 64
-    """Share of a pass; passes made alone."""
-
-    def __init__(self) -> None:
-        self._left, self._next = 0, 1
-
-    def wanted(self) -> bool:
-        if self._left:
-            self._left -= 1
-            return False
-        return True
-
-    def was(self, seconds: float, own: float) -> None:
-        """A pass in company took so long, `own` of it on the processor."""
-        if seconds - own <= self._WAITED * seconds:
-            self._next = 1
-            return
-        self._left = self._next
-        self._next = min(2 * self._next, self._MOST)
-
-
 class Crew:
     """Whoever calls `lead` and `threads` - 1 helpers, which start now and end with the process."""
 
@@ -107,6 +79,7 @@ class Crew:
         self._single = fields(f.THREAD_FIELDS)
         put(self._single, 0, self._all[0][: f.THREAD_FIELDS])
         self._single[f.THREADS] = 1
+        self._alone = address_of(self._single)
         self._helpers = [threading.Thread(target=run, args=(address_of(one), 0), daemon=True, name="kernels") for one in self._all[1:]]
         for helper in self._helpers:
             helper.start()
@@ -122,12 +95,17 @@ class Crew:
     def lead(self, one: Pass, plan: _Fields) -> None:
         """A pass through the stage that `plan` describes, its other fields written already."""
         one.plan, one.given[f.STAGE] = plan, address_of(plan)
-        if self.threads == 1 or not self._company.wanted():
-            self._run(address_of(self._single), one.address)
+        if self.threads == 1:
+            self._run(self._alone, one.address)
             return
-        began, own = time.perf_counter(), time.thread_time()
-        self._run(self._first, one.address)
-        self._company.was(time.perf_counter() - began, time.thread_time() - own)
+        kind = one.given[f.STAGE], int(one.given[f.COUNT]).bit_length()
+        wanted, own, began = self._company.wanted(kind), time.thread_time(), time.perf_counter()
+        self._run(self._first if wanted else self._alone, one.address)
+        seconds = time.perf_counter() - began
+        if wanted:
+            self._company.together(kind, seconds, time.thread_time() - own)
+        else:
+            self._company.alone(kind, seconds)
 
     def stop(self) -> None:
         """Helpers end, and then nothing looks at this memory any more; nothing is asked of it after that."""
