@@ -145,5 +145,5 @@ def test_the_sources_are_all_in_the_name_of_the_image() -> None:
     from runtime.native import kernels
 
     folder = Path(kernels.__file__).parent
-    others = {"__init__", "build", "kernels", "crew", "stored", "runner"}
+    others = {"__init__", "build", "kernels", "crew", "company", "stored", "runner"}
     assert {path.stem for path in folder.glob("*.py")} - others == set(kernels._SOURCES)
