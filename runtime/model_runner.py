@@ -58,19 +58,23 @@ class ModelRunner(Protocol):
         last stage, else hidden [sum(count), hidden]."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OneRow:
     """What a row came to, good until the next pass: memory that stays, as torch, numpy and bytes see it."""
 
     rows: torch.Tensor
     """[1, hidden] or [1, vocabulary]"""
     array: np.ndarray[Any, Any]
-    """The same in fp32; of hidden states their bytes."""
+    """The same, of hidden states their bytes."""
+    raw: memoryview
+    finite: bool = False
+    """Of hidden states: all are numbers."""
 
     @classmethod
     def make(cls, width: int, dtype: torch.dtype) -> OneRow:
         rows = torch.empty(1, width, dtype=dtype)
-        return cls(rows, rows.numpy() if dtype == torch.float32 else rows.view(torch.uint8).numpy())
+        array = rows.numpy() if dtype == torch.float32 else rows.view(torch.uint8).numpy()
+        return cls(rows, array, memoryview(array).cast("B"))
 
 
 @runtime_checkable

@@ -73,7 +73,7 @@ def _compute_one(runner: Alone, part: Part, began: float) -> float:
     if sampled:
         part.logits, part.numbers = made.rows, made.array
     elif not sequence.last:
-        part.hidden = made.array.tobytes()
+        part.hidden, job.finite = bytes(made.raw), made.finite
     return job.seconds
 
 

@@ -26,7 +26,7 @@ class Job:
 
     An audit gives in `check` what came after each position, or UNCHECKED, and gets `gaps` (runtime/token_gap.py); `tail` gives what a
     last stage has before its head. `score` are the prompt's next tokens, or UNCHECKED, and gets `scored` (runtime/prompt_scores.py).
-    `onward`: what comes of it may go there by itself (runtime/lanes.py).
+    `onward`: what comes of it may go there by itself (runtime/lanes.py), once it is known to be `finite`.
     """
 
     position: int
@@ -45,6 +45,7 @@ class Job:
     began: float = 0.0
     outs: list[torch.Tensor] = field(default_factory=list)
     onward: Onward | None = None
+    finite: bool = False
 
     @property
     def left(self) -> int:

@@ -77,7 +77,7 @@ class Session:
             if len(more) < len(job.drafted):
                 self.sequence.rewind(job.position + job.count - len(job.drafted) + len(more))
         if job.onward is not None and self._lanes is not None:
-            answer.sent = self._lanes.send(job.onward, answer)
+            answer.sent = self._lanes.send(job.onward, answer, finite=job.finite)
         self._answers[job.position] = answer
         if len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)

@@ -1,8 +1,8 @@
 """Whether helpers are worth their company. Pure.
 
 A helper that began a piece and lost its processor keeps everybody waiting. With many more threads about than processors that happens at
-each phase, and a pass takes many times as long together as alone; where the node's own processes take a core now and then, it happens once in
-a while, and together is faster still. It shows in time that the one who leads spent neither computing nor looking. Then a pass is made
+each phase, and a pass takes many times as long together as alone; where the node's own processes take a core now and then, it happens once
+in a while, and together is faster still. It shows in time that the one who leads spent neither computing nor looking. Then a pass is made
 alone, and from then on both are known: what takes longer on average is left, company for more passes each time it shows again.
 
 Rejected: to leave company whenever it keeps one waiting (three stages on two cores, int4: a third of all passes were made alone, at one and

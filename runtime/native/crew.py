@@ -15,20 +15,20 @@ from runtime.native import fields as f
 from runtime.native.company import Company
 from runtime.native.kernels import Run, found
 
-_Fields = ctypes.Array[ctypes.c_int64]
+Fields = ctypes.Array[ctypes.c_int64]
 
 
-def fields(count: int) -> _Fields:
+def fields(count: int) -> Fields:
     """Noughts, at an address that is a multiple of 8."""
     return (ctypes.c_int64 * count)()
 
 
-def put(room: _Fields, at: int, values: Sequence[int]) -> None:
+def put(room: Fields, at: int, values: Sequence[int]) -> None:
     """Consecutive fields from `at` on."""
     room[at : at + len(values)] = values  # type: ignore[call-overload]  # any sequence does
 
 
-def address_of(room: _Fields) -> int:
+def address_of(room: Fields) -> int:
     return ctypes.addressof(room)
 
 
@@ -41,7 +41,7 @@ class Pass:
         start = address_of(self._room)
         self._skipped = -start % 64 // 8
         self.given[f.COMMON] = start + 8 * self._skipped
-        self.plan: _Fields | None = None
+        self.plan: Fields | None = None
         """Of its stage: a helper that is late reads it on its way out, when the stage itself may be gone."""
         self.address = address_of(self.given)
 
@@ -92,7 +92,7 @@ class Crew:
                     return one
             os.sched_yield()
 
-    def lead(self, one: Pass, plan: _Fields) -> None:
+    def lead(self, one: Pass, plan: Fields) -> None:
         """A pass through the stage that `plan` describes, its other fields written already."""
         one.plan, one.given[f.STAGE] = plan, address_of(plan)
         if self.threads == 1:

@@ -37,7 +37,9 @@ SCORES, SCORES_EACH = 16, 17
 TABLES = 18
 """Cosines and sines, fp32 [positions, rotated], of each kind: two fields each."""
 MOST_TABLES = 7
-PASS_FIELDS = 32
+WRONG = 32
+"""Not nought after it: a row that goes on to the next stage isn't all numbers."""
+PASS_FIELDS = 40
 
 # Where a row stands.
 BASE, LAYER_STRIDE, VALUES, ROOM, POSITION = range(5)

@@ -28,7 +28,7 @@ from runtime.lean_shape import Decoder, LayerParts, Unlike
 from runtime.linear import GROUP
 from runtime.model_runner import OneRow, Row
 from runtime.native import fields as f
-from runtime.native.crew import Crew, address_of, crew, fields, put
+from runtime.native.crew import Crew, Fields, address_of, crew, fields, put
 from runtime.native.stored import LANES, Stored, store, stored
 from runtime.processor import multiplies_bf16
 from runtime.sliced import Sliced
@@ -201,8 +201,9 @@ class NativeRunner:
         self._tables.reach(row.position + 1)
         put(self._places, 0, _where(place, row.position))
         self._wanted[0] = 0
-        self._launch(1, given, 1 if self._head is None or row.logits else 0, self._one_address, row.position + 1)
+        told = self._launch(1, given, 1 if self._head is None or row.logits else 0, self._one_address, row.position + 1)
         place.length = row.position + 1
+        self._one.finite = self._head is None and not told[f.WRONG]
         return self._one
 
     def _given_one(self, row: Row, hidden: torch.Tensor | None) -> int:
@@ -285,15 +286,18 @@ class NativeRunner:
         put(self._wanted, 0, wanted)
         self._launch(len(stand), given.data_ptr(), len(wanted), out.data_ptr(), max(position for _, position in stand) + 1)
 
-    def _launch(self, rows: int, given: int, wanted: int, out: int, positions: int) -> None:
-        """With places and wanted rows written; `given` and `out` are addresses, `positions` the most that a row sees."""
+    def _launch(self, rows: int, given: int, wanted: int, out: int, positions: int) -> Fields:
+        """The pass's fields after it. Places and wanted rows are written; `given` and `out` are addresses, `positions` the most that a row
+        sees."""
         self._rooms.reach(rows, positions)
         one = self._team.next_pass()
         told = one.given
         put(told, f.COUNT, [rows, given, self._wanted_address, wanted, out, self._places_address])
         put(told, f.X, self._rooms.fields)
         put(told, f.TABLES, self._tables.fields)
+        told[f.WRONG] = 0
         self._team.lead(one, self._plan)
+        return told
 
 
 def _where(place: Place, position: int) -> tuple[int, int, int, int, int]:

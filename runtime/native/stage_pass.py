@@ -7,7 +7,22 @@ from __future__ import annotations
 
 from runtime.native import fields as f
 from runtime.native.compiled import kernel
-from runtime.native.machine import add, as_bf16, field, field_float, load, load_bf16, pause, shared, store, store_bf16
+from runtime.native.machine import (
+    add,
+    as_bf16,
+    field,
+    field_float,
+    load,
+    load_bf16,
+    pause,
+    set_shared,
+    shared,
+    spread,
+    store,
+    store_bf16,
+    sub,
+    total,
+)
 from runtime.native.products import multiply
 from runtime.native.rows import attend, capped, gate, norm, place
 from runtime.native.shorten import GROUP, shorten, shortened_bytes
@@ -193,8 +208,13 @@ def _leave(stage, given, thread, phase):
             if _is_short(stage + 8 * f.HEAD):
                 _shorten_row(given, piece, field(given, f.ADDED), width)
         else:
+            wrong = spread(0.0)
             for at in range(0, width, 8):
-                store_bf16(field(given, f.RESULT), piece * width + at, load(source, at))
+                v = as_bf16(load(source, at))
+                wrong = add(wrong, sub(v, v))
+                store_bf16(field(given, f.RESULT), piece * width + at, v)
+            if total(wrong) != 0.0:
+                set_shared(given, f.WRONG, 1)
         count += 1
         piece = take(given, thread, phase, wanted)
     return over(given, thread, phase, wanted, count)

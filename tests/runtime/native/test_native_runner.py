@@ -112,6 +112,21 @@ def test_hidden_states_of_another_kind_are_made_what_they_should_be(tmp_path: Pa
     assert torch.equal(last.run([Row(0, 0, 1, None, 1)], wide), right)
 
 
+def test_a_row_says_whether_it_is_all_numbers(tmp_path: Path) -> None:
+    first, _ = natives(tmp_path, "llama", "bf16", 2)
+    middle = natives(tmp_path / "three", "llama", "bf16", 3)[1]
+    assert first.run_one(Row(0, 0, 1, [4], 0), None).finite
+    for wrong in (float("nan"), float("inf")):
+        hidden = torch.ones(1, middle.hidden, dtype=torch.bfloat16)
+        assert middle.run_one(Row(0, 0, 1, None, 0), hidden).finite
+        middle.release(0)
+        hidden[0, 5] = wrong
+        made = middle.run_one(Row(0, 0, 1, None, 0), hidden)
+        assert not made.finite
+        assert not made.rows.isfinite().all()
+        middle.release(0)
+
+
 def test_threads_change_no_bit(run: Run, tmp_path: Path) -> None:
     (runner,) = natives(tmp_path, "llama", "int4")
     tokens = words(2, 40)
