@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
-
 from protocol import limits
 from protocol.errors import BadInput
 from protocol.ids import PeerId
@@ -15,14 +13,6 @@ from runtime.memory import TRAVELS
 MAX_WAIT = 3_600.0
 """Seconds that an opening may ask to wait in a stage's line."""
 WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4}
-_EXPONENT = {"bf16": ("<u2", 0x7F80), "fp16": ("<u2", 0x7C00), "fp32": ("<u4", 0x7F800000)}
-
-
-def all_finite(raw: bytes | memoryview, dtype: str) -> bool:
-    """Whether none of these numbers is infinite or NaN: both have all bits of the exponent set."""
-    kind, mask = _EXPONENT[dtype]
-    numbers = np.frombuffer(raw, dtype=kind)
-    return numbers.size == 0 or int(np.maximum.reduce(numbers & mask)) < mask
 
 
 def check_route(request: OpenSession, me: PeerId) -> StageSpec:

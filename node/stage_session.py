@@ -24,7 +24,7 @@ import msgspec
 from node.ending import left_by
 from node.locate import Located
 from node.prompt_scores import packed_scores
-from node.stage_checks import WIDTH, all_finite, check_route
+from node.stage_checks import WIDTH, check_route
 from node.stage_parts import StageParts
 from node.statements import Statements
 from node.step_log import LEFT_SECONDS, StepLog
@@ -37,6 +37,7 @@ from protocol.ids import ModelId, PeerId
 from protocol.messages import OpenSession, Reroute, StepHead, TokenLogprob
 from protocol.step_times import with_own
 from runtime.drafting import Drafter
+from runtime.finite import all_finite
 from runtime.interface import UNCHECKED, Onward, OpenSequence, Step, Stepped
 from runtime.memory import TRAVELS
 

@@ -20,18 +20,16 @@ import os
 import socket
 import struct
 
-import numpy as np
-
 from protocol.errors import BadInput
 from protocol.messages import StepHead, step_frame
 from protocol.sealing import KEY, Sealer
 from protocol.step_times import with_own
 from runtime import interface as api
+from runtime.finite import all_finite
 
 MOST = 64
 """Lanes at once."""
 BROKEN = -1
-_EXPONENT = {"bf16": ("<u2", 0x7F80), "fp16": ("<u2", 0x7C00), "fp32": ("<u4", 0x7F800000)}
 
 
 class Lane:
@@ -94,14 +92,9 @@ def _raw(onward: api.Onward, answer: api.Stepped, finite: bool) -> bytes | None:
     head = onward.head
     if head.kind == "hidden":
         one = answer.hidden is not None and answer.shape is not None and answer.shape[0] == 1
-        return answer.hidden if one and (finite or _finite(answer.hidden or b"", answer.dtype or "")) else None
+        return answer.hidden if one and (finite or all_finite(answer.hidden or b"", answer.dtype or "")) else None
     ends = answer.token is None or answer.more or answer.token in onward.stop or head.position + 1 >= onward.end
     return None if ends else struct.pack("<i", answer.token)
-
-
-def _finite(raw: bytes, dtype: str) -> bool:
-    kind, exponent = _EXPONENT[dtype]
-    return bool(raw) and not ((np.frombuffer(raw, kind) & exponent) == exponent).any()
 
 
 def _head(onward: api.Onward, answer: api.Stepped) -> StepHead:
