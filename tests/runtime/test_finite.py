@@ -28,7 +28,7 @@ def test_one_among_many(dtype: str, size: int, wrong: float) -> None:
     row[3] = torch.finfo(KINDS[dtype]).max
     row[4] = torch.finfo(KINDS[dtype]).min
     assert all_finite(row.view(torch.uint8).numpy().tobytes(), dtype)
-    for at in (0, 17, len(row) - 1):
+    for at in (0, 9, len(row) - 1):
         spoilt = row.clone()
         spoilt[at] = wrong
         assert not all_finite(spoilt.view(torch.uint8).numpy().tobytes(), dtype)
