@@ -1,8 +1,8 @@
 """Whether hidden states as they travel are numbers.
 
 A token's row comes when the processor's caches hold a stage's weights: half a dozen calls of numpy take 0.1 ms then, most of it to fetch
-their code. Of a short row the bytes that hold the exponent's upper bits are looked through first, which takes a tenth of that; only where one
-of them might belong to no number (or to one of 1e38 and more) all is looked at.
+their code. Of a short row the bytes that hold the exponents' upper bits are looked through first, which takes a tenth of that; only where
+one of them might belong to no number (or to one of 1e38 and more) all is looked at.
 """
 
 from __future__ import annotations
