@@ -35,9 +35,10 @@ class Lanes:
         """The number of the worker's lane to `peer`, where it has one."""
         return self._numbers.get(peer) if self._worker.generation == self._life and self._worker.running else None
 
-    def ended(self, peer: PeerId) -> None:
-        """It takes nothing any more: the worker said so."""
-        self._numbers.pop(peer, None)
+    def ended(self, peer: PeerId, lane: int) -> None:
+        """It takes nothing any more: the worker said so, of each session that used it; there may be another one by then."""
+        if self._numbers.get(peer) == lane:
+            del self._numbers[peer]
 
     async def warm(self, peer: PeerId) -> None:
         """Makes one ahead of the first step; where there can't be one, that isn't tried again for a while."""

@@ -366,8 +366,8 @@ class StageSession:
                     return
                 spent = self._spent(incoming.head, answer.seconds, time.monotonic() - began)
                 self._pass_on(incoming.head, incoming.count, answer, spent)
-                if answer.sent:
-                    self._note_lane(answer.sent)
+                if step.onward is not None:
+                    self._note_lane(step.onward.lane, answer.sent)
                 self._note(step, answer, began)
             if self._queue and self._begun is None:
                 self._next()
@@ -415,11 +415,12 @@ class StageSession:
         else:
             self._send_tokens(after, [done.token, *(done.more or ())], done.logprobs, spent, done.sent > 0)
 
-    def _note_lane(self, sent: int) -> None:
+    def _note_lane(self, lane: int, sent: int) -> None:
+        """`sent` as of `Stepped`."""
         if sent > 0:
             self._parts.steps.count(self._request.session, sent)
-        else:
-            self._straight.ended(self._after)
+        elif sent < 0:
+            self._straight.ended(self._after, lane)
             self._warm_lane()
 
     def _note_pace(self, count: int, seconds: float) -> None:

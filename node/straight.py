@@ -33,9 +33,9 @@ class Straight:
             return None
         return self._lanes.lane(peer)
 
-    def ended(self, peer: PeerId) -> None:
+    def ended(self, peer: PeerId, lane: int) -> None:
         if self._lanes is not None:
-            self._lanes.ended(peer)
+            self._lanes.ended(peer, lane)
 
     async def warm(self, peer: PeerId) -> None:
         if self._lanes is not None:

@@ -190,8 +190,12 @@ class Worker:
         return await self._call("take_compiled", params, api.CompiledTaken, fds=fds)
 
     async def take_lane(self, params: api.TakeLane, fd: int) -> None:
-        """`fd` stays the caller's to close."""
-        await self._call("take_lane", params, type(None), fds=[fd])
+        """`fd` stays the caller's to close. An asker that leaves meanwhile has no lane, and the worker none that nobody knows."""
+        try:
+            await self._call("take_lane", params, type(None), fds=[fd])
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._undo("drop_lane", api.DropLane(lane=params.lane))
+            raise
 
     async def drop_lane(self, params: api.DropLane) -> None:
         await self._call("drop_lane", params, type(None))

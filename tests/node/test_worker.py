@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -44,6 +45,20 @@ async def test_an_asker_that_leaves_doesnt_end_the_start(worker: Worker) -> None
     await asyncio.gather(asked, return_exceptions=True)
     await worker.ping()
     assert (worker.pid, worker.generation) == (pid, 1)
+
+
+async def test_a_lane_whose_asker_left_is_dropped(worker: Worker) -> None:
+    await worker.ping()
+    mine, theirs = socket.socketpair()
+    with theirs:
+        asked = asyncio.create_task(worker.take_lane(api.TakeLane(lane=5, key=bytes(32)), mine.fileno()))
+        await asyncio.sleep(0)  # it is on its way
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        mine.close()
+        await worker.ping()
+        theirs.settimeout(5.0)
+        assert theirs.recv(1) == b"", "the worker closed its end"
 
 
 async def load_tiny(worker: Worker, first: int = 0, end: int = 6, precision: str = "bf16") -> str:
